@@ -1,0 +1,34 @@
+"""Mixed Distillation for TRL (https://huggingface.co/papers/2312.10730)."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+
+__version__ = "0.1.0.dev0"
+
+# Heavy rooms are loaded on first use, so that `import md_trl` stays light and never imports torch.
+_ROOMS = {
+    "MDConfig": "md_trl.trainer",
+    "MDTrainer": "md_trl.trainer",
+    "MixedReasoner": "md_trl.reasoner",
+    "MixedThoughts": "md_trl.builder",
+}
+
+__all__ = ["MDConfig", "MDTrainer", "MixedReasoner", "MixedThoughts", "__version__"]
+
+if TYPE_CHECKING:
+    from .builder import MixedThoughts
+    from .reasoner import MixedReasoner
+    from .trainer import MDConfig, MDTrainer
+
+
+def __getattr__(name: str):
+    if name in _ROOMS:
+        return getattr(import_module(_ROOMS[name]), name)
+    raise AttributeError(f"module 'md_trl' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__
