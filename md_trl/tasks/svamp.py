@@ -1,0 +1,93 @@
+"""SVAMP: varied elementary word problems (Patel et al. 2021, https://huggingface.co/papers/2103.07191).
+
+The original, https://github.com/arkilpatel/SVAMP, is one file of 1,000 rows without a split; the copy on the Hub is
+split 700 / 300. From the original file a split of the same sizes is drawn here, which is not that of the Hub.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+from ..records import Question
+from .loading import Row, check_names, draw_test, find_file, hub_rows, json_rows
+
+
+HUB = "ChilleD/SVAMP"
+SIZES = {"train": 700, "test": 300}
+REMEDY = (
+    "Pass SVAMP.json of https://github.com/arkilpatel/SVAMP as `source`, or leave `source` out to load ChilleD/SVAMP "
+    "from the Hub."
+)
+
+
+def load(split: str, source: str | None = None, seed: int = 42) -> list[Question]:
+    r"""
+    Load SVAMP.
+
+    Args:
+        split (`str`):
+            `train` or `test`.
+        source (`str`, *optional*):
+            Path of `SVAMP.json` or of its folder. Left out, the Hub's `ChilleD/SVAMP` is loaded, whose columns are
+            those of the file (its `Answer` is a string).
+        seed (`int`, *optional*, defaults to `42`):
+            Seed of the split of the original file, stratified by `Type`. The Hub's split is fixed.
+
+    Returns:
+        `list[Question]`: with ids as `svamp/train/chal-12`.
+    """
+    if source is None:
+        rows = hub_rows(HUB, None, split, REMEDY)
+        check_names([row.text("ID") for row in rows], SIZES[split], f"{HUB}, split {split}", REMEDY)
+        return [_question(row, split) for row in rows]
+    path = find_file(source, ["SVAMP.json"], REMEDY)
+    rows = json_rows(path, REMEDY)
+    check_names([row.text("ID") for row in rows], sum(SIZES.values()), str(path), REMEDY)
+    # One row has the type `Common-Divison`.
+    types = {row.text("ID"): row.text("Type").replace("Divison", "Division") for row in rows}
+    test = draw_test(types, SIZES["test"], seed)
+    return [_question(row, split) for row in rows if (row.text("ID") in test) == (split == "test")]
+
+
+def _question(row: Row, split: str) -> Question:
+    return Question(
+        id=f"svamp/{split}/{row.text('ID')}",
+        task="svamp",
+        split=split,
+        question=join(row.text("Body"), row.text("Question")),
+        answer=_answer(row),
+    )
+
+
+def join(body: str, question: str) -> str:
+    r"""
+    Body and question as one text.
+
+    358 bodies come without a final period: 346 end in a clause with `If`, which the question goes on with, 12 in a
+    sentence.
+
+    Examples:
+
+    ```python
+    >>> join("Mary has 2 hens. If she buys 3 hens", "How many hens will she have?")
+    'Mary has 2 hens. If she buys 3 hens, how many hens will she have?'
+    ```
+    """
+    if body.endswith((".", "!", "?")):
+        return f"{body} {question}"
+    last_sentence = re.split(r"[.!?] ", body)[-1]
+    if last_sentence.startswith("If "):
+        return f"{body}, {question[0].lower()}{question[1:]}"
+    return f"{body}. {question}"
+
+
+def _answer(row: Row) -> str:
+    """Answers are floats, all of them whole: 51.0 is given as 51."""
+    try:
+        number = float(row["Answer"])
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number) or isinstance(row["Answer"], bool):
+        raise row.error("Answer", "a number")
+    return str(int(number)) if number.is_integer() else str(number)
