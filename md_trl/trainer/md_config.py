@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from trl import SFTConfig
+
+
+OBJECTIVES = ("md", "cot", "pot", "uniform", "label", "label_all")
+LAYOUTS = ("padded",)
+
+
+@dataclass
+class MDConfig(SFTConfig):
+    r"""
+    Configuration class for the [`MDTrainer`].
+
+    This class includes only the parameters that are specific to Mixed Distillation
+    (https://huggingface.co/papers/2312.10730). For a full list of training arguments, please refer to the
+    [`~transformers.TrainingArguments`] and [`~trl.SFTConfig`] documentation. `per_device_train_batch_size` counts
+    questions, whatever the layout and however many thoughts each brings.
+
+    Parameters:
+        > Parameters that control the objective
+
+        objective (`str`, *optional*, defaults to `"md"`):
+            What the student learns:
+
+            - `"md"`: both paths of a question, weighted by its type and lambda (Eq. 2 and 4).
+            - `"uniform"`: as `"md"` with lambda = 1/2 in type 3.
+            - `"cot"`, `"pot"`: single-path distillation, weight 1 on that path.
+            - `"label"`: the bare gold answer of the same questions.
+            - `"label_all"`: the bare gold answer of all rows given, type 4 included (Appendix C).
+        unsolved_path (`str`, *optional*, defaults to `"correct"`):
+            What the path that did not solve a question of type 1 or 2 contributes: its `"correct"` thoughts if it has
+            any, or with `"majority"`, the literal reading of Eq. 2, the thoughts whose answer equals its (wrong) vote.
+        token_reduction (`str`, *optional*, defaults to `"mean"`):
+            Whether the cross-entropy of a thought is the `"mean"` or the `"sum"` over its tokens.
+        rationales_per_path (`str` or `int`, *optional*, defaults to `1`):
+            How many different thoughts of a path are drawn each time a question is seen: a number, or `"all"`. Drawn
+            without replacement, anew each epoch.
+
+        > Parameters that control the data
+
+        prompt_format (`str`, *optional*, defaults to `"auto"`):
+            `"plain"` text, the tokenizer's `"chat"` template, or `"auto"`: chat if the tokenizer has a template.
+        layout (`str`, *optional*, defaults to `"padded"`):
+            How the thoughts of a batch are laid out. Only `"padded"`, one thought a row, is implemented.
+        max_length (`int` or `None`, *optional*, defaults to `1024`):
+            A thought that with its prompt has more tokens than this is dropped and counted, never cut.
+
+    > [!NOTE]
+    > These parameters have default values different from [`~trl.SFTConfig`]:
+    > - `bf16`: Defaults to `True` only where there is an accelerator, as CPUs are several times slower in bf16.
+    > - `gradient_checkpointing`: Defaults to `False` instead of `True`.
+    > - `remove_unused_columns`: Defaults to `False` instead of `True`: the trainer reads the dataset's columns itself.
+    """
+
+    objective: str = field(
+        default="md",
+        metadata={"help": "What the student learns (Eq. 2, 4 and baselines).", "choices": list(OBJECTIVES)},
+    )
+    unsolved_path: str = field(
+        default="correct",
+        metadata={
+            "help": "What the path that did not solve a question of type 1 or 2 contributes: its correct thoughts, or "
+            "the thoughts of its (wrong) majority, the literal reading of Eq. 2.",
+            "choices": ["correct", "majority"],
+        },
+    )
+    token_reduction: str = field(
+        default="mean",
+        metadata={
+            "help": "Whether the cross-entropy of a thought is the mean or the sum over its tokens.",
+            "choices": ["mean", "sum"],
+        },
+    )
+    rationales_per_path: str = field(
+        default="1",
+        metadata={"help": "How many different thoughts of a path are drawn each time a question is seen, or `all`."},
+    )
+    prompt_format: str = field(
+        default="auto",
+        metadata={
+            "help": "Plain prompts, the tokenizer's chat template, or auto: chat if the tokenizer has a template.",
+            "choices": ["auto", "plain", "chat"],
+        },
+    )
+    layout: str = field(
+        default="padded",
+        metadata={"help": "How the thoughts of a batch are laid out.", "choices": list(LAYOUTS)},
+    )
+    gradient_checkpointing: bool = field(
+        default=False,
+        metadata={"help": "Trade compute for memory. Reduces memory at the cost of ~20%% slower training."},
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Must stay False: the trainer reads the dataset's columns itself."}
+    )
+
+    def __post_init__(self):
+        if self.bf16 is None and not self.fp16:
+            self.bf16 = torch.accelerator.is_available() and not self.use_cpu
+        super().__post_init__()
+        for name, choices in (
+            ("objective", OBJECTIVES),
+            ("unsolved_path", ("correct", "majority")),
+            ("token_reduction", ("mean", "sum")),
+            ("prompt_format", ("auto", "plain", "chat")),
+            ("layout", LAYOUTS),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"Unknown `{name}` {getattr(self, name)!r}. Choose one of {', '.join(choices)}.")
+        self.rationales_per_path = str(self.rationales_per_path)
+        if self.rationales_per_path != "all" and not (
+            self.rationales_per_path.isdecimal() and int(self.rationales_per_path) > 0
+        ):
+            raise ValueError(
+                f"`rationales_per_path` must be a number from 1 up or 'all', got {self.rationales_per_path!r}."
+            )
+        self._refuse_what_would_change_the_objective()
+
+    def _refuse_what_would_change_the_objective(self) -> None:
+        refused = {
+            "label_smoothing_factor": (
+                self.label_smoothing_factor > 0,
+                "the loss would not be the cross-entropy of Eq. 3",
+            ),
+            "packing": (self.packing, "the layout decides how thoughts are packed; set `layout`"),
+            "eval_packing": (bool(self.eval_packing), "the layout decides how thoughts are packed; set `layout`"),
+            "padding_free": (self.padding_free, "the layout decides about padding; set `layout`"),
+            "loss_type": (self.loss_type != "nll", "the objective is a cross-entropy; leave `loss_type='nll'`"),
+            "completion_only_loss": (self.completion_only_loss is False, "prompts are never targets"),
+            "assistant_only_loss": (self.assistant_only_loss, "thoughts alone are targets already"),
+            "train_sampling_strategy": (
+                self.train_sampling_strategy != "random",
+                "a question may count several times in an epoch, which the trainer's own sampler sees to",
+            ),
+            "remove_unused_columns": (self.remove_unused_columns, "the trainer reads the dataset's columns itself"),
+            "use_liger_kernel": (self.use_liger_kernel, "Liger's fused loss knows no weights"),
+        }
+        for name, (is_set, reason) in refused.items():
+            if is_set:
+                raise ValueError(f"`MDConfig` does not support `{name}={getattr(self, name)!r}`: {reason}.")

@@ -1,0 +1,52 @@
+"""Tiny real students for tests: random Llamas and GPT-2s of two layers, and a tokenizer of single bytes."""
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+
+def byte_tokenizer(**special_tokens) -> PreTrainedTokenizerFast:
+    """A lossless tokenizer: a token a byte, and EOS."""
+    vocabulary = {token: i for i, token in enumerate(["</s>", "<pad>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special_tokens = {"eos_token": "</s>", "pad_token": "<pad>"} | special_tokens
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special_tokens)
+
+
+def tiny_llama(vocab_size: int = 258, seed: int = 0) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        eos_token_id=0,
+        pad_token_id=1,
+        bos_token_id=None,
+        initializer_range=0.2,  # far from uniform predictions, so that a mistake shows
+    )
+    return LlamaForCausalLM(config)
+
+
+def tiny_gpt2(vocab_size: int = 258, seed: int = 0) -> GPT2LMHeadModel:
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        vocab_size=vocab_size,
+        n_positions=512,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        eos_token_id=0,
+        pad_token_id=1,
+        bos_token_id=0,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        initializer_range=0.2,
+    )
+    return GPT2LMHeadModel(config)

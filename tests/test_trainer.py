@@ -1,0 +1,427 @@
+import itertools
+import math
+import random
+
+import pytest
+import torch
+from datasets import Dataset
+from md_trl import MDConfig, MDTrainer
+from md_trl.trainer.thoughts import DrawnQuestions, QuestionSampler, draw, thoughts_to_learn
+from peft import LoraConfig
+from students import byte_tokenizer, tiny_gpt2, tiny_llama
+from transformers import TrainerCallback
+
+
+OBJECTIVES = ["md", "cot", "pot", "uniform", "label", "label_all"]
+
+
+def thought(text, answer, correct):
+    return {"text": text, "answer": answer, "correct": correct, "count": 1}
+
+
+def row(name, type_, cot, pot, *, lambda_=None, repeat=1, cot_vote="5", pot_vote="5"):
+    return {
+        "id": f"toy/train/{name}",
+        "task": "toy",
+        "question": f"What is {name}?",
+        "answer": "5",
+        "type": type_,
+        "lambda": lambda_,
+        "repeat": repeat,
+        "n_cot": 4,
+        "n_pot": 4,
+        "n_cot_correct": sum(t["correct"] for t in cot),
+        "n_pot_correct": sum(t["correct"] for t in pot),
+        "cot_vote": cot_vote,
+        "pot_vote": pot_vote,
+        "cot": cot,
+        "pot": pot,
+    }
+
+
+ROWS = [
+    row(
+        "two and three",
+        3,
+        [thought("2 + 3 = 5. The answer is 5.", "5", True), thought("It is 6. The answer is 6.", "6", False)],
+        [thought("answer = 2 + 3", "5", True), thought("a = 2\nb = 3\nanswer = a + b", "5", True)],
+        lambda_=2 / 3,
+    ),
+    row(
+        "large",
+        1,
+        [
+            thought("The answer is 7.", "7", False),
+            thought("Easy. The answer is 5.", "5", True),
+            thought("So, 7. The answer is 7.", "7", False),
+        ],
+        [thought("answer = 10 - 5", "5", True), thought("for i in range(6):\n    answer = i", "5", True)],
+        repeat=3,
+        cot_vote="7",
+    ),
+    row("language", 2, [thought("A handful. The answer is 5.", "5", True)], [], repeat=2, pot_vote=None),
+    row("hopeless", 4, [thought("The answer is 1.", "1", False)], [], cot_vote="1", pot_vote=None),
+    row(
+        "even",
+        3,
+        [thought("Half of ten. The answer is 5.", "5", True), thought("10 / 2 is 5. The answer is 5.", "5", True)],
+        [thought("answer = 10 // 2", "5", True)],
+        lambda_=1 / 3,
+    ),
+]
+
+
+def reference_loss(model, tokenizer, rows, objective="md", unsolved="correct", reduction="mean", format="plain"):
+    """METHOD.md read aloud: one thought at a time, one token at a time, all thoughts of a path."""
+
+    def cross_entropy(prompt, text):
+        prompt_ids = tokenizer(prompt)["input_ids"]
+        ids = tokenizer(prompt + text)["input_ids"] + [tokenizer.eos_token_id]
+        assert ids[: len(prompt_ids)] == prompt_ids
+        log_probs = torch.log_softmax(model(input_ids=torch.tensor([ids])).logits[0], dim=-1)
+        losses = [-log_probs[i - 1, ids[i]] for i in range(len(prompt_ids), len(ids))]
+        return sum(losses) / len(losses) if reduction == "mean" else sum(losses)
+
+    triggers = {"cot": "Let's think step by step.", "pot": "Let's break down the code step by step."}
+    total, count = 0.0, 0
+    for r in rows:
+        if r["type"] == 4 and objective != "label_all":
+            continue
+        count += r["repeat"]
+        if objective in ("label", "label_all"):
+            total = total + r["repeat"] * cross_entropy(f"{r['question']}\n", r["answer"])
+            continue
+        if objective in ("cot", "pot"):
+            weights = {objective: 1.0}
+        elif r["type"] in (1, 2):
+            weights = {"cot": 1.0, "pot": 1.0}
+        else:
+            lambda_ = 0.5 if objective == "uniform" else r["lambda"]
+            weights = {"cot": 1 - lambda_, "pot": lambda_}
+        for path, weight in weights.items():
+            unsolved_here = (r["type"], path) in ((1, "cot"), (2, "pot"))
+            if unsolved == "majority" and unsolved_here:
+                texts = [t["text"] for t in r[path] if t["answer"] == r[f"{path}_vote"]]
+            else:
+                texts = [t["text"] for t in r[path] if t["correct"]]
+            losses = [cross_entropy(f"{r['question']}\n{triggers[path]}\n", text) for text in texts]
+            if losses:
+                total = total + r["repeat"] * weight * sum(losses) / len(losses)
+    return total / count
+
+
+class Gradients(TrainerCallback):
+    """Keeps the gradients of every optimizer step."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.steps.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+
+
+def train(tmp_path, model, rows, tokenizer=None, peft_config=None, **config):
+    gradients = Gradients()
+    arguments = {
+        "output_dir": str(tmp_path),
+        "learning_rate": 0.0,
+        "max_steps": 1,
+        "per_device_train_batch_size": 8,
+        "rationales_per_path": "all",
+        "max_grad_norm": 0.0,
+        "logging_steps": 1,
+        "report_to": "none",
+        "save_strategy": "no",
+        "use_cpu": True,
+        "disable_tqdm": True,
+    } | config
+    trainer = MDTrainer(
+        model=model,
+        args=MDConfig(**arguments),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer or byte_tokenizer(),
+        callbacks=[gradients],
+        peft_config=peft_config,
+    )
+    trainer.train()
+    return trainer, gradients.steps
+
+
+def relative_error(found, expected):
+    difference = math.sqrt(sum((found[n] - expected[n]).double().pow(2).sum().item() for n in expected))
+    return difference / math.sqrt(sum(expected[n].double().pow(2).sum().item() for n in expected))
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_loss_and_gradients_equal_the_slow_reference(tmp_path, objective, accumulation):
+    for build, unsolved, reduction in [(tiny_llama, "correct", "mean"), (tiny_gpt2, "majority", "sum")]:
+        model = build()
+        trainer, [found] = train(
+            tmp_path,
+            model,
+            ROWS,
+            objective=objective,
+            unsolved_path=unsolved,
+            token_reduction=reduction,
+            per_device_train_batch_size=8 // accumulation,
+            gradient_accumulation_steps=accumulation,
+        )
+        model.zero_grad()
+        expected_loss = reference_loss(model, byte_tokenizer(), ROWS, objective, unsolved, reduction)
+        expected_loss.backward()
+        expected = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        assert set(found) == set(expected)
+        assert relative_error(found, expected) < 1e-5
+        for name in expected:
+            torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-5 * expected[name].abs().max())
+        assert trainer.state.log_history[0]["loss"] == pytest.approx(expected_loss.item(), rel=1e-5)
+
+
+def test_lora_gradients_equal_the_slow_reference(tmp_path):
+    model = tiny_llama()
+    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, lora_dropout=0.0)
+    trainer, [found] = train(tmp_path, model, ROWS, peft_config=lora, per_device_train_batch_size=4)
+    # 7 questions with repeats: only the first 4 of the epoch are in this step
+    order = list(trainer._get_train_sampler(DrawnQuestions(trainer.train_dataset, trainer.args)))[:4]
+    occurrences = DrawnQuestions(trainer.train_dataset, trainer.args).occurrences
+    kept = [r for r in ROWS if r["type"] != 4]
+    rows = [kept[occurrences[position][0]] | {"repeat": 1} for _, position in order]
+    trainer.model.zero_grad()
+    reference_loss(trainer.model, byte_tokenizer(), rows).backward()
+    expected = {n: p.grad for n, p in trainer.model.named_parameters() if p.grad is not None}
+    assert set(found) == set(expected) and all("lora" in name for name in found)
+    assert relative_error(found, expected) < 1e-5
+
+
+@pytest.mark.parametrize(("batch", "accumulation"), [(1, 1), (2, 3), (3, 2), (5, 1), (16, 1)])
+def test_every_split_of_an_epoch_gives_the_same_sum(tmp_path, batch, accumulation):
+    model = tiny_llama()
+    seen = 0
+    trainer, _ = train(
+        tmp_path,
+        model,
+        ROWS,
+        max_steps=-1,
+        num_train_epochs=1,
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulation,
+    )
+    total = 0.0
+    for log in trainer.state.log_history[:-1]:
+        questions, seen = log["num_questions"] - seen, log["num_questions"]
+        total += log["loss"] * questions
+    assert seen == 1 + 3 + 2 + 1  # N counts every kept question and its repeats, nothing that fills a batch
+    expected = reference_loss(model, byte_tokenizer(), ROWS).item() * seen
+    assert total == pytest.approx(expected, rel=1e-5)
+
+
+def test_repeat_equals_listing_the_question_again(tmp_path):
+    model = tiny_llama()
+    listed = [r | {"repeat": 1} for r in ROWS for _ in range(r["repeat"])]
+    _, [one] = train(tmp_path, model, ROWS)
+    _, [other] = train(tmp_path, model, listed)
+    assert relative_error(one, other) < 1e-5
+
+
+def test_evaluation_loss_is_one_quotient_over_the_dataset(tmp_path):
+    model = tiny_llama()
+    for batch in (1, 3, 8):
+        trainer, _ = train(tmp_path, model, ROWS, per_device_eval_batch_size=batch)
+        metrics = trainer.evaluate(Dataset.from_list(ROWS))
+        assert metrics["eval_loss"] == pytest.approx(reference_loss(model, byte_tokenizer(), ROWS).item(), rel=1e-5)
+
+
+def test_logs_tell_paths_and_types_apart(tmp_path):
+    model = tiny_llama()
+    trainer, _ = train(tmp_path, model, ROWS)
+    log = trainer.state.log_history[0]
+    only = {t: [r for r in ROWS if r["type"] == t] for t in (1, 2, 3)}
+    for type_, rows in only.items():
+        expected = reference_loss(model, byte_tokenizer(), rows).item()
+        assert log[f"type_{type_}_loss"] == pytest.approx(expected, rel=1e-5)
+    kept = [r for r in ROWS if r["type"] != 4]
+    for path in ("cot", "pot"):
+        with_path = [r for r in kept if any(t["correct"] for t in r[path])]
+        expected = reference_loss(model, byte_tokenizer(), with_path, path).item()
+        assert log[f"{path}_loss"] == pytest.approx(expected, rel=1e-5)
+    assert log["mean_lambda"] == pytest.approx(0.5)
+    assert 0 <= log["mean_token_accuracy"] <= 1
+
+
+def test_training_lowers_the_loss_of_both_paths(tmp_path):
+    trainer, _ = train(
+        tmp_path, tiny_llama(), ROWS, max_steps=60, learning_rate=1e-2, max_grad_norm=1.0, rationales_per_path="1"
+    )
+    first, last = trainer.state.log_history[0], trainer.state.log_history[-2]
+    assert last["cot_loss"] < 0.3 * first["cot_loss"]
+    assert last["pot_loss"] < 0.3 * first["pot_loss"]
+
+
+def test_draws_are_fair_without_replacement_and_fresh_each_epoch():
+    for count, k in itertools.product(range(6), ["1", "2", "4", "all"]):
+        drawn = draw(count, k, 0, 0, "id", "cot", 0)
+        assert len(drawn) == len(set(drawn)) == (count if k == "all" else min(count, int(k)))
+    # repeats draw different thoughts while there are any
+    assert sorted(draw(4, "1", 7, 0, "id", "pot", o)[0] for o in range(4)) == [0, 1, 2, 3]
+    draws = [tuple(draw(4, "2", 7, epoch, "id", "pot", 0)) for epoch in range(3000)]
+    shares = [sum(i in d for d in draws) / len(draws) for i in range(4)]
+    assert all(abs(share - 0.5) < 0.04 for share in shares)
+    assert draws == [tuple(draw(4, "2", 7, epoch, "id", "pot", 0)) for epoch in range(3000)]
+    assert len({tuple(draw(9, "3", 7, e, i, p, 0)) for e in (0, 1) for i in "ab" for p in ("cot", "pot")}) > 4
+
+
+def test_sampler_covers_each_question_once_and_fills_with_nothing(tmp_path):
+    for size, batch, drop_last in itertools.product((1, 4, 7), (1, 2, 3, 8), (False, True)):
+        sampler = QuestionSampler(range(size), multiple_of=batch, shuffle=True, drop_last=drop_last)
+        orders = []
+        for epoch in range(3):
+            sampler.set_epoch(epoch)
+            keys = list(sampler)
+            assert len(keys) == len(sampler) and len(keys) % batch == 0
+            real = [key for key in keys if key is not None]
+            assert all(e == epoch for e, _ in real)
+            positions = [position for _, position in real]
+            assert len(set(positions)) == len(positions)
+            assert drop_last or sorted(positions) == list(range(size))
+            orders.append(positions)
+        assert size < 4 or drop_last or orders[0] != orders[1]
+
+
+def test_thoughts_to_learn():
+    large = ROWS[1]
+    assert thoughts_to_learn(large, "cot", "correct") == ["Easy. The answer is 5."]
+    assert thoughts_to_learn(large, "cot", "majority") == ["The answer is 7.", "So, 7. The answer is 7."]
+    assert thoughts_to_learn(large, "pot", "majority") == thoughts_to_learn(large, "pot", "correct")
+    assert thoughts_to_learn(ROWS[2], "pot", "majority") == []
+    assert thoughts_to_learn(large | {"cot": [" a\n", "a", "b"]}, "cot", "correct") == ["a", "b"]
+
+
+def test_plain_strings_are_correct_thoughts(tmp_path):
+    plain = [
+        r | {path: [t["text"] for t in r[path] if t["correct"]] for path in ("cot", "pot")}
+        for r in ROWS
+        if r["type"] != 4
+    ]
+    model = tiny_llama()
+    _, [one] = train(tmp_path, model, ROWS)
+    _, [other] = train(tmp_path, model, plain)
+    assert relative_error(one, other) < 1e-6
+
+
+def test_long_thoughts_are_dropped_and_counted_never_cut(tmp_path):
+    long = thought("x = 1\n" * 100 + "answer = 5", "5", True)
+    rows = [ROWS[0] | {"pot": [*ROWS[0]["pot"], long]}, ROWS[1], ROWS[2] | {"cot": [long]}]
+    model = tiny_llama()
+    trainer, [found] = train(tmp_path, model, rows, max_length=200)
+    assert trainer.dropped["train"] == {"type_4": 0, "no_thought": 1, "too_long": 2}
+    _, [expected] = train(tmp_path, model, ROWS[:2])
+    assert relative_error(found, expected) < 1e-6
+
+
+def test_a_question_counts_in_n_even_if_the_objective_finds_no_thought_in_it(tmp_path):
+    # "language" has no program: it adds nothing to the PoT loss, but it is in N for every objective alike
+    trainer, _ = train(tmp_path, tiny_llama(), ROWS, objective="pot")
+    assert trainer.state.log_history[0]["num_questions"] == 7
+
+
+def test_a_batch_without_any_target_has_loss_zero(tmp_path):
+    trainer, [found] = train(tmp_path, tiny_llama(), [ROWS[2]], objective="pot")
+    assert trainer.state.log_history[0]["loss"] == 0
+    assert all(not gradient.any() for gradient in found.values())
+
+
+def test_bad_input_is_refused_by_name(tmp_path):
+    cases = [
+        ([ROWS[3]], {}, r"No question is left in the train dataset of 1 rows: 1 of type 4"),
+        ([ROWS[0] | {"lambda": None}], {}, r"Row 0 \('toy/train/two and three'\).*lambda None"),
+        ([ROWS[0] | {"lambda": 1.5}], {}, r"lambda 1.5"),
+        ([ROWS[0] | {"type": 5}], {}, r"type 5"),
+        ([ROWS[0] | {"repeat": 0}], {}, r"repeat 0"),
+        ([{k: v for k, v in ROWS[0].items() if k != "pot"}], {}, r"no column pot"),
+        (ROWS, {"max_length": 10}, r"thoughts longer than `max_length=10`"),
+    ]
+    for rows, config, message in cases:
+        with pytest.raises(ValueError, match=message):
+            train(tmp_path, tiny_llama(), rows, **config)
+
+
+def test_tokenizers_that_cannot_work_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="has no EOS token"):
+        train(tmp_path, tiny_llama(), ROWS, tokenizer=byte_tokenizer(eos_token=None))
+    lossy = byte_tokenizer()
+    from tokenizers import normalizers
+
+    lossy.backend_tokenizer.normalizer = normalizers.Replace("\n", " ")
+    with pytest.raises(ValueError, match=r"loses characters of a program.*lost \['\\n'\]"):
+        train(tmp_path, tiny_llama(), ROWS, tokenizer=lossy)
+    train(tmp_path, tiny_llama(), ROWS, tokenizer=lossy, objective="cot")
+
+
+def test_options_that_would_change_the_objective_are_refused(tmp_path):
+    for option in (
+        {"label_smoothing_factor": 0.1},
+        {"packing": True},
+        {"loss_type": "dft"},
+        {"train_sampling_strategy": "group_by_length"},
+        {"remove_unused_columns": True},
+        {"objective": "mixed"},
+        {"layout": "round"},
+        {"rationales_per_path": "0"},
+        {"rationales_per_path": "some"},
+        {"token_reduction": "median"},
+    ):
+        with pytest.raises(ValueError, match=next(iter(option))):
+            MDConfig(output_dir=str(tmp_path), use_cpu=True, **option)
+
+
+def test_chat_students_learn_the_thought_in_the_assistant_turn(tmp_path):
+    tokenizer = byte_tokenizer(
+        chat_template="{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    trainer, _ = train(tmp_path, tiny_llama(), ROWS, tokenizer=tokenizer)
+    thoughts = trainer.train_dataset[0]["pot"]
+    ids, start = thoughts[0]["input_ids"], thoughts[0]["start"]
+    assert tokenizer.decode(ids[:start]) == (
+        "[user]What is two and three?\nLet's break down the code step by step.[assistant]"
+    )
+    assert tokenizer.decode(ids[start:]) == "answer = 2 + 3</s>"
+
+
+def test_targets_start_at_the_first_token_that_differs_from_the_prompt(tmp_path):
+    from md_trl.trainer.thoughts import tokenize_thoughts
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    # A merge across the seam: the prompt's last newline and the thought's first letter become one token
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {t: i for i, t in enumerate(["</s>", *alphabet, "Ċa"])}
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[("Ċ", "a")]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>")
+    [merged, apart] = tokenize_thoughts("Q?", "pot", ["answer = 1", "x = 1"], tokenizer, "plain")
+    assert tokenizer.decode(merged["input_ids"][merged["start"] :]) == "\nanswer = 1</s>"
+    assert tokenizer.decode(apart["input_ids"][apart["start"] :]) == "x = 1</s>"
+
+
+def test_random_rows_equal_the_reference(tmp_path):
+    rng = random.Random(0)
+    for _ in range(3):
+        rows = []
+        for i in range(6):
+            type_ = rng.choice([1, 2, 3, 3])
+            texts = {
+                path: [
+                    thought("".join(rng.choices("ab =+1\n", k=rng.randint(1, 30))).strip() or "a", "5", True)
+                    for _ in range(rng.randint(1 if (type_, path) not in ((1, "cot"), (2, "pot")) else 0, 4))
+                ]
+                for path in ("cot", "pot")
+            }
+            texts = {p: list({t["text"]: t for t in ts}.values()) for p, ts in texts.items()}
+            rows.append(row(f"{i}", type_, texts["cot"], texts["pot"], lambda_=rng.random(), repeat=rng.randint(1, 2)))
+        model = tiny_llama(seed=rng.randint(0, 99))
+        trainer, _ = train(tmp_path, model, rows, per_device_train_batch_size=16)
+        expected = reference_loss(model, byte_tokenizer(), rows).item()
+        assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, rel=1e-5)
