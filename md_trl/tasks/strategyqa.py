@@ -51,15 +51,15 @@ def load(split: str, source: str | None = None, seed: int = 42, protocol: str = 
             `train` or `test`.
         source (`str`, *optional*):
             Folder of `train.json` and `dev.json`, or path of one file with all 2,290 questions
-            (`strategyqa_train.json` of the leaderboard). Left out, the Hub's `tasksource/strategy-qa` is loaded, as one
-            split `train`. Its columns `qid`, `question` and `answer` are known from code that uses it; should one be
-            missing, the error names it.
+            (`strategyqa_train.json` of the leaderboard). Left out, the Hub's `tasksource/strategy-qa` is loaded, as
+            one split `train`. Its columns `qid`, `question` and `answer` are known from code that uses it; should one
+            be missing, the error names it.
         seed (`int`, *optional*, defaults to `42`):
             Seed of the split of `protocol="paper"`.
         protocol (`str`, *optional*, defaults to `"dev"`):
             How train and test are told apart. `"dev"`: 2,061 / 229, the original dev set is the test set, as
-            Appendix A of the paper says. `"paper"`: 1,603 / 687, 30% of all questions drawn at random, the size that the
-            paper's figure of 59.1% needs; the paper's own draw is not known.
+            Appendix A of the paper says. `"paper"`: 1,603 / 687, 30% of all questions drawn at random, the size that
+            the paper's figure of 59.1% needs; the paper's own draw is not known.
 
     Returns:
         `list[Question]`: with ids as `strategyqa/test/e0044a7b4d146d611e73`.

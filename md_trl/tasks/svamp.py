@@ -83,7 +83,7 @@ def join(body: str, question: str) -> str:
 
 
 def _answer(row: Row) -> str:
-    """Answers are floats, all of them whole: 51.0 is given as 51."""
+    """Answers are floats, all of them whole: 51.0 is given as 51. The wrong one, of chal-680, is kept."""
     try:
         number = float(row["Answer"])
     except (TypeError, ValueError):

@@ -1,0 +1,83 @@
+"""How a teacher is asked: a few worked examples of the task, the question, the trigger (Sec. 3.1, Appendix B).
+
+The examples are this project's own: `examples/{task}.json` lists questions, none of them from a data set, each with
+its answer and a thought of either path. A chain of thought ends with `The answer is X.`; a program, kept as a list of
+lines, puts its result in the variable `answer`. In the programs of StrategyQA the chain of thought stands in comments,
+after Chain of Code (https://huggingface.co/papers/2312.04474).
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib.resources import files
+
+from ..records import PATHS, Question
+from ..tasks import TASKS
+from .triggers import TRIGGERS
+
+
+STOP = ("\nQuestion:",)
+"""Stop strings for [`teacher_prompt`]: a completion server would go on to invent the next question."""
+
+
+def teacher_messages(question: Question, path: str) -> list[dict[str, str]]:
+    r"""
+    The question as a chat, after the worked examples of its task.
+
+    Args:
+        question ([`~md_trl.records.Question`]):
+            Question to ask.
+        path (`str`):
+            `cot` or `pot`.
+
+    Returns:
+        `list[dict[str, str]]`: user turns `{question}\n{trigger}`, assistant turns with a thought. The last turn is
+        the user's. There is no system turn, which some chat templates refuse.
+
+    Examples:
+
+    ```python
+    >>> from md_trl.prompts import teacher_messages
+    >>> from md_trl.records import Question
+
+    >>> question = Question("svamp/test/chal-0", "svamp", "test", "What is 2 plus 3?", "5")
+    >>> teacher_messages(question, "cot")[-1]
+    {'role': 'user', 'content': "What is 2 plus 3?\nLet's think step by step."}
+    ```
+    """
+    if path not in PATHS:
+        raise ValueError(f"Unknown path {path!r}. A teacher is asked for one of {', '.join(PATHS)}.")
+    messages = []
+    for example in _examples(question.task):
+        messages.append({"role": "user", "content": f"{example['question']}\n{TRIGGERS[path]}"})
+        messages.append({"role": "assistant", "content": example[path]})
+    messages.append({"role": "user", "content": f"{question.question}\n{TRIGGERS[path]}"})
+    return messages
+
+
+def teacher_prompt(question: Question, path: str) -> str:
+    r"""
+    The chat of [`teacher_messages`] as plain text, for completion servers and base models.
+
+    Args:
+        question ([`~md_trl.records.Question`]):
+            Question to ask.
+        path (`str`):
+            `cot` or `pot`.
+
+    Returns:
+        `str`: turns of the form `Question: {question}\n{trigger}\n{thought}`, with an empty line between them. The
+        thought of the last one is left for the teacher to write, up to [`STOP`].
+    """
+    turns = [message["content"] for message in teacher_messages(question, path)]
+    thoughts = [f"{thought}\n\n" for thought in turns[1::2]]
+    return "".join(f"Question: {asked}\n{thought}" for asked, thought in zip(turns[::2], [*thoughts, ""], strict=True))
+
+
+@cache
+def _examples(task: str) -> tuple[dict[str, str], ...]:
+    if task not in TASKS:
+        raise ValueError(f"There are no worked examples for the task {task!r}, only for {', '.join(TASKS)}.")
+    text = (files(__package__) / "examples" / f"{task}.json").read_text(encoding="utf-8")
+    return tuple({**example, "pot": "\n".join(example["pot"])} for example in json.loads(text))

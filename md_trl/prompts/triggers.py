@@ -1,0 +1,6 @@
+"""The phrases that ask for a path: they follow the question, for teacher and student alike (Sec. 3.2)."""
+
+TRIGGERS = {
+    "cot": "Let's think step by step.",
+    "pot": "Let's break down the code step by step.",
+}

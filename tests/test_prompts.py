@@ -1,0 +1,175 @@
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from md_trl import prompts
+from md_trl.prompts import STOP, TRIGGERS, teacher_messages, teacher_prompt
+from md_trl.records import PATHS, Question
+from md_trl.tasks import TASKS, load_questions
+
+
+DATA = Path(__file__).parents[1].parent / "shared" / "data"
+EXAMPLES = {
+    task: json.loads((Path(prompts.__file__).parent / "examples" / f"{task}.json").read_text(encoding="utf-8"))
+    for task in TASKS
+}
+EACH = [pytest.param(task, example, id=f"{task}-{n}") for task in TASKS for n, example in enumerate(EXAMPLES[task])]
+
+
+def asked(task, text="How many moons has Mars?", answer="gold-17"):
+    return Question(id=f"{task}/train/name-23", task=task, split="train", question=text, answer=answer)
+
+
+def same(value, answer):
+    """Equality of a program's value and a gold answer without md_trl.answers, of which this is no test."""
+    try:
+        return Fraction(answer) == Fraction(str(value))
+    except ValueError:
+        return value == answer
+
+
+def words(text):
+    return re.findall(r"[a-z0-9]+", text.lower())
+
+
+def test_triggers_are_those_of_the_paper():
+    assert TRIGGERS == {"cot": "Let's think step by step.", "pot": "Let's break down the code step by step."}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_four_to_eight_different_examples(task):
+    assert 4 <= len(EXAMPLES[task]) <= 8
+    assert len({example["question"] for example in EXAMPLES[task]}) == len(EXAMPLES[task])
+    assert all(example.keys() == {"question", "answer", "cot", "pot"} for example in EXAMPLES[task])
+
+
+@pytest.mark.parametrize(("task", "example"), EACH)
+def test_the_chain_of_thought_ends_with_the_answer(task, example):
+    assert example["cot"].endswith(f" The answer is {example['answer']}.")
+    assert example["cot"].count("The answer is") == 1
+    # Every sum on the way is right.
+    for left, right in re.findall(r"((?:[\d.]+ [-+*/] )+[\d.]+) = ([\d.]*\d)", example["cot"]):
+        assert Fraction(right) == Fraction(str(eval(left)))
+
+
+@pytest.mark.parametrize(("task", "example"), EACH)
+def test_the_program_reaches_the_answer(task, example):
+    program = "\n".join(example["pot"])
+    variables = {}
+    exec(program, variables)
+    assert same(variables["answer"], example["answer"])
+    assert set(re.findall(r"import (\w+)", program)) <= {"math"}
+    assert "print" not in program
+
+
+@pytest.mark.parametrize("example", EXAMPLES["strategyqa"])
+def test_strategyqa_programs_carry_the_chain_of_thought_as_comments(example):
+    assert example["pot"][-1].strip() in ('answer = "yes"', 'answer = "no"')
+    comments = " ".join(line for line in example["pot"] if line.startswith("# "))
+    steps = example["cot"].removesuffix(f" The answer is {example['answer']}.")
+    # Mostly the same words, in sentences of their own.
+    assert len(set(words(comments)) & set(words(steps))) > 0.6 * len(set(words(steps)))
+
+
+def test_examples_show_the_answers_that_a_task_asks_for():
+    answers = {task: {example["answer"] for example in EXAMPLES[task]} for task in TASKS}
+    assert answers["strategyqa"] == {"yes", "no"}
+    assert {"3:4", "24; 17", "12:25", "Vera", "no"} < answers["asdiv"]
+    assert {"neither day", "Theo"} < answers["stories"]
+    assert all(answer.isdecimal() for answer in answers["svamp"] | answers["gsm8k"])
+
+
+def data_questions():
+    for row in json.loads((DATA / "SVAMP.json").read_text(encoding="utf-8")):
+        yield f"{row['Body']} {row['Question']}"
+    for path in (DATA / "gsm8k").glob("*.jsonl"):
+        yield from (json.loads(line)["question"] for line in path.open(encoding="utf-8"))
+    for problem in ElementTree.parse(DATA / "ASDiv.xml").iter("Problem"):
+        yield f"{problem.findtext('Body')} {problem.findtext('Question')}"
+    for path in [*(DATA / "strategyqa").glob("*.json"), *(DATA / "svamp_teacher").glob("*.json")]:
+        yield from (row["question"] for row in json.loads(path.read_text(encoding="utf-8")))
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="needs the original files in ../shared/data")
+def test_no_example_is_a_question_of_a_data_set():
+    ours = {" ".join(words(example["question"])): example for task in TASKS for example in EXAMPLES[task]}
+    # Eight words in a row would be a question reworded.
+    runs = {" ".join(words(text)[n : n + 8]) for text in ours for n in range(len(words(text)) - 7)}
+    count = 0
+    for text in data_questions():
+        theirs = words(text)
+        assert " ".join(theirs) not in ours
+        assert not runs & {" ".join(theirs[n : n + 8]) for n in range(len(theirs) - 7)}, text
+        count += 1
+    assert count == 1000 + 7473 + 1319 + 2305 + 2061 + 229 + 3076 + 3043
+
+
+def test_no_example_is_a_story():
+    stories = {
+        " ".join(words(story.question)) for split in ("train", "test") for story in load_questions("stories", split)
+    }
+    assert not stories & {" ".join(words(example["question"])) for example in EXAMPLES["stories"]}
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("task", TASKS)
+def test_teacher_messages(task, path):
+    *turns, last = teacher_messages(asked(task), path)
+    assert last == {"role": "user", "content": f"How many moons has Mars?\n{TRIGGERS[path]}"}
+    assert [turn["role"] for turn in turns] == ["user", "assistant"] * len(EXAMPLES[task])
+    for example, user, assistant in zip(EXAMPLES[task], turns[::2], turns[1::2], strict=True):
+        assert user["content"] == f"{example['question']}\n{TRIGGERS[path]}"
+        assert assistant["content"] == (example["cot"] if path == "cot" else "\n".join(example["pot"]))
+    # Neither the gold answer nor the id may reach the teacher.
+    assert "gold-17" not in str([*turns, last]) and "name-23" not in str([*turns, last])
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_messages_are_new_ones_at_every_call(path):
+    first = teacher_messages(asked("svamp"), path)
+    for message in first:
+        message["content"] = "changed"
+    first.clear()
+    second = teacher_messages(asked("svamp"), path)
+    assert second == teacher_messages(asked("svamp"), path)
+    assert "changed" not in str(second)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("task", TASKS)
+def test_teacher_prompt_is_the_chat_as_text(task, path):
+    prompt = teacher_prompt(asked(task), path)
+    assert prompt.endswith(f"\n\nQuestion: How many moons has Mars?\n{TRIGGERS[path]}\n")
+    turns = [turn for block in prompt.split("Question: ")[1:] for turn in split_block(block, TRIGGERS[path])]
+    assert turns == [message["content"] for message in teacher_messages(asked(task), path)] + [""]
+
+
+def split_block(block, trigger):
+    question, _, thought = block.partition(f"\n{trigger}\n")
+    return [f"{question}\n{trigger}", thought.strip()]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("task", TASKS)
+def test_stop_cuts_a_completion_after_the_thought(task, path):
+    # A base model goes on as the prompt does: with a thought, and then the next question.
+    for turn in teacher_messages(asked(task), path)[1::2]:
+        text = teacher_prompt(asked(task), path) + turn["content"] + "\n\nQuestion: How many moons has Venus?\n"
+        completion = text.removeprefix(teacher_prompt(asked(task), path))
+        for stop in STOP:
+            completion = completion.split(stop)[0]
+        assert completion.strip() == turn["content"]
+
+
+def test_unknown_path_or_task():
+    for path in ("label", "tot"):
+        with pytest.raises(ValueError, match=f"'{path}'.*cot, pot"):
+            teacher_messages(asked("svamp"), path)
+        with pytest.raises(ValueError, match=f"'{path}'.*cot, pot"):
+            teacher_prompt(asked("svamp"), path)
+    with pytest.raises(ValueError, match="'aqua'.*svamp, gsm8k, asdiv, strategyqa, stories"):
+        teacher_messages(asked("aqua"), "cot")
