@@ -143,8 +143,8 @@ def test_messages_are_new_ones_at_every_call(path):
 @pytest.mark.parametrize("task", TASKS)
 def test_teacher_prompt_is_the_chat_as_text(task, path):
     prompt = teacher_prompt(asked(task), path)
-    assert prompt.endswith(f"\n\nQuestion: How many moons has Mars?\n{TRIGGERS[path]}\n")
-    turns = [turn for block in prompt.split("Question: ")[1:] for turn in split_block(block, TRIGGERS[path])]
+    assert prompt.endswith(f"\n\nQuestion:\nHow many moons has Mars?\n{TRIGGERS[path]}\n")
+    turns = [turn for block in prompt.split("Question:\n")[1:] for turn in split_block(block, TRIGGERS[path])]
     assert turns == [message["content"] for message in teacher_messages(asked(task), path)] + [""]
 
 
@@ -158,7 +158,7 @@ def split_block(block, trigger):
 def test_stop_cuts_a_completion_after_the_thought(task, path):
     # A base model goes on as the prompt does: with a thought, and then the next question.
     for turn in teacher_messages(asked(task), path)[1::2]:
-        text = teacher_prompt(asked(task), path) + turn["content"] + "\n\nQuestion: How many moons has Venus?\n"
+        text = teacher_prompt(asked(task), path) + turn["content"] + "\n\nQuestion:\nHow many moons has Venus?\n"
         completion = text.removeprefix(teacher_prompt(asked(task), path))
         for stop in STOP:
             completion = completion.split(stop)[0]

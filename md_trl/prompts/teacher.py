@@ -67,12 +67,14 @@ def teacher_prompt(question: Question, path: str) -> str:
             `cot` or `pot`.
 
     Returns:
-        `str`: turns of the form `Question: {question}\n{trigger}\n{thought}`, with an empty line between them. The
+        `str`: turns of the form `Question:\n{question}\n{trigger}\n{thought}`, with an empty line between them. The
         thought of the last one is left for the teacher to write, up to [`STOP`].
     """
     turns = [message["content"] for message in teacher_messages(question, path)]
     thoughts = [f"{thought}\n\n" for thought in turns[1::2]]
-    return "".join(f"Question: {asked}\n{thought}" for asked, thought in zip(turns[::2], [*thoughts, ""], strict=True))
+    return "".join(
+        f"Question:\n{asked}\n{thought}" for asked, thought in zip(turns[::2], [*thoughts, ""], strict=True)
+    )
 
 
 @cache

@@ -61,7 +61,8 @@ def load(split: str, source: str | None = None, seed: int = 42) -> list[Question
     if source is None:
         where, rows = HUB, hub_rows(HUB, CONFIG, "validation", REMEDY)
         names = [f"nluds-{n:04d}" for n in range(1, len(rows) + 1)]
-        grades = [grade for run in _GRADES.split() for grade, times in [run.split("x")] for _ in range(int(times))]
+        runs = [run.split("x") for run in _GRADES.split()]
+        grades = [grade for grade, times in runs for _ in range(int(times))]
     else:
         where = find_file(source, ["ASDiv.xml"], REMEDY)
         rows = _xml_rows(str(where))
