@@ -1,0 +1,528 @@
+"""The store: what is kept, what is refused, and that files go out and come back unchanged."""
+
+import json
+import multiprocessing
+import re
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections import Counter
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from md_trl.records import Question, Thought
+from md_trl.sampling.engines import Choice
+from md_trl.sampling.store import SCHEMA_VERSION, Claim, Store
+
+
+PARAMS = {"temperature": 0.7, "top_p": 1.0, "max_tokens": 64, "stop": [], "seed": 42}
+
+
+def question(number, task="svamp", split="train"):
+    return Question(f"{task}/{split}/q-{number}", task, split, f"How much is {number} plus one?", str(number + 1))
+
+
+@pytest.fixture
+def store(tmp_path):
+    with Store(tmp_path / "t.db") as store:
+        store.add_questions([question(i) for i in range(3)])
+        yield store
+
+
+def fill(store, question_id, path, texts, model="m", params=PARAMS, prompt_hash="p", usage=None):
+    """Ask for as many samples as there are texts, and store them."""
+    setting = store.setting(model, prompt_hash, params)
+    for claim in store.claim(question_id, path, setting, len(texts)):
+        wanted = texts[claim.first_index : claim.first_index + claim.n]
+        store.save(claim.key, [Choice(text, "stop") for text in wanted], usage or {})
+    return setting
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
+
+
+def write(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
+
+
+# The file
+
+
+def test_light_import():
+    code = "import sys, md_trl.sampling.store; sys.exit(any(name in sys.modules for name in ('torch', 'openai')))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_reopen(tmp_path):
+    with Store(tmp_path / "new" / "folder" / "t.db") as store:
+        assert store.add_questions([question(1), question(2)]) == 2
+        assert store.add_questions([question(2), question(3)]) == 1
+        fill(store, question(1).id, "cot", ["a", "b"])
+    with Store(tmp_path / "new" / "folder" / "t.db") as store:
+        assert store.questions() == [question(1), question(2), question(3)]
+        assert store.thoughts() == [
+            Thought(question(1).id, "cot", 0, "a", model="m"),
+            Thought(question(1).id, "cot", 1, "b", model="m"),
+        ]
+
+
+def test_empty_file_becomes_a_store(tmp_path):
+    (tmp_path / "t.db").touch()
+    with Store(tmp_path / "t.db") as store:
+        assert store.questions() == []
+
+
+def test_no_store(tmp_path):
+    text = tmp_path / "notes.txt"
+    text.write_text("These are no thoughts, but notes.")
+    with pytest.raises(ValueError, match="notes.txt is no store"):
+        Store(text)
+    assert text.read_text() == "These are no thoughts, but notes."
+    with pytest.raises(ValueError, match="is a folder"):
+        Store(tmp_path)
+
+    other = sqlite3.connect(tmp_path / "other.db")
+    other.execute("CREATE TABLE bills (amount)")
+    other.commit()
+    with pytest.raises(ValueError, match="other.db is an SQLite file, but no store"):
+        Store(tmp_path / "other.db")
+    assert other.execute("SELECT name FROM sqlite_master").fetchall() == [("bills",)]
+    other.close()
+
+
+def test_newer_schema(tmp_path):
+    Store(tmp_path / "t.db").close()
+    db = sqlite3.connect(tmp_path / "t.db")
+    db.execute(f"PRAGMA user_version={SCHEMA_VERSION + 1}")
+    db.close()
+    with pytest.raises(ValueError, match=f"t.db has schema version {SCHEMA_VERSION + 1}.*Upgrade"):
+        Store(tmp_path / "t.db")
+
+
+def _open_at_once(path, barrier, number):
+    barrier.wait()
+    with Store(path) as store:
+        store.add_questions([question(number), question(100)])
+
+
+def test_many_processes_make_one_store(tmp_path):
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(6)
+    processes = [context.Process(target=_open_at_once, args=(tmp_path / "t.db", barrier, i)) for i in range(6)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 6
+    with Store(tmp_path / "t.db") as store:
+        assert set(store.questions()) == {question(i) for i in [*range(6), 100]}
+
+
+# Questions
+
+
+def test_questions_by_task_and_split(tmp_path):
+    everything = [
+        question(i, task, split) for task in ("svamp", "gsm8k") for split in ("train", "test") for i in (2, 1)
+    ]
+    with Store(tmp_path / "t.db") as store:
+        store.add_questions(everything)
+        assert store.questions() == everything
+        assert store.questions("gsm8k") == everything[4:]
+        assert store.questions("gsm8k", "test") == everything[6:]
+        assert store.questions(split="test") == everything[2:4] + everything[6:]
+        assert store.questions("stories") == []
+
+
+@pytest.mark.parametrize("changed", [{"question": "Another text"}, {"answer": "7"}, {"split": "test"}])
+def test_another_question_under_a_known_id(store, changed):
+    new = question(50)
+    with pytest.raises(ValueError, match=re.escape(repr(question(1).id)) + ".*another `--store`"):
+        store.add_questions([new, Question(**(vars(question(1)) | changed))])
+    assert new not in store.questions()
+
+
+# Claims
+
+
+def test_claims(store):
+    setting = store.setting("m", "p", PARAMS)
+    q = question(0).id
+    assert store.claim(q, "cot", setting, 5, at_most=3) == [Claim(1, 0, 3), Claim(2, 3, 2)]
+    assert store.claim(q, "cot", setting, 5) == []
+    assert store.claim(q, "pot", setting, 5) == [Claim(3, 0, 5)]
+    # Two of three arrive: the third is claimed anew, and only that.
+    assert store.save(1, [Choice("a", "stop"), Choice("b", "length")], {}) == 2
+    assert store.claim(q, "cot", setting, 5) == [Claim(4, 2, 1)]
+    store.fail(2, "HTTP 500")
+    assert store.missing(q, "cot", setting, 5) == [2, 3, 4]
+    # More of them are wanted later: those under way are not asked for twice.
+    assert store.claim(q, "cot", setting, 7) == [Claim(5, 3, 4)]
+    store.release()
+    assert store.claim(q, "cot", setting, 5) == [Claim(6, 2, 3)]
+
+
+def test_arrival_order_does_not_matter(store):
+    setting = store.setting("m", "p", PARAMS)
+    claims = store.claim(question(0).id, "cot", setting, 6, at_most=2)
+    for claim in reversed(claims):
+        store.save(claim.key, [Choice(f"text {claim.first_index + i}", "stop") for i in range(2)], {})
+    assert [(t.index, t.text) for t in store.thoughts()] == [(i, f"text {i}") for i in range(6)]
+
+
+def test_surplus_and_late_choices(store):
+    setting = store.setting("m", "p", PARAMS)
+    q = question(0).id
+    (claim,) = store.claim(q, "cot", setting, 2)
+    store.release()
+    (second,) = store.claim(q, "cot", setting, 2)
+    assert store.save(second.key, [Choice(text, "stop") for text in "abc"], {}) == 2
+    # The first request answers after all: its samples are there already.
+    assert store.save(claim.key, [Choice(text, "stop") for text in "xy"], {}) == 0
+    assert [t.text for t in store.thoughts()] == ["a", "b"]
+
+
+def test_text_is_stripped_and_failure_kept(store):
+    setting = store.setting("m", "p", PARAMS)
+    (claim,) = store.claim(question(0).id, "pot", setting, 1)
+    store.save(claim.key, [Choice("\n\n  x = 1\ny = 2 \n", "length")], {})
+    assert store.thoughts() == [Thought(question(0).id, "pot", 0, "x = 1\ny = 2", "m", "length")]
+
+
+def _claim_and_die(path):
+    store = Store(path)
+    store.claim(question(0).id, "cot", store.setting("m", "p", PARAMS), 4)
+
+
+def test_claims_of_the_dead_are_taken_over_and_of_the_living_not(store):
+    process = multiprocessing.get_context("fork").Process(target=_claim_and_die, args=(store.path,))
+    process.start()
+    process.join()
+    setting = store.setting("m", "p", PARAMS)
+    with Store(store.path) as living:
+        assert living.claim(question(0).id, "cot", setting, 2) == [Claim(2, 0, 2)]
+        assert store.claim(question(0).id, "cot", setting, 4) == [Claim(3, 2, 2)]
+        assert store.claim(question(0).id, "cot", setting, 4) == []
+
+
+def test_unknown_question_id(store):
+    with pytest.raises(ValueError, match="no question 'svamp/train/nobody'"):
+        store.claim("svamp/train/nobody", "cot", store.setting("m", "p", PARAMS), 1)
+
+
+@given(
+    n=st.integers(1, 12),
+    moves=st.lists(st.tuples(st.integers(1, 12), st.integers(0, 12), st.sampled_from(["save", "fail", "leave"]))),
+)
+@settings(deadline=None, max_examples=60)
+def test_claims_against_a_plain_set(tmp_path_factory, n, moves):
+    """However requests end, a sample is claimed once at a time, and the store holds each at most once."""
+    with Store(tmp_path_factory.mktemp("claims") / "t.db") as store:
+        store.add_questions([question(0)])
+        q, setting = question(0).id, store.setting("m", "p", PARAMS)
+        stored, under_way = set(), set()
+        for at_most, given_back, ending in moves:
+            claims = store.claim(q, "cot", setting, n, at_most)
+            claimed = [claim.first_index + i for claim in claims for i in range(claim.n)]
+            assert claimed == sorted(set(range(n)) - stored - under_way)
+            assert all(claim.n <= at_most for claim in claims)
+            for claim in claims:
+                samples = range(claim.first_index, claim.first_index + min(claim.n, given_back))
+                if ending == "save":
+                    store.save(claim.key, [Choice(str(i), "stop") for i in samples], {})
+                    stored.update(samples)
+                elif ending == "fail":
+                    store.fail(claim.key, "no")
+                else:
+                    under_way.update(range(claim.first_index, claim.first_index + claim.n))
+            assert store.missing(q, "cot", setting, n) == sorted(set(range(n)) - stored)
+        assert [(t.index, t.text) for t in store.thoughts()] == [(i, str(i)) for i in sorted(stored)]
+
+
+# Selection
+
+
+def test_thoughts_in_order_and_selected(store):
+    store.add_questions([question(7, "gsm8k", "test")])
+    for q in (question(2), question(0), question(7, "gsm8k", "test")):
+        for path in ("pot", "cot"):
+            fill(store, q.id, path, [f"{path} {i}" for i in range(11)])
+    expected = [
+        (q.id, path, i)
+        for q in (question(0), question(2), question(7, "gsm8k", "test"))
+        for path in ("cot", "pot")
+        for i in range(11)
+    ]
+    assert [(t.id, t.path, t.index) for t in store.thoughts()] == expected
+    assert [(t.id, t.path, t.index) for t in store.thoughts("svamp", path="pot")] == [
+        e for e in expected if e[0].startswith("svamp") and e[1] == "pot"
+    ]
+    assert {t.id for t in store.thoughts(split="test")} == {question(7, "gsm8k", "test").id}
+
+
+def test_mixed_models_temperatures_and_settings(store, tmp_path):
+    q = question(0).id
+    first = fill(store, q, "cot", ["a"], model="big")
+    fill(store, question(1).id, "cot", ["a"], model="small")
+    assert len(store.thoughts()) == 2  # One model a question is no mixture.
+    fill(store, q, "cot", ["b"], model="small")
+    with pytest.raises(ValueError, match=r"model='big'(.|\n)*model='small'(.|\n)*Pick with `model=` or `settings=`"):
+        store.thoughts()
+    assert [t.text for t in store.thoughts(model="big")] == ["a"]
+
+    fill(store, q, "cot", ["c"], model="big", params=PARAMS | {"temperature": 0.2})
+    with pytest.raises(ValueError, match=r"temperature=0\.\d(.|\n)*Pick with `temperature=` or `settings=`"):
+        store.thoughts(model="big")
+    assert [t.text for t in store.thoughts(model="big", temperature=0.2)] == ["c"]
+
+    fill(store, q, "cot", ["d"], model="big", prompt_hash="other")
+    with pytest.raises(ValueError, match=r"prompt=other(.|\n)*Pick with `settings=`"):
+        store.thoughts(model="big", temperature=0.7)
+    assert [t.text for t in store.thoughts(settings=[first])] == ["a"]
+
+    store.import_thoughts(write(tmp_path / "own.jsonl", {"task": "svamp", "id": q, "path": "pot", "text": "p"}))
+    fill(store, q, "pot", ["q"])
+    with pytest.raises(ValueError, match=r"model=''(.|\n)*model='m'"):
+        store.thoughts(path="pot")
+    assert [t.text for t in store.thoughts(path="pot", model="")] == ["p"]
+
+
+def test_one_temperature_written_in_two_ways(store):
+    assert store.setting("m", "p", {"temperature": 1}) == store.setting("m", "p", {"temperature": 1.0})
+
+
+def test_status(store):
+    usage = {"prompt_tokens": 10, "completion_tokens": 5}
+    setting = fill(store, question(0).id, "cot", ["a", "b", "c", "d"], usage=usage)
+    (claim,) = store.claim(question(1).id, "cot", setting, 4)
+    store.save(claim.key, [Choice("x", "length"), Choice("y", "stop")], usage)
+    (claim,) = store.claim(question(2).id, "cot", setting, 3)
+    store.fail(claim.key, "HTTP 500")
+    (row,) = store.status()
+    assert (row.task, row.split, row.path, row.model, row.params) == ("svamp", "train", "cot", "m", PARAMS)
+    assert (row.questions, row.thoughts, row.n, row.missing) == (2, 6, 4, 3 * 4 - 6)
+    assert (row.unusable, row.requests, row.failed) == ({"length": 1}, 3, 1)
+    assert (row.prompt_tokens, row.completion_tokens) == (20, 10)
+
+
+# Thought files
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"])).map(str.strip)
+USAGES = st.fixed_dictionaries(
+    {}, optional={"prompt_tokens": st.integers(0, 9), "completion_tokens": st.integers(0, 9)}
+)
+
+
+@given(
+    answers=st.lists(TEXTS, min_size=3, max_size=3),
+    texts=st.lists(TEXTS, min_size=3, max_size=3),
+    sampled=st.lists(
+        st.tuples(
+            st.integers(0, 2),
+            st.sampled_from(["cot", "pot", "label"]),
+            st.sampled_from(["m", "", "\u00e9"]),
+            st.sampled_from([PARAMS, PARAMS | {"temperature": 0.0}, {}]),
+            st.lists(st.tuples(TEXTS, st.sampled_from(["stop", "length"])), max_size=4),
+            USAGES,
+        ),
+        max_size=6,
+    ),
+)
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+def test_export_import_export(tmp_path_factory, answers, texts, sampled):
+    folder = tmp_path_factory.mktemp("export")
+    questions = [Question(f"svamp/test/{i}", "svamp", "test", texts[i], answers[i]) for i in range(3)]
+    with Store(folder / "a.db") as store:
+        store.add_questions(questions)
+        for number, path, model, params, choices, usage in sampled:
+            setting = store.setting(model, "", params)
+            for claim in store.claim(questions[number].id, path, setting, 5)[:1]:
+                store.save(claim.key, [Choice(*choice) for choice in choices], usage)
+        written = store.export_thoughts(folder / "a.jsonl")
+        expected = store._db.execute("SELECT count(*) FROM thoughts").fetchone()[0]
+        assert written == expected == len(lines(folder / "a.jsonl"))
+    with Store(folder / "b.db") as store:
+        summary = store.import_thoughts(folder / "a.jsonl")
+        assert (summary.thoughts, summary.known) == (written, 0)
+        assert set(store.questions()) <= set(questions)
+        store.export_thoughts(folder / "b.jsonl")
+        assert (folder / "a.jsonl").read_bytes() == (folder / "b.jsonl").read_bytes()
+        again = store.import_thoughts(folder / "b.jsonl")
+        assert (again.questions, again.thoughts, again.known) == (0, 0, written)
+
+
+def test_export_line(store, tmp_path):
+    usage = {"prompt_tokens": 10, "completion_tokens": 5}
+    fill(store, question(0).id, "cot", ["one\u2028two", "three"], usage=usage)
+    assert store.export_thoughts(tmp_path / "t.jsonl") == 2
+    common = {"task": "svamp", "id": question(0).id, "question": question(0).question, "gold": "1", "path": "cot"}
+    params = {**PARAMS, "prompt_hash": "p"}
+    last = {"finish_reason": "stop", "model": "m", "params": params}
+    assert lines(tmp_path / "t.jsonl") == [
+        {**common, "index": 0, "text": "one\u2028two", **last, "usage": usage},
+        {**common, "index": 1, "text": "three", **last},
+    ]
+
+
+def test_sampling_goes_on_after_an_import(store, tmp_path):
+    setting = fill(store, question(0).id, "cot", ["a", "b"])
+    (late,) = store.claim(question(0).id, "cot", setting, 3)
+    assert late.first_index == 2
+    store.export_thoughts(tmp_path / "t.jsonl")
+    with Store(tmp_path / "other.db") as other:
+        other.import_thoughts(tmp_path / "t.jsonl")
+        (claim,) = other.claim(question(0).id, "cot", other.setting("m", "p", PARAMS), 3)
+        assert (claim.first_index, claim.n) == (2, 1)
+
+
+def test_import_counts_a_text_as_often_as_it_stands_there(store, tmp_path):
+    row = {"task": "svamp", "id": question(0).id, "path": "cot"}
+    file = tmp_path / "t.jsonl"
+    write(file, *({**row, "text": text} for text in ["same", "same", " same ", "other"]))
+    assert store.import_thoughts(file)[1:] == (4, 0)
+    assert store.import_thoughts(file)[1:] == (0, 4)
+    write(file, *({**row, "text": text} for text in ["new", "same", "same", "same", "same", "other"]))
+    assert store.import_thoughts(file)[1:] == (2, 4)
+    assert [(t.index, t.text) for t in store.thoughts()] == list(
+        enumerate(["same", "same", "same", "other", "new", "same"])
+    )
+    assert Counter(t.text for t in store.thoughts()) == {"same": 4, "other": 1, "new": 1}
+
+
+def test_import_finds_questions_by_text(store, tmp_path):
+    store.add_questions([Question("svamp/test/9", "svamp", "test", "Who  is\nit?", "Ann")])
+    store.add_questions([Question("svamp/train/9", "svamp", "train", "Who is it?", "Ann")])
+    row = {"task": "svamp", "question": "  Who is  it? ", "path": "cot", "text": "a"}
+    store.import_thoughts(write(tmp_path / "t.jsonl", row), split="test")
+    store.import_thoughts(write(tmp_path / "t.jsonl", row), split="train")
+    assert [t.id for t in store.thoughts()] == ["svamp/test/9", "svamp/train/9"]
+
+
+def test_import_adds_questions_that_bring_their_gold(store, tmp_path):
+    rows = [
+        {"task": "svamp", "question": "How  many?", "path": "cot", "text": "a", "gold": 3, "answer": 3.0},
+        {"task": "svamp", "question": "How many?", "path": "pot", "text": "b"},
+        {"task": "gsm8k", "id": "gsm8k/test/5", "question": "What?", "path": "pot", "text": "c", "gold": "x"},
+    ]
+    assert store.import_thoughts(write(tmp_path / "t.jsonl", *rows), split="dev") == (2, 3, 0)
+    new, given = store.questions()[3:]
+    assert re.fullmatch(r"svamp/dev/import-[0-9a-f]{12}", new.id)
+    assert (new.task, new.split, new.question, new.answer) == ("svamp", "dev", "How  many?", "3")
+    assert given == Question("gsm8k/test/5", "gsm8k", "test", "What?", "x")
+    assert [(t.id, t.path, t.stated) for t in store.thoughts()] == [
+        (new.id, "cot", "3.0"),
+        (new.id, "pot", None),
+        ("gsm8k/test/5", "pot", None),
+    ]
+    # The same text in another store gets the same id.
+    with Store(tmp_path / "other.db") as other:
+        rows[0]["question"] = " How many? "
+        other.import_thoughts(write(tmp_path / "t.jsonl", *rows), split="dev")
+        assert new.id in {q.id for q in other.questions()}
+
+
+def test_import_of_an_own_task_must_be_meant(store, tmp_path):
+    file = write(tmp_path / "t.jsonl", {"task": "svmap", "question": "What?", "path": "cot", "text": "a", "gold": "1"})
+    with pytest.raises(ValueError, match="line 1: the task 'svmap' is not one of .*svamp"):
+        store.import_thoughts(file)
+    with pytest.raises(ValueError, match="line 1: the task 'svmap' is not one of svamp"):
+        store.import_thoughts(file, task="svamp")
+    assert store.import_thoughts(file, task="svmap").thoughts == 1
+
+
+GOOD = {"task": "svamp", "id": "svamp/train/q-0", "path": "cot", "text": "a"}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"task": "svamp", ', "is not JSON.*one|is not JSON"),
+        ("[1, 2]", r"\[1, 2\] is not an object"),
+        ('"text"', "'text' is not an object"),
+        ("[" * 100_000, "is not JSON"),
+        (json.dumps({**GOOD, "text": "half \ud800 pair"}), "is not JSON.*surrogates"),
+        (b'{"task": "svamp\xff"}', "is not JSON.*utf-8"),
+        ('{"task": "svamp", "params": {"temperature": 1e999}}', "is not JSON.*float"),
+        ('{"task": "svamp", "params": {"temperature": NaN}}', "NaN is no JSON value"),
+        *(({k: v for k, v in GOOD.items() if k != name}, f"'{name}'.* is missing") for name in GOOD),
+        ({**GOOD, "text": None}, "'text' is missing"),
+        ({**GOOD, "text": 5}, "'text' is 5. Write it as a string"),
+        ({**GOOD, "id": ["x"]}, "'id' is .*Write it as a string"),
+        ({**GOOD, "answer": {}}, "'answer' is .*string or a number"),
+        ({**GOOD, "gold": True}, "'gold' is True.*string or a number"),
+        ({**GOOD, "usage": 7}, "'usage' is 7. Write it as an object"),
+        ({**GOOD, "usage": {"prompt_tokens": "many"}}, "'prompt_tokens' of 'usage' is 'many'"),
+        ({**GOOD, "params": {"temperature": "hot"}}, "'temperature' of 'params' is 'hot'"),
+        ({**GOOD, "params": {"temperature": 10**400}}, "'temperature' of 'params' is 1000"),
+        ({**GOOD, "index": -1}, "'index' is -1"),
+        ({**GOOD, "path": "cott"}, "unknown path 'cott'. Choose one of cot, pot, label"),
+        ({**GOOD, "task": "chess"}, "the task 'chess' is not one of"),
+        ({**GOOD, "id": "svamp/train/nobody"}, "unknown question id 'svamp/train/nobody'.*gold"),
+        ({**GOOD, "id": "svamp/train/nobody", "question": "What?"}, "unknown question id.*gold"),
+        ({**GOOD, "id": "svamp/train/nobody", "gold": "1"}, "unknown question id.*question"),
+        ({**GOOD, "id": "nobody", "question": "What?", "gold": "1"}, "'nobody'. Write it as `svamp/SPLIT/NAME`"),
+        ({**GOOD, "id": "asdiv/train/1", "question": "What?", "gold": "1"}, "'asdiv/train/1'. Write it as `svamp/"),
+        ({**GOOD, "task": "gsm8k"}, "is a question of svamp, not of gsm8k"),
+        ({**GOOD, "question": "Another?"}, "is 'How much is 0 plus one\\?' in the store, not 'Another\\?'"),
+        (
+            {"task": "svamp", "question": "Another?", "path": "cot", "text": "a"},
+            "no question of svamp.*'Another\\?'.*gold",
+        ),
+    ],
+)
+def test_bad_lines(store, tmp_path, line, message):
+    """The message names file, line, value and the way out, and nothing of the file is imported."""
+    file = tmp_path / "t.jsonl"
+    new = {"task": "svamp", "question": "New?", "gold": "1", "path": "cot", "text": "b"}
+    bad = line if isinstance(line, bytes) else (line if isinstance(line, str) else json.dumps(line)).encode()
+    file.write_bytes(json.dumps(new).encode() + b"\n\n" + bad + b"\n")
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(file))}, line 3: .*({message})"):
+        store.import_thoughts(file)
+    assert store.thoughts() == []
+    assert len(store.questions()) == 3
+
+
+def test_import_ignores_blank_lines_and_a_byte_order_mark(store, tmp_path):
+    file = tmp_path / "t.jsonl"
+    file.write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode() + b"\r\n   \n")
+    assert store.import_thoughts(file).thoughts == 1
+
+
+def test_no_such_file(store, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere.jsonl"):
+        store.import_thoughts(tmp_path / "nowhere.jsonl")
+
+
+def test_a_failed_export_replaces_nothing(store, tmp_path, monkeypatch):
+    (tmp_path / "t.jsonl").write_text("precious")
+    fill(store, question(0).id, "cot", ["a"])
+    monkeypatch.setattr(json, "dumps", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        store.export_thoughts(tmp_path / "t.jsonl")
+    assert (tmp_path / "t.jsonl").read_text() == "precious"
+
+
+def test_readers_and_writers_at_once(store):
+    """A reader sees whole requests only, while another connection writes."""
+    setting = store.setting("m", "p", PARAMS)
+    errors = []
+
+    def write_all():
+        with Store(store.path) as other:
+            for i in range(3):
+                for claim in other.claim(question(i).id, "cot", setting, 60, at_most=3):
+                    other.save(claim.key, [Choice("x", "stop")] * 3, {})
+
+    writer = threading.Thread(target=write_all)
+    writer.start()
+    while writer.is_alive():
+        if len(store.thoughts()) % 3:
+            errors.append("half a request")
+    writer.join()
+    assert not errors
+    assert len(store.thoughts()) == 180
