@@ -1,0 +1,166 @@
+"""The Monty engine: a Python interpreter written in Rust, in worker processes (https://github.com/pydantic/monty)."""
+
+from __future__ import annotations
+
+import builtins
+import re
+import time
+
+from pydantic_monty import Monty, MontyCrashedError, MontyError
+
+from .programs import Program
+from .results import MAX_INT_DIGITS, MAX_ITEMS, MAX_TEXT, Limits, NoAnswer, Result, to_json
+
+
+# Monty 1.4.0 rounds binary floats as if they were decimals: `round(2.675, 2)` is 2.67 in CPython, whose digits come from
+# the exact value of the float, as those of Monty's own format do.
+_ROUND = '''
+_round = round
+def round(number, ndigits=None):
+    """CPython's `round`, also near ties."""
+    if not isinstance(number, float) or not isinstance(ndigits, int) or ndigits > 323:
+        return _round(number) if ndigits is None else _round(number, ndigits)
+    if ndigits >= 0 or number != number or number in (float("inf"), -float("inf")):
+        return float(f"{number:.{max(int(ndigits), 0)}f}")
+    if ndigits < -308:
+        return 0.0 * number
+    unit, whole = 10 ** -ndigits, int(abs(number))
+    rest = whole % unit
+    low = whole - rest
+    if 2 * rest > unit or 2 * rest == unit and (abs(number) > whole or low // unit % 2 == 1):
+        low += unit
+    return -float(low) if number < 0 else float(low)
+'''
+
+# Large results stay in the worker; a large int comes over in base 16, which Python reads at any length.
+_HAND_OVER = f"""
+def _hand_over(value):
+    if isinstance(value, int) and not -(10**{MAX_INT_DIGITS}) < value < 10**{MAX_INT_DIGITS}:
+        if value.bit_length() > 400_000:
+            raise ValueError("the result has more than 120,000 digits")
+        return {{"_int": hex(value)}}
+    if isinstance(value, (str, bytes)) and len(value) > {MAX_TEXT}:
+        raise ValueError("the result has more than {MAX_TEXT:,} characters")
+    if isinstance(value, (list, tuple, set, frozenset, dict)) and len(value) > {MAX_ITEMS}:
+        raise ValueError("the result has more than {MAX_ITEMS:,} items")
+    return value
+"""
+
+_UNSUPPORTED = re.compile(
+    r"NotImplementedError: (?:The monty|Wildcard)|ModuleNotFoundError: No module named|.*Internal error in monty"
+    r"|AttributeError: module '\w+' has no attribute|TypeError: cannot create '\w+' instances"
+)
+_UNKNOWN_NAME = re.compile(r"NameError: name '(\w+)' is not defined")
+
+
+class MontyEngine:
+    r"""
+    A pool of Monty workers. Use it as a context manager; `run` may be called from several threads.
+
+    Args:
+        limits ([`Limits`]):
+            What one program may use.
+        workers (`int`):
+            Number of worker processes.
+    """
+
+    name = "monty"
+
+    def __init__(self, limits: Limits, workers: int):
+        self.limits = limits
+        # `10**10**8` is one step that the interpreter cannot leave: the pool kills the worker after the grace.
+        self._pool = Monty(
+            min_processes=1,
+            max_processes=workers,
+            request_timeout=limits.seconds + 0.5,
+            feed_duration_limit_grace=0.5,
+        )
+        self._checkout = {
+            "limits": {
+                "max_feed_duration_secs": limits.seconds,
+                "max_memory": limits.memory_mb * 2**20,
+                "max_suspensions": 100,
+                "max_total_sleep_secs": 0.0,
+            },
+            # Sleeping costs nothing, and a program that draws random numbers draws the same ones every time.
+            "os_policy": {"sleep": "zero", "random_start": {"seed": 0}},
+            "assert_message_annotations": False,
+        }
+
+    def __enter__(self) -> MontyEngine:
+        self._pool.__enter__()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._pool.__exit__(*exception)
+
+    def run(self, program: Program) -> Result:
+        """Run one program in a fresh session."""
+        started = time.perf_counter()
+        output = _Output(self.limits.stdout_chars)
+        try:
+            with self._pool.checkout(**self._checkout) as session:
+                value = session.feed_run(_script(program), print_callback=output)
+            status, value, kind, error = _outcome(value, program, output)
+        except (NoAnswer, ValueError) as failure:  # ValueError: an int inside a list has too many digits to come over
+            status, value, kind, error = "no_result", None, None, str(failure)
+        except MontyError as failure:
+            value = kind = None
+            status, error = _failure(failure)
+        seconds = time.perf_counter() - started
+        return Result(status, value, kind, error, output.text, round(seconds, 6), self.name)
+
+
+class _Output:
+    """Collects what a program prints, up to a number of characters."""
+
+    def __init__(self, limit: int):
+        self.limit = limit
+        self.text = ""
+        self.complete = True
+
+    def __call__(self, stream: str, text: str) -> None:
+        room = self.limit - len(self.text)
+        self.complete = self.complete and len(text) <= room
+        if room > 0:
+            self.text += text[:room]
+
+
+def _script(program: Program) -> str:
+    # Only programs that round pay for the replacement.
+    script = [_ROUND] if "round" in program.body else []
+    script += [program.body]
+    if program.expressions:
+        script += [_HAND_OVER, "_answer = None"]
+        script += [f"if _answer is None:\n    _answer = ({expression}\n)" for expression in program.expressions]
+        script += ["_hand_over(_answer)"]
+    else:
+        script += ["None"]
+    return "\n".join(script)
+
+
+def _outcome(value, program: Program, output: _Output) -> tuple:
+    if value is None:
+        lines = output.text.strip().splitlines()
+        if not lines:
+            return "no_result", None, None, "the program neither returned, named nor printed an answer"
+        if not output.complete:
+            return "no_result", None, None, f"the program printed more than {output.limit:,} characters"
+        return "ok", lines[-1].strip(), "str", None
+    if isinstance(value, dict) and list(value) == ["_int"]:
+        value = int(value["_int"], 16)
+    return "ok", to_json(value), type(value).__name__, None
+
+
+def _failure(failure: MontyError) -> tuple[str, str]:
+    if isinstance(failure, MontyCrashedError):
+        return ("timeout" if failure.timed_out else "error"), f"the worker was lost: {failure}"[:500]
+    error = failure.display("type-msg")[:500]
+    if error.startswith(("TimeoutError: feed time limit", "TimeoutError: sleep limit")):
+        return "timeout", error
+    if error.startswith("MemoryError: memory limit"):
+        return "memory", error
+    unknown = _UNKNOWN_NAME.match(error)
+    if _UNSUPPORTED.match(error) or (unknown and unknown[1] in vars(builtins)):
+        return "unsupported", error
+    return "error", error

@@ -1,0 +1,201 @@
+r"""Where the program is in a text that a model wrote, and where its answer is in the program.
+
+This is the one place that decides, for every engine. The answer of a program is, in this order:
+
+1. what a `return` outside of any function returns (Table 5 of the paper has such programs);
+2. the value of a last line that is an expression, unless it prints or is `None`;
+3. what `solution()` returns, if the program defines it and leaves the call to us;
+4. the variable `answer`, `ans` or `result`, whichever is assigned last;
+5. the value that a last `print` shows, without the words around it;
+6. what the only function that needs no argument returns, if nothing calls it;
+7. the last line of the output.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import textwrap
+from dataclasses import dataclass
+
+
+NAMES = ("answer", "ans", "result")
+MAX_CHARS = 50_000
+
+_FENCE = re.compile(
+    r"^[ \t]*(?:```|~~~)[ \t]*(?P<language>[\w+-]*)[^\n]*\n(?P<code>.*?)(?:^[ \t]*(?:```|~~~)|\Z)", re.M | re.S
+)
+_CODE = re.compile(
+    r"(?:def|import|from|class|for|while|if|try|with|print|return)\b|@|#|[A-Za-z_][\w.]*(?:\[.*\])?\s*[-+*/]?=[^=]"
+)
+_PROSE = re.compile(
+    r"(?!(?:def|import|from|for|while|if|elif|else|try|with|return|class|assert|not|global|raise|lambda|del)\b)"
+    r"(?:[^\W\d]\S*(?: \S+){2,}|[A-Z]\w*:)"
+)
+
+
+class NotAProgram(ValueError):
+    """A text holds no Python program."""
+
+
+@dataclass(frozen=True)
+class Program:
+    r"""
+    A program made ready for an engine.
+
+    Args:
+        body (`str`):
+            Statements to run first.
+        expressions (`tuple[str]`):
+            Expressions to evaluate after them; the first that is not `None` is the answer. If there is none, the answer is
+            the last line of the output.
+    """
+
+    body: str
+    expressions: tuple[str, ...] = ()
+
+
+def prepare(text: str) -> Program:
+    r"""
+    Find the program in a text, and the answer in the program.
+
+    Raises:
+        [`NotAProgram`]: If no part of the text is Python, or it is longer than `MAX_CHARS`.
+    """
+    if len(text) > MAX_CHARS:
+        raise NotAProgram(f"the program has {len(text):,} characters, more than {MAX_CHARS:,}")
+    source, tree = _find(text)
+    statements = tree.body
+    if not statements:
+        raise NotAProgram("the text has no statement")
+    if any(isinstance(node, ast.Return) for node in _outside_functions(tree)):
+        body = "def _program():\n" + textwrap.indent(source, "    ", _starts_code(source))
+        return Program(body, ("_program()",))
+
+    calls = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    uncalled = [
+        node.name
+        for node in statements
+        if isinstance(node, ast.FunctionDef) and node.name not in calls and not _required_arguments(node)
+    ]
+    name = _named_answer(tree)
+    named = (name,) if name else ()
+    last = statements[-1]
+    printed = _print_call(last)
+    if isinstance(last, ast.Expr) and not printed:
+        if len(statements) == 1 and isinstance(last.value, ast.Constant) and isinstance(last.value.value, str):
+            raise NotAProgram("the text is a string, not a program")
+        return Program(_before(source, last), (_text(source, last.value), *named))
+    if "solution" in uncalled:
+        return Program(source, ("solution()", *named))
+    if named:
+        return Program(source, named)
+    if printed:
+        return _shown(source, last, printed)
+    if len(uncalled) == 1:
+        return Program(source, (f"{uncalled[0]}()",))
+    return Program(source)
+
+
+# ------------------------------------------------------------------------------------------- the program in the text
+
+
+def _find(text: str) -> tuple[str, ast.Module]:
+    """The longest fenced block that is Python, the whole text, or the text without the prose around the code."""
+    text = text.replace("\r\n", "\n").strip("\n")
+    blocks = [match["code"] for match in _FENCE.finditer(text)]
+    failure = None
+    for candidate in [*sorted(blocks, key=len, reverse=True), *([] if blocks else _candidates(text))]:
+        candidate = textwrap.dedent(candidate)
+        try:
+            return candidate, ast.parse(candidate)
+        except SyntaxError as error:
+            failure = failure or f"SyntaxError: {error.msg} (line {error.lineno})"
+        except (ValueError, MemoryError, RecursionError) as error:  # NUL bytes, surrogates, thousands of brackets
+            failure = failure or f"SyntaxError: {error or 'too deeply nested'}"
+    raise NotAProgram(failure or "SyntaxError: the text is empty")
+
+
+def _candidates(text: str):
+    yield text
+    lines = text.split("\n")
+    start = next((i for i, line in enumerate(lines) if _CODE.match(line)), None)
+    if start is None:
+        return
+    yield "\n".join(lines[start:])
+    # Prose after the code begins at the margin.
+    for end in range(len(lines) - 1, start, -1):
+        if _PROSE.match(lines[end]) and not _CODE.match(lines[end]):
+            yield "\n".join(lines[start:end])
+
+
+# ---------------------------------------------------------------------------------------- the answer in the program
+
+
+def _outside_functions(tree: ast.AST):
+    """Nodes that run when the module does, the bodies of functions and classes left out."""
+    scopes = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
+    scopes += (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+    pending = list(ast.iter_child_nodes(tree))
+    while pending:
+        node = pending.pop()
+        yield node
+        if not isinstance(node, scopes):
+            pending.extend(ast.iter_child_nodes(node))
+
+
+def _named_answer(tree: ast.Module) -> str | None:
+    assigned = [
+        ((node.lineno, node.col_offset), node.id)
+        for node in _outside_functions(tree)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id in NAMES
+    ]
+    return max(assigned)[1] if assigned else None
+
+
+def _required_arguments(function: ast.FunctionDef) -> bool:
+    arguments = function.args
+    positional = len(arguments.posonlyargs) + len(arguments.args)
+    return positional > len(arguments.defaults) or any(default is None for default in arguments.kw_defaults)
+
+
+def _print_call(statement: ast.stmt) -> ast.Call | None:
+    call = statement.value if isinstance(statement, ast.Expr) else None
+    is_print = isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "print"
+    return call if is_print else None
+
+
+def _shown(source: str, statement: ast.stmt, call: ast.Call) -> Program:
+    """A program that ends in `print(...)`: the one thing printed that is not a literal text."""
+    if len(call.args) == 1 and not call.keywords and not isinstance(call.args[0], (ast.JoinedStr, ast.Starred)):
+        # Evaluated once, as in the original.
+        body = _before(source, statement) + f"\n_shown = ({_text(source, call.args[0])}\n)\nprint(_shown)"
+        return Program(body, ("_shown",))
+    parts: list[ast.expr] = []
+    for argument in call.args:
+        parts += argument.values if isinstance(argument, ast.JoinedStr) else [argument]
+    values = [part.value if isinstance(part, ast.FormattedValue) else part for part in parts]
+    values = [value for value in values if not isinstance(value, ast.Constant)]
+    if len(values) == 1 and not isinstance(values[0], ast.Starred):
+        return Program(source, (ast.unparse(values[0]),))
+    return Program(source)
+
+
+def _before(source: str, statement: ast.stmt) -> str:
+    lines = source.split("\n")
+    same_line = lines[statement.lineno - 1].encode()[: statement.col_offset].decode()
+    return "\n".join([*lines[: statement.lineno - 1], same_line])
+
+
+def _text(source: str, node: ast.expr) -> str:
+    return ast.get_source_segment(source, node) or ast.unparse(node)
+
+
+def _starts_code(source: str):
+    """Predicate for `textwrap.indent`: the lines that may be indented, those inside a long string left alone."""
+    inside = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.Constant, ast.JoinedStr)) and node.end_lineno > node.lineno:
+            inside.update(range(node.lineno, node.end_lineno))
+    number = iter(range(source.count("\n") + 1))
+    return lambda line: next(number) not in inside and bool(line.strip())
