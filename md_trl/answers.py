@@ -6,7 +6,7 @@ scoring does. The canonical forms are:
 | answer | canonical form |
 | --- | --- |
 | `$1,234.50`, `1234.5 dollars` | `1234.50`: currency, units, thousands separators and a percent sign are dropped |
-| `5.0`, `five`, `5 (apples)`, `4.9999999999` | `5`: integers are exact at any size; within 1e-9 (relative) counts as one |
+| `5.0`, `five`, `5 (apples)`, `4.9999999999` | `5`: integers are exact, and whatever is within 1e-9 (relative) of one |
 | `2.675`, `1/3`, `2 1/2`, `\frac{3}{8}` | `2.68`, `0.3333`, `2.50`, `0.3750`: 2 decimals from 1 up, 4 digits below |
 | `5:15`, `3:30 p.m.` | `5:15`, `15:30`; a time that says neither a.m. nor p.m. stays as it is |
 | `6:8`, `3 to 4` | `3:4`: a ratio is reduced, unless it might be a time |
@@ -26,6 +26,7 @@ import math
 import re
 import threading
 import unicodedata
+from collections import deque
 from decimal import MAX_EMAX, MIN_EMIN, ROUND_HALF_UP, Context, Decimal
 from fractions import Fraction
 from functools import lru_cache
@@ -113,8 +114,8 @@ def extract(text: str, strict: bool = False) -> str | None:
     r"""
     The answer a text comes to, in canonical form.
 
-    A *stated* answer follows `The answer is`, `Answer:` or `####`, or stands in `\boxed{}`; the last one counts. Without
-    one, the flexible reading takes the last number, or the yes or no that ends the text if that comes later.
+    A *stated* answer follows `The answer is`, `Answer:` or `####`, or stands in `\boxed{}`; the last one counts.
+    Without one, the flexible reading takes the last number, or the yes or no that ends the text if that comes later.
 
     Args:
         text (`str`):
@@ -247,6 +248,10 @@ _MEASURE = (
     r"|km|cm|m|kg|g|(?:kilo|centi)?meters?|(?:kilo)?grams?|pounds?|lbs?|ounces?|oz|dollars?|cents?)"
 )
 _TWO_UNITS = re.compile(rf"({_PLAIN}\s?{_MEASURE})\.?,?\s+({_PLAIN}\s?{_MEASURE})", re.ASCII | re.IGNORECASE)
+_STATEMENT = re.compile(
+    r"\A(?:(?:so|therefore|thus|hence),?\s+)?(?:the\s+)?(?:final\s+)?answer\s*(?:\bis\b\s*:?|[:=])\s*(?=\S)",
+    re.IGNORECASE,
+)
 _WRAPPERS = (
     (re.compile(r"\$\$?(?P<inside>[^$]+)\$\$?"), r"\g<inside>"),
     (re.compile(r"\\\((?P<inside>.+)\\\)|\\\[(?P<inside2>.+)\\\]", re.DOTALL), r"\g<inside>\g<inside2>"),
@@ -298,7 +303,7 @@ def _unwrap(text: str) -> str:
     before = None
     while text != before and len(text) <= _MAX_QUANTITY:
         before = text
-        text = text.strip("*_`'\" \t\r\n").rstrip(".,;:!?")
+        text = _STATEMENT.sub("", text.strip("*_`'\" \t\r\n").rstrip(".,;:!?"), count=1)
         for pattern, inside in _WRAPPERS:
             text = pattern.sub(inside, text) if pattern.fullmatch(text) else text
     return text
@@ -490,7 +495,8 @@ def _evaluate(text: str) -> str | None:
 _STATED = re.compile(
     r"(?P<boxed>\\boxed\s?\{)"
     r"|####\s*"
-    r"|\banswers?\b(?:\s*\*{1,2}\s*)?(?:[^.:=\n]{0,60}?\b(?:is|are|was|would be|will be|must be)\b(?!\s+not\b)\s*:?|\s*[:=])[\s*]*",
+    r"|\banswers?\b(?:\s*\*{1,2}\s*)?"
+    r"(?:[^.:=\n]{0,60}?\b(?:is|are|was|would be|will be|must be)\b(?!\s+not\b)\s*:?|\s*[:=])[\s*]*",
     re.IGNORECASE,
 )
 _ABBREVIATION = re.compile(r"(?:\b(?:mr|mrs|ms|dr|st|vs|sq|no|approx|[a-z])|\b[ap]\.m)$", re.IGNORECASE)
@@ -548,11 +554,11 @@ def _read_span(span: str) -> str:
 
 
 def _last_answer(text: str) -> str | None:
-    number = truth = None
-    for number in _LAST_NUMBER.finditer(text):
-        pass
-    for truth in _LAST_TRUTH.finditer(text):
-        pass
+    number, truth = _last(_LAST_NUMBER, text), _last(_LAST_TRUTH, text)
     if truth and (not number or truth.start("truth") > number.start()):
         return canonical(truth["truth"])
     return canonical(number[0]) or None if number else None
+
+
+def _last(pattern: re.Pattern, text: str) -> re.Match | None:
+    return next(iter(deque(pattern.finditer(text), maxlen=1)), None)

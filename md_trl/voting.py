@@ -99,7 +99,7 @@ def score(cot: Sequence[Sequence[Any]], pot: Sequence[Sequence[Any]], references
 
     n = len(references)
     joint_right = cot_right = pot_right = both = neither = abstained = votes = 0
-    for cot_answers, pot_answers, reference in zip(cot, pot, references):
+    for cot_answers, pot_answers, reference in zip(cot, pot, references, strict=True):
         cot_answers, pot_answers, gold = usable(cot_answers), usable(pot_answers), canonical(reference)
         joint = vote(cot_answers, pot_answers)
         by_cot, by_pot = majority(cot_answers) == gold, majority(pot_answers) == gold

@@ -12,8 +12,8 @@ from .programs import Program
 from .results import MAX_INT_DIGITS, MAX_ITEMS, MAX_TEXT, Limits, NoAnswer, Result, to_json
 
 
-# Monty 1.4.0 rounds binary floats as if they were decimals: `round(2.675, 2)` is 2.67 in CPython, whose digits come from
-# the exact value of the float, as those of Monty's own format do.
+# Monty 1.4.0 rounds near ties as if floats were decimals: its `round(2.675, 2)` is 2.68. CPython says 2.67, as the
+# exact value of the float does, and so does Monty's own format.
 _ROUND = '''
 _round = round
 def round(number, ndigits=None):
@@ -36,8 +36,8 @@ def round(number, ndigits=None):
 _HAND_OVER = f"""
 def _hand_over(value):
     if isinstance(value, int) and not -(10**{MAX_INT_DIGITS}) < value < 10**{MAX_INT_DIGITS}:
-        if value.bit_length() > 400_000:
-            raise ValueError("the result has more than 120,000 digits")
+        if not -(10**100_000) < value < 10**100_000:
+            raise ValueError("the result has more than 100,000 digits")
         return {{"_int": hex(value)}}
     if isinstance(value, (str, bytes)) and len(value) > {MAX_TEXT}:
         raise ValueError("the result has more than {MAX_TEXT:,} characters")
@@ -50,6 +50,7 @@ _UNSUPPORTED = re.compile(
     r"NotImplementedError: (?:The monty|Wildcard)|ModuleNotFoundError: No module named|.*Internal error in monty"
     r"|AttributeError: module '\w+' has no attribute|TypeError: cannot create '\w+' instances"
 )
+_FUNCTION = re.compile(r"<function '[^']*' at 0x[0-9a-f]+>")  # how Monty hands one over
 _UNKNOWN_NAME = re.compile(r"NameError: name '(\w+)' is not defined")
 
 
@@ -147,6 +148,8 @@ def _outcome(value, program: Program, output: _Output) -> tuple:
         if not output.complete:
             return "no_result", None, None, f"the program printed more than {output.limit:,} characters"
         return "ok", lines[-1].strip(), "str", None
+    if isinstance(value, str) and _FUNCTION.fullmatch(value):
+        raise NoAnswer("the result is a function")
     if isinstance(value, dict) and list(value) == ["_int"]:
         value = int(value["_int"], 16)
     return "ok", to_json(value), type(value).__name__, None
@@ -160,6 +163,8 @@ def _failure(failure: MontyError) -> tuple[str, str]:
         return "timeout", error
     if error.startswith("MemoryError: memory limit"):
         return "memory", error
+    if error.startswith("ValueError: the result "):  # raised by `_hand_over`
+        return "no_result", error.removeprefix("ValueError: ")
     unknown = _UNKNOWN_NAME.match(error)
     if _UNSUPPORTED.match(error) or (unknown and unknown[1] in vars(builtins)):
         return "unsupported", error

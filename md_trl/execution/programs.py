@@ -47,8 +47,8 @@ class Program:
         body (`str`):
             Statements to run first.
         expressions (`tuple[str]`):
-            Expressions to evaluate after them; the first that is not `None` is the answer. If there is none, the answer is
-            the last line of the output.
+            Expressions to evaluate after them; the first that is not `None` is the answer. If there is none, it is the
+            last line of the output.
     """
 
     body: str
@@ -112,7 +112,7 @@ def _find(text: str) -> tuple[str, ast.Module]:
         except SyntaxError as error:
             failure = failure or f"SyntaxError: {error.msg} (line {error.lineno})"
         except (ValueError, MemoryError, RecursionError) as error:  # NUL bytes, surrogates, thousands of brackets
-            failure = failure or f"SyntaxError: {error or 'too deeply nested'}"
+            failure = failure or f"SyntaxError: {str(error) or 'too deeply nested'}"
     raise NotAProgram(failure or "SyntaxError: the text is empty")
 
 

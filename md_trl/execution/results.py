@@ -51,11 +51,11 @@ class Result:
 
     Args:
         status (`str`):
-            `ok`; `error` (it raised, or is no Python); `timeout`; `memory`; `unsupported` (it needs what the engine lacks);
-            `no_result` (it ran, but neither returned, named nor printed an answer).
+            `ok`; `error` (it raised, or is no Python); `timeout`; `memory`; `unsupported` (it needs what the engine
+            lacks); `no_result` (it ran, but neither returned, named nor printed an answer).
         value (`Any`, *optional*):
-            The result as strict JSON, `None` unless the status is `ok`. What JSON cannot say exactly (nan, inf, Decimal,
-            Fraction, dates, ints over 4,000 digits) comes as a string. Tuples and sets are lists.
+            The result as strict JSON, `None` unless the status is `ok`. What JSON cannot say exactly (nan, inf,
+            Decimal, Fraction, dates, ints over 4,000 digits) comes as a string. Tuples and sets are lists.
         type (`str`, *optional*):
             Name of the Python type that `value` stands for, for example `int` or `Decimal`.
         error (`str`, *optional*):
