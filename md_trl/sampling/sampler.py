@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from tqdm.auto import tqdm
 
-from ..records import Question
+from ..records import PATHS, Question
 from .engines import Engine, Prompt, SampleRequest
 from .store import Store
 
+
+logger = logging.getLogger(__name__)
 
 # How often what a server has left out is asked for again.
 ROUNDS = 5
@@ -108,6 +110,9 @@ def sample(
         `ValueError`: arguments that cannot be sampled with, or a server that refuses to.
         `ConnectionError`: no server.
     """
+    for path in paths:
+        if path not in (*PATHS, "label"):
+            raise ValueError(f"Unknown path {path!r}. Choose from {', '.join(PATHS)}, label.")
     if n < 1:
         raise ValueError(f"`n` is {n}. Use 1 or more.")
     if temperature < 0:
@@ -209,10 +214,9 @@ def sample(
     summary.seconds = time.perf_counter() - start
     if summary.missing:
         errors = "".join(f"\n  {count} requests: {error}" for error, count in summary.errors.items())
-        warnings.warn(
+        logger.warning(
             f"{summary.missing} of {total} samples are still missing: another process asks for them, or "
             f"{engine.model} did not give them. Run the same command again to ask for them only.{errors}",
-            stacklevel=2,
         )
     return summary
 

@@ -710,7 +710,7 @@ class Store:
 def describe(model: str, prompt_hash: str, params: dict[str, Any]) -> str:
     """A setting in one line."""
     parts = [f"model={model!r}", *(f"{name}={value!r}" for name, value in params.items())]
-    return " ".join([*parts, f"prompt={prompt_hash}"] if prompt_hash else parts)
+    return " ".join(parts + ([f"prompt={prompt_hash}"] if prompt_hash else []))
 
 
 def _where(conditions: dict[str, Any]) -> tuple[str, list[Any]]:

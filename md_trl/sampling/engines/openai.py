@@ -217,8 +217,12 @@ class OpenAIEngine:
         )
 
     def _message(self, error: openai.APIError) -> str:
-        status = f"HTTP {error.status_code}: " if isinstance(error, openai.APIStatusError) else ""
-        return self._clean(f"{status}{error.message}")
+        message = error.message
+        if isinstance(error.body, dict) and isinstance(error.body.get("message"), str):
+            message = error.body["message"]
+        if isinstance(error, openai.APIStatusError):
+            message = f"HTTP {error.status_code}: {message}"
+        return self._clean(message)
 
     def _clean(self, text: str) -> str:
         """One line, not too long, and without the key, which some servers repeat."""
