@@ -6,7 +6,7 @@ scoring does. The canonical forms are:
 | answer | canonical form |
 | --- | --- |
 | `$1,234.50`, `1234.5 dollars` | `1234.50`: currency, units, thousands separators and a percent sign are dropped |
-| `5.0`, `five`, `5 (apples)`, `4.9999999999` | `5`: integers are exact, and whatever is within 1e-9 (relative) of one |
+| `5.0`, `five`, `5 (apples)`, `4.9999999999` | `5`: integers are exact, as is what is within 1e-9 (relative) of one |
 | `2.675`, `1/3`, `2 1/2`, `\frac{3}{8}` | `2.68`, `0.3333`, `2.50`, `0.3750`: 2 decimals from 1 up, 4 digits below |
 | `5:15`, `3:30 p.m.` | `5:15`, `15:30`; a time that says neither a.m. nor p.m. stays as it is |
 | `6:8`, `3 to 4` | `3:4`: a ratio is reduced, unless it might be a time |

@@ -122,3 +122,22 @@ def score(cot: Sequence[Sequence[Any]], pot: Sequence[Sequence[Any]], references
         "n_questions": n,
         "mean_votes": votes / n,
     }
+
+
+def score_flat(predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
+    r"""
+    How often single answers are right.
+
+    Args:
+        predictions (`list`):
+            For each question one answer; an unusable one counts as wrong.
+        references (`list`):
+            For each question the gold answer.
+
+    Returns:
+        `dict`: `accuracy`, `abstained` (share of questions without a usable answer), `n_questions`.
+    """
+    scores = score(
+        cot=[[prediction] for prediction in predictions], pot=[[] for _ in predictions], references=references
+    )
+    return {key: scores[key] for key in ("accuracy", "abstained", "n_questions")}

@@ -1,0 +1,36 @@
+"""The Space of the metric: paste answers, read scores."""
+
+import evaluate
+import gradio as gr
+
+
+metric = evaluate.load("md_vote.py")
+INTRODUCTION = """# md_vote
+One question a line. Separate the answers of a path by `|` and leave out what is unusable; a path without any answer is
+an empty line."""
+
+
+def score(cot: str, pot: str, references: str) -> dict:
+    gold = references.strip().split("\n")
+
+    def answers(text: str) -> list[list[str]]:
+        lines = text.split("\n")[: len(gold)]
+        lines += [""] * (len(gold) - len(lines))
+        return [[answer.strip() for answer in line.split("|")] for line in lines]
+
+    return metric.compute(cot=answers(cot), pot=answers(pot), references=gold)
+
+
+with gr.Blocks(title="md_vote") as demo:
+    gr.Markdown(INTRODUCTION)
+    with gr.Row():
+        cot = gr.Textbox("5 | 6\n$1,080 | 1080\nyes", lines=8, label="Chain of thought")
+        pot = gr.Textbox("5\n108 | 108\n", lines=8, label="Program of thought")
+        references = gr.Textbox("5\n1080\nno", lines=8, label="Gold answers")
+    button = gr.Button("Score", variant="primary")
+    scores = gr.JSON(label="Scores")
+    button.click(score, inputs=[cot, pot, references], outputs=scores)
+    gr.Markdown(metric.inputs_description)
+
+if __name__ == "__main__":
+    demo.launch()

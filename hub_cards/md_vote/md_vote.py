@@ -1,0 +1,95 @@
+# Copyright 2026 The md_trl authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Accuracy of the votes of two reasoning paths: chain of thought and program of thought."""
+
+import datasets
+import evaluate
+
+from md_trl.voting import score, score_flat
+
+
+_DESCRIPTION = """
+Accuracy of a model that answers by vote over two reasoning paths, chain of thought (CoT) and program of thought (PoT),
+as in Mixed Distillation. The joint vote is the most frequent answer among both paths' answers (Eq. 5 of the paper).
+Answers are compared as numbers, yes/no, times or words in their canonical form, so `$1,080`, `1080.0` and
+`1080 dollars` are one answer, and votes group exactly as scoring does.
+"""
+
+_KWARGS_DESCRIPTION = """
+Args:
+    cot (list of list of str): for each question the answers of its CoT thoughts, in the order sampled. An unusable
+        thought is an empty string (None is not allowed inside a list); a path that was not sampled is an empty list.
+    pot (list of list of str): the same for its PoT thoughts.
+    references (list of str): for each question the gold answer.
+    predictions (list of str): configuration "flat" only, instead of cot and pot: for each question one answer.
+Returns:
+    accuracy (float): share of questions whose joint vote is right. No usable answer counts as wrong.
+    cot_accuracy, pot_accuracy (float): the same for the vote of one path.
+    both, cot_only, pot_only, neither (float): shares of questions by the paths whose own vote is right. They sum to 1.
+    abstained (float): share of questions without any usable answer.
+    n_questions (int): number of questions.
+    mean_votes (float): usable answers per question.
+    The configuration "flat" returns accuracy, abstained and n_questions.
+Examples:
+
+    >>> import evaluate
+    >>> md_vote = evaluate.load("md/md_vote")
+    >>> results = md_vote.compute(
+    ...     cot=[["5", "6"], ["$1,080", "1080", ""], ["yes"]],
+    ...     pot=[["5"], ["108", "108"], []],
+    ...     references=["5", "1080", "no"],
+    ... )
+    >>> print(round(results["accuracy"], 3), round(results["pot_accuracy"], 3), round(results["cot_only"], 3))
+    0.667 0.333 0.333
+    >>> print(results["n_questions"], round(results["mean_votes"], 3))
+    3 2.667
+
+    >>> flat = evaluate.load("md/md_vote", "flat")
+    >>> print(flat.compute(predictions=["$5.00", "2/3", ""], references=["5", "0.6667", "7"]))
+    {'accuracy': 0.6666666666666666, 'abstained': 0.3333333333333333, 'n_questions': 3}
+"""
+
+_CITATION = """
+@misc{mixed-distillation,
+    title = {Mixed Distillation Helps Smaller Language Models Reason Better},
+    year = {2023},
+    eprint = {2312.10730},
+    archivePrefix = {arXiv},
+    url = {https://huggingface.co/papers/2312.10730},
+}
+"""
+
+_ANSWER = datasets.Value("string")
+_FEATURES = {
+    "default": {"cot": datasets.List(_ANSWER), "pot": datasets.List(_ANSWER), "references": _ANSWER},
+    "flat": {"predictions": _ANSWER, "references": _ANSWER},
+}
+
+
+@evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
+class MDVote(evaluate.Metric):
+    def _info(self):
+        if self.config_name not in _FEATURES:
+            raise ValueError(f"Unknown configuration {self.config_name!r}. Choose one of {', '.join(_FEATURES)}.")
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_KWARGS_DESCRIPTION,
+            features=datasets.Features(_FEATURES[self.config_name]),
+            codebase_urls=["https://huggingface.co/spaces/md/md_vote"],
+            reference_urls=["https://huggingface.co/papers/2312.10730"],
+        )
+
+    def _compute(self, **answers):
+        return score_flat(**answers) if self.config_name == "flat" else score(**answers)
