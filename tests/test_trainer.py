@@ -5,11 +5,12 @@ import random
 import pytest
 import torch
 from datasets import Dataset
-from md_trl import MDConfig, MDTrainer
-from md_trl.trainer.thoughts import DrawnQuestions, QuestionSampler, draw, thoughts_to_learn
 from peft import LoraConfig
 from students import byte_tokenizer, tiny_gpt2, tiny_llama
 from transformers import TrainerCallback
+
+from md_trl import MDConfig, MDTrainer
+from md_trl.trainer.thoughts import DrawnQuestions, QuestionSampler, draw, thoughts_to_learn
 
 
 OBJECTIVES = ["md", "cot", "pot", "uniform", "label", "label_all"]
@@ -390,9 +391,10 @@ def test_chat_students_learn_the_thought_in_the_assistant_turn(tmp_path):
 
 
 def test_targets_start_at_the_first_token_that_differs_from_the_prompt(tmp_path):
-    from md_trl.trainer.thoughts import tokenize_thoughts
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
+
+    from md_trl.trainer.thoughts import tokenize_thoughts
 
     # A merge across the seam: the prompt's last newline and the thought's first letter become one token
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -59,7 +59,8 @@ class MDTrainer(SFTTrainer):
             Tokenizer of the student. If `None`, it is loaded from the model's name.
         callbacks (list of [`~transformers.TrainerCallback`], *optional*):
             Callbacks to customize the training loop.
-        optimizers (`tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None]`, *optional*, defaults to `(None, None)`):
+        optimizers (`tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None]`, *optional*,
+        defaults to `(None, None)`):
             Optimizer and scheduler to use.
         quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
             Quantization for a model given by name; with `peft_config`, QLoRA.
@@ -103,7 +104,8 @@ class MDTrainer(SFTTrainer):
             )
         if peft_config is not None and peft_config.is_prompt_learning:
             raise ValueError(
-                f"`MDTrainer` does not support `{type(peft_config).__name__}`: virtual tokens shift the targets. Use LoRA."
+                f"`MDTrainer` does not support `{type(peft_config).__name__}`: virtual tokens shift the targets. Use "
+                "LoRA."
             )
         self.dropped: dict[str, dict[str, int]] = {}
         super().__init__(

@@ -1,4 +1,4 @@
-"""From mixed rows to what the student learns: which thoughts, with which weights, and which are drawn when (Sec. 3.2)."""
+"""From mixed rows to what the student learns: which thoughts, with which weights, drawn when (Sec. 3.2)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from .md_config import MDConfig
 
 def path_weights(objective: str, type_: int, lambda_: float | None) -> dict[str, float]:
     r"""
-    The weights w(i,p) of the objective (Eq. 2 for types 1 and 2, Eq. 4 for type 3; the other objectives are baselines).
+    The weights w(i,p) of the objective (Eq. 2 for types 1 and 2, Eq. 4 for type 3; the other objectives are
+    baselines).
 
     Args:
         objective (`str`):
@@ -132,9 +133,9 @@ def check_lossless(tokenizer: PreTrainedTokenizerBase, program: str, ids: list[i
     if not decoded.endswith(program):
         lost = sorted(set(program) - set(decoded)) or "spacing or order"
         raise ValueError(
-            f"The tokenizer {tokenizer.name_or_path!r} loses characters of a program, so the student could not learn to "
-            f"write it. {where}: lost {lost}; {program[:60]!r} came back as {decoded[-len(program) :][:60]!r}. Add them "
-            "with `tokenizer.add_tokens` and resize the model's embeddings, or choose `objective='cot'`."
+            f"The tokenizer {tokenizer.name_or_path!r} loses characters of a program, so the student could not learn "
+            f"to write it. {where}: lost {lost}; {program[:60]!r} came back as {decoded[-len(program) :][:60]!r}. Add "
+            "them with `tokenizer.add_tokens` and resize the model's embeddings, or choose `objective='cot'`."
         )
 
 
@@ -165,16 +166,16 @@ def prepare_questions(
     """
     if tokenizer.eos_token_id is None:
         raise ValueError(
-            f"The tokenizer {tokenizer.name_or_path!r} has no EOS token, so the student would never learn to stop. Set "
-            "`tokenizer.eos_token` to a token of its vocabulary."
+            f"The tokenizer {tokenizer.name_or_path!r} has no EOS token, so the student would never learn to stop. "
+            "Set `tokenizer.eos_token` to a token of its vocabulary."
         )
     needed = {"label": ["question", "answer", "type", "cot", "pot"], "label_all": ["question", "answer"]}.get(
         args.objective, ["question", "type", "cot", "pot"]
     )
     if missing := [column for column in needed if column not in dataset.column_names]:
         raise ValueError(
-            f"The {name} dataset has no column {', '.join(missing)}, which `objective={args.objective!r}` needs; it has "
-            f"{', '.join(dataset.column_names)}. Pass mixed rows, as `md-trl mix` writes them."
+            f"The {name} dataset has no column {', '.join(missing)}, which `objective={args.objective!r}` needs; it "
+            f"has {', '.join(dataset.column_names)}. Pass mixed rows, as `md-trl mix` writes them."
         )
     ids, count = Value("int32"), Value("int64")
     thoughts = List({"input_ids": List(ids), "start": ids})
@@ -201,9 +202,10 @@ def prepare_questions(
     kept = [index for index, reason in enumerate(prepared["dropped"]) if not reason]
     if not kept:
         raise ValueError(
-            f"No question is left in the {name} dataset of {len(dataset)} rows: {dropped['type_4']} of type 4 (solved by "
-            f"neither path), {dropped['no_thought']} without a thought to learn from, {dropped['too_long']} thoughts "
-            f"longer than `max_length={args.max_length}`. Sample more or better thoughts, or raise `max_length`."
+            f"No question is left in the {name} dataset of {len(dataset)} rows: {dropped['type_4']} of type 4 (solved "
+            f"by neither path), {dropped['no_thought']} without a thought to learn from, {dropped['too_long']} "
+            f"thoughts longer than `max_length={args.max_length}`. Sample more or better thoughts, or raise "
+            "`max_length`."
         )
     return prepared.select(kept).remove_columns(["dropped", "too_long"]), dropped
 
@@ -308,10 +310,11 @@ class DrawnQuestions(TorchDataset):
 
 class QuestionSampler(Sampler):
     r"""
-    Yields `(epoch, position)` for every question of [`DrawnQuestions`], then `None` until the last global batch is full.
+    Yields `(epoch, position)` for every question of [`DrawnQuestions`], then `None` until the last global batch is
+    full.
 
-    The same order comes out on every process. `None` stands for a question of weight 0 that does not count in N, so that
-    no question is repeated to fill the last batch.
+    The same order comes out on every process. `None` stands for a question of weight 0 that does not count in N, so
+    that no question is repeated to fill the last batch.
 
     Args:
         questions ([`DrawnQuestions`]):

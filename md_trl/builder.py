@@ -1,0 +1,234 @@
+"""Builder: a store of thoughts or mixed rows come in, a dataset that `load_dataset` opens goes out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets.info import DatasetInfosDict
+from datasets.utils.metadata import MetadataConfigs
+from huggingface_hub import DatasetCard, DatasetCardData
+
+from .execution import Executor
+from .judging import judge
+from .mixing import REPEAT_CAP, describe, mix
+from .records import MixedRow
+from .sampling.store import Store
+from .tasks import TASKS
+
+
+def rows_from_store(
+    store: Store,
+    task: str,
+    split: str,
+    model: str | None = None,
+    temperature: float | None = None,
+    repeat_cap: int = REPEAT_CAP,
+    progress: bool = False,
+) -> list[MixedRow]:
+    r"""
+    Judge and mix the thoughts of one task and split.
+
+    Args:
+        store ([`~md_trl.sampling.store.Store`]):
+            Where the thoughts are.
+        task (`str`), split (`str`):
+            What to mix.
+        model (`str`, *optional*), temperature (`float`, *optional*):
+            Which thoughts to take, where the store has several for a question.
+        repeat_cap (`int`, *optional*, defaults to `4`):
+            Largest `repeat`.
+        progress (`bool`, *optional*, defaults to `False`):
+            Whether to show a progress bar while programs run.
+
+    Returns:
+        `list[MixedRow]`: all rows, type 4 included.
+
+    Raises:
+        `ValueError`: the store has no such thoughts, or thoughts that must not be mixed.
+    """
+    questions = store.questions(task, split)
+    thoughts = store.thoughts(task, split, model=model, temperature=temperature)
+    if not thoughts:
+        held = sorted({f"{q.task}/{q.split}" for q in store.questions()}) or ["no question at all"]
+        raise ValueError(
+            f"{store.path} has no thoughts of {task}/{split}{f' by {model}' if model else ''}; it holds "
+            f"{', '.join(held)}. Sample some with `md-trl sample --task {task} --split {split} --store {store.path}`."
+        )
+    with Executor() as executor:
+        judged = judge(thoughts, {q.id: q.answer for q in questions}, executor, progress=progress)
+    return mix(questions, judged, repeat_cap=repeat_cap)
+
+
+@dataclass
+class MixedThoughtsConfig(datasets.BuilderConfig):
+    r"""
+    Configuration of [`MixedThoughts`]. Its name is the task.
+
+    Args:
+        store (`str`):
+            Path of the store.
+        model (`str`, *optional*), temperature (`float`, *optional*), repeat_cap (`int`, *optional*, defaults to `4`):
+            As in [`rows_from_store`].
+        fingerprint (`str`, *optional*):
+            Digest of the store, set by [`MixedThoughts`], so that a cached dataset is not taken for a grown store.
+    """
+
+    store: str | None = None
+    model: str | None = None
+    temperature: float | None = None
+    repeat_cap: int = REPEAT_CAP
+    fingerprint: str | None = None
+
+
+class MixedThoughts(datasets.GeneratorBasedBuilder):
+    r"""
+    `datasets` builder of mixed thoughts (Sec. 3.1), one config a task, one split a split of the store.
+
+    Example:
+
+    ```python
+    >>> from md_trl import MixedThoughts
+
+    >>> builder = MixedThoughts("svamp", store="thoughts.db")
+    >>> builder.download_and_prepare()
+    >>> dataset = builder.as_dataset(split="train")
+    ```
+
+    Args:
+        config_name (`str`):
+            The task.
+        store (`str`):
+            Path of the store.
+        cache_dir (`str`, *optional*):
+            Folder for the prepared dataset, the cache of `datasets` by default.
+        **config_kwargs:
+            Further fields of [`MixedThoughtsConfig`].
+
+    Raises:
+        `FileNotFoundError`: no store at the path.
+        `ValueError`: the store has no thoughts of the task.
+    """
+
+    BUILDER_CONFIG_CLASS = MixedThoughtsConfig
+    BUILDER_CONFIGS = [MixedThoughtsConfig(name=task) for task in TASKS]
+
+    def __init__(self, config_name: str, store: str | Path, cache_dir: str | None = None, **config_kwargs: Any):
+        if not Path(store).is_file():
+            raise FileNotFoundError(f"There is no store at {store}. Make one with `md-trl sample --store {store}`.")
+        with Store(store) as opened:
+            content = repr(opened.status()).encode()
+        super().__init__(
+            cache_dir=cache_dir,
+            config_name=config_name,
+            store=str(Path(store).resolve()),
+            fingerprint=hashlib.sha256(content).hexdigest(),
+            **config_kwargs,
+        )
+
+    def _info(self) -> datasets.DatasetInfo:
+        return datasets.DatasetInfo(
+            description=f"Mixed thoughts on {self.config.name}: distinct CoT and PoT thoughts with type and lambda.",
+            features=MixedRow.features(),
+            homepage="https://huggingface.co/papers/2312.10730",
+        )
+
+    def _split_generators(self, dl_manager) -> list[datasets.SplitGenerator]:
+        with Store(self.config.store) as store:
+            splits = list(dict.fromkeys(question.split for question in store.questions(self.config.name)))
+        if not splits:
+            raise ValueError(f"{self.config.store} has no questions of {self.config.name}.")
+        return [datasets.SplitGenerator(name=split, gen_kwargs={"split": split}) for split in splits]
+
+    def _generate_examples(self, split: str):
+        config = self.config
+        with Store(config.store) as store:
+            rows = rows_from_store(store, config.name, split, config.model, config.temperature, config.repeat_cap)
+        for row in rows:
+            if row.type != 4:
+                yield row.id, row.to_dict()
+
+
+def write_folder(
+    output: str | Path, task: str, splits: Mapping[str, Sequence[MixedRow]], settings: Mapping[str, Any]
+) -> Path:
+    r"""
+    Write mixed rows as Parquet with a card, so that `load_dataset(output, task)` opens them, from disk or from the
+    Hub.
+
+    Other tasks in the folder stay as they are. Rows of type 4 are counted in the card and not written.
+
+    Args:
+        output (`str` or `Path`):
+            Folder, made if there is none.
+        task (`str`):
+            Name of the config.
+        splits (`Mapping[str, Sequence[MixedRow]]`):
+            Mixed rows by split, type 4 included.
+        settings (`Mapping[str, Any]`):
+            How the rows came about, for the metadata: model, temperature, `repeat_cap`, ...
+
+    Returns:
+        `Path`: the folder.
+
+    Raises:
+        `ValueError`: every row is of type 4.
+    """
+    output = Path(output)
+    info = datasets.DatasetInfo(features=MixedRow.features(), config_name=task, splits=datasets.SplitDict())
+    for split, rows in splits.items():
+        kept = [row.to_dict() for row in rows if row.type != 4]
+        if not kept:
+            raise ValueError(
+                f"No question of {task}/{split} is left to mix: all {len(rows)} are of type 4, solved by neither "
+                "path. Sample more thoughts (`--n`), from a better model, or look at them with `md-trl sample "
+                "--export`."
+            )
+        (output / task).mkdir(parents=True, exist_ok=True)
+        file = output / task / f"{split}-00000-of-00001.parquet"
+        dataset = datasets.Dataset.from_list(kept, features=MixedRow.features())
+        dataset.to_parquet(file)
+        info.splits[split] = datasets.SplitInfo(name=split, num_bytes=dataset.data.nbytes, num_examples=len(kept))
+        info.download_size = (info.download_size or 0) + file.stat().st_size
+        info.dataset_size = (info.dataset_size or 0) + dataset.data.nbytes
+    summary = {
+        "settings": dict(settings),
+        "types": {
+            split: {str(t): sum(row.type == t for row in rows) for t in (1, 2, 3, 4)} for split, rows in splits.items()
+        },
+        "summary": {split: describe(rows) for split, rows in splits.items()},
+    }
+    (output / task / "mixing.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    _write_card(output, task, info)
+    return output
+
+
+def _write_card(output: Path, task: str, info: datasets.DatasetInfo) -> None:
+    path = output / "README.md"
+    data = DatasetCard.load(path).data if path.exists() else DatasetCardData()
+    infos = DatasetInfosDict.from_dataset_card_data(data)
+    configs = MetadataConfigs.from_dataset_card_data(data)
+    infos[task] = info
+    configs[task] = {"data_files": [{"split": split, "path": f"{task}/{split}-*.parquet"} for split in info.splits]}
+    template = (files("md_trl") / "hub_cards" / "mixed-thoughts" / "README.md").read_text()
+    new = DatasetCard(template.replace("{{ configs }}", _sections(output, configs)))
+    infos.to_dataset_card_data(new.data)
+    configs.to_dataset_card_data(new.data)
+    new.save(path)
+
+
+def _sections(output: Path, tasks: Sequence[str]) -> str:
+    """One section a task for the body of the card, from the metadata in the task's folder."""
+    sections = []
+    for task in sorted(tasks):
+        metadata = json.loads((output / task / "mixing.json").read_text())
+        settings = "\n".join(f"| {name} | {value} |" for name, value in metadata["settings"].items())
+        sections.append(f"## {task}\n\n| setting | value |\n| --- | --- |\n{settings}")
+        sections += [f"### {task}, {split}\n\n{summary}" for split, summary in metadata["summary"].items()]
+    return "\n\n".join(sections)

@@ -1,0 +1,68 @@
+"""`md-trl mix`: judge and mix the thoughts of a store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class MixArguments:
+    r"""
+    Arguments of `md-trl mix`.
+
+    Args:
+        store (`str`):
+            The store to read.
+        task (`str`):
+            Task to mix; the name of the dataset's config.
+        output (`str`):
+            Folder to write, for `load_dataset(output, task)`.
+        splits (`list[str]`, *optional*, defaults to `["train"]`):
+            Splits to mix.
+        model (`str`, *optional*), temperature (`float`, *optional*):
+            Which thoughts to take, where the store has several for a question.
+        repeat_cap (`int`, *optional*, defaults to `4`):
+            How often a question of type 1 or 2 may count at most.
+    """
+
+    store: str = field(metadata={"help": "The store to read."})
+    task: str = field(metadata={"help": "Task to mix; the name of the dataset's config."})
+    output: str = field(metadata={"help": "Folder to write, for `load_dataset(OUTPUT, TASK)`."})
+    splits: list[str] = field(default_factory=lambda: ["train"], metadata={"help": "Splits to mix."})
+    model: str | None = field(default=None, metadata={"help": "Take the thoughts of this model only."})
+    temperature: float | None = field(default=None, metadata={"help": "Take the thoughts of this temperature only."})
+    repeat_cap: int = field(default=4, metadata={"help": "How often a question of type 1 or 2 may count at most."})
+
+
+ARGUMENTS = MixArguments
+
+
+def run(args: MixArguments) -> None:
+    """Mixes, writes the dataset and prints a summary."""
+    from pathlib import Path
+
+    from ..builder import rows_from_store, write_folder
+    from ..mixing import describe
+    from ..sampling.store import Store
+
+    if not Path(args.store).is_file():
+        raise FileNotFoundError(
+            f"There is no store at {args.store}. Make one with `md-trl sample --store {args.store}`."
+        )
+    with Store(args.store) as store:
+        rows = {
+            split: rows_from_store(
+                store, args.task, split, args.model, args.temperature, args.repeat_cap, progress=True
+            )
+            for split in args.splits
+        }
+        sampled = [row for row in store.status() if row.task == args.task and row.split in args.splits]
+    settings = {
+        "teacher": ", ".join(sorted({row.model for row in sampled if args.model in (None, row.model)})),
+        "temperature": ", ".join(sorted({str(row.params.get("temperature", "unknown")) for row in sampled})),
+        "repeat_cap": args.repeat_cap,
+    }
+    write_folder(args.output, args.task, rows, settings)
+    for split, of_split in rows.items():
+        print(f"{args.task}/{split}: {len(of_split):,} questions\n\n{describe(of_split)}\n")
+    print(f"Wrote {args.output}. Open it with `load_dataset({args.output!r}, {args.task!r})`.")
