@@ -37,9 +37,9 @@ from typing import Any
 NO_ANSWER = ("", "nan")
 """Canonical forms that neither vote nor score: nothing was said, or the program computed nothing."""
 
-# Integers with more digits than this are written `{digits}e{zeros}`: `1e999999999` must not become a gigabyte.
-_MAX_DIGITS = 10_000
-# Beyond this a "number" is read as words.
+# Integers that end in more zeros than this are written `{digits}e{zeros}`: `1e999999999` must not become a gigabyte.
+_MAX_ZEROS = 10_000
+# Numbers from 1e1000000000 up count as infinite, and their inverses as zero.
 _MAX_EXPONENT = 10**9
 # Longer texts are no expression, and no quantity either.
 _MAX_EXPRESSION = 120
@@ -153,13 +153,12 @@ def extract(text: str, strict: bool = False) -> str | None:
 def _number(number: Decimal) -> str:
     if number.is_nan():
         return "nan"
-    if number.is_infinite():
-        return "inf" if number > 0 else "-inf"
-    if number.is_zero():
+    if number.is_zero() or number.adjusted() <= -_MAX_EXPONENT:
         return "0"
-    nearest = number.to_integral_value()
-    if number == nearest or _close(number, nearest):
-        return _integer(nearest)
+    if number.is_infinite() or number.adjusted() >= _MAX_EXPONENT:
+        return "inf" if number > 0 else "-inf"
+    if _is_integer(number):
+        return _integer(number)
     number = _NOISE_FREE.plus(number)
     if abs(number) >= 1:
         rounded = number.quantize(_CENT, rounding=ROUND_HALF_UP)
@@ -167,20 +166,23 @@ def _number(number: Decimal) -> str:
         rounded = _SIGNIFICANT.plus(number)
         rounded = _SIGNIFICANT.quantize(rounded, Decimal((0, (1,), rounded.adjusted() - 3)))
     # 1.999 is written 2.00, which is an integer.
-    return _integer(rounded) if rounded == rounded.to_integral_value() else str(rounded).lower()
+    return _integer(rounded) if _is_integer(rounded) else str(rounded).lower()
 
 
-def _close(number: Decimal, nearest: Decimal) -> bool:
+def _is_integer(number: Decimal) -> bool:
+    nearest = number.to_integral_value()
     difference = _WIDE.abs(_WIDE.subtract(number, nearest))
     return difference <= _WIDE.multiply(_WIDE.abs(nearest), Decimal("1e-9"))
 
 
 def _integer(number: Decimal) -> str:
-    if number.adjusted() < _MAX_DIGITS:
-        return format(number.to_integral_value(), "f")
+    number = number.to_integral_value()
+    if number.adjusted() < _MAX_ZEROS:
+        return format(number, "f")
     sign, digits, exponent = number.as_tuple()
     kept = "".join(map(str, digits)).rstrip("0")
-    return f"{'-' if sign else ''}{kept}e{exponent + len(digits) - len(kept)}"
+    zeros = exponent + len(digits) - len(kept)
+    return ("-" if sign else "") + kept + ("0" * zeros if zeros <= _MAX_ZEROS else f"e{zeros}")
 
 
 def _ratio(fraction: Fraction) -> str:
@@ -226,7 +228,7 @@ _PART = re.compile(rf"[\s-](?P<part>{'|'.join(_PARTS)})s?(?=$|\sof\b|\san?\b)", 
 # What may follow a number as its unit: words, brackets, degrees, `-year-old`; and what shows that it is no unit.
 _UNIT = re.compile(r"(?:[\s.,]*$|\s*[-/]?\s*[^\W\d_]|\s*[(\[°'\"$€£¥₹¢′″])", re.DOTALL)
 _NO_UNIT = re.compile(
-    r"\s*(?:[xyzn](?!\w)"
+    r"\s*(?:[xyzn](?!\w)|e[-+]?\d"
     r"|(?:or|to|and|plus|minus|times|by|divided by|over|of|out of|in|more than|less than)\s\W?\d"
     r"|.*[=<>+*^]\s?\d{2}|.*[=<>+*]|.*\b(?:or|and)\s\W?\d"
     r"|(?:january|february|march|april|may|june|july|august|september|october|november|december)\b"
@@ -314,8 +316,7 @@ def _numeric(text: str) -> str | None:
     # Longer texts are numbers, perhaps with separators, or words.
     bare = text.replace(",", "") if len(text) > _MAX_QUANTITY else text
     if _DECIMAL.fullmatch(bare):
-        number = Decimal(bare)
-        return _number(number) if abs(number.adjusted()) < _MAX_EXPONENT else None
+        return _number(Decimal(bare))
     folded = text.casefold()
     if folded in _TRUTH:
         return _TRUTH[folded]
@@ -499,7 +500,7 @@ _STATED = re.compile(
     r"(?:[^.:=\n]{0,60}?\b(?:is|are|was|would be|will be|must be)\b(?!\s+not\b)\s*:?|\s*[:=])[\s*]*",
     re.IGNORECASE,
 )
-_ABBREVIATION = re.compile(r"(?:\b(?:mr|mrs|ms|dr|st|vs|sq|no|approx|[a-z])|\b[ap]\.m)$", re.IGNORECASE)
+_ABBREVIATION = re.compile(r"(?:\b(?:mr|mrs|ms|dr|st|vs|sq|no|approx)|\b[ap]\.m)$", re.IGNORECASE)
 _END = re.compile(r"[.!?]+[*_>\"')\]]*(?=\s|$)|\n")
 _ASIDE = re.compile(
     r",\s+(?!and\s+[\W]?\d|\d|[-$€£]\s?\d)|\s+(?:because|since|which|as we|so that)\b|;?\s+(?:therefore|hence|thus)\b",
@@ -511,7 +512,7 @@ _LAST_NUMBER = re.compile(
     re.ASCII | re.IGNORECASE,
 )
 _LAST_TRUTH = re.compile(
-    r"(?:^|[\n.,;:!*\"']\s{0,3}|\b(?:so|therefore|thus|hence|say)\s{1,3})(?P<truth>yes|no|true|false)\b(?=\s*(?:[,.;:!*\"']|$))",
+    r"(?:^|[\n.,;:!*\"']\s{0,3}|\b(?:so|therefore|thus|hence|say|is)\s{1,3})(?P<truth>yes|no|true|false)\b(?=\s*(?:[,.;:!*\"']|$))",
     re.IGNORECASE,
 )
 

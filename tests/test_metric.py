@@ -1,0 +1,126 @@
+import doctest
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import evaluate
+import pytest
+
+
+CARD = Path(__file__).parents[1] / "hub_cards" / "md_vote"
+KEYS = [
+    "accuracy",
+    "cot_accuracy",
+    "pot_accuracy",
+    "both",
+    "cot_only",
+    "pot_only",
+    "neither",
+    "abstained",
+    "n_questions",
+    "mean_votes",
+]
+
+
+@pytest.fixture(autouse=True)
+def own_caches(tmp_path, monkeypatch):
+    # evaluate writes the answers it is given to a file there, under a name that all processes share.
+    monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", tmp_path)
+
+
+def load(*config):
+    return evaluate.load(str(CARD), *config)
+
+
+def examples(text):
+    """The examples of a text, with the Hub's name of the metric replaced by the folder at hand."""
+    return text.replace('"md/md_vote"', repr(str(CARD)))
+
+
+def run_doctest(text):
+    test = doctest.DocTestParser().get_doctest(examples(text), {"evaluate": evaluate}, "md_vote", None, 0)
+    results = doctest.DocTestRunner().run(test)
+    assert results.attempted >= 6 and results.failed == 0
+
+
+class TestMetric:
+    def test_the_example_of_the_method(self):
+        scores = load().compute(cot=[["5", "6"]], pot=[["5"]], references=["5"])
+        assert list(scores) == KEYS
+        assert scores["accuracy"] == scores["both"] == 1 and scores["mean_votes"] == 3
+
+    def test_every_kind_of_question(self):
+        scores = load().compute(
+            cot=[["1"], ["2"], ["0"], ["0"], [""], []],
+            pot=[["1"], ["0", "0"], ["3", "3"], ["0"], [], [""]],
+            references=["1", "2", "3", "4", "5", "6"],
+        )
+        assert scores == {
+            "accuracy": 2 / 6,  # the second question is outvoted by its programs
+            "cot_accuracy": 2 / 6,
+            "pot_accuracy": 2 / 6,
+            "both": 1 / 6,
+            "cot_only": 1 / 6,
+            "pot_only": 1 / 6,
+            "neither": 3 / 6,
+            "abstained": 2 / 6,
+            "n_questions": 6,
+            "mean_votes": 10 / 6,
+        }
+
+    def test_batches(self):
+        metric = load()
+        metric.add(cot=["5"], pot=[], references="5")
+        metric.add_batch(cot=[["5"]], pot=[["6", "6"]], references=["6"])
+        assert metric.compute() == load().compute(cot=[["5"], ["5"]], pot=[[], ["6", "6"]], references=["5", "6"])
+
+    def test_flat(self):
+        scores = load("flat").compute(predictions=["$5.00", "", "7"], references=["5", "6", "8"])
+        assert scores == {"accuracy": 1 / 3, "abstained": 1 / 3, "n_questions": 3}
+
+    def test_unequal_lengths_are_named(self):
+        with pytest.raises(ValueError, match=r"cot \(2\) and pot \(1\)"):
+            load().compute(cot=[["5"], ["6"]], pot=[["5"]], references=["5", "6"])
+        with pytest.raises(ValueError, match=r"cot \(1\) and references \(2\)"):
+            load().compute(cot=[["5"]], pot=[["5"]], references=["5", "6"])
+        with pytest.raises(ValueError, match=r"predictions \(2\) and references \(1\)"):
+            load("flat").compute(predictions=["5", "6"], references=["5"])
+
+    def test_no_question(self):
+        with pytest.raises(ValueError, match="no question to score"):
+            load().compute(cot=[], pot=[], references=[])
+
+    def test_unknown_configuration(self):
+        with pytest.raises(ValueError, match="'flta'. Choose one of default, flat"):
+            load("flta")
+
+    def test_in_a_fresh_process(self, tmp_path):
+        code = (
+            "import evaluate\n"
+            f"metric = evaluate.load({str(CARD)!r})\n"
+            "print(metric.compute(cot=[['5', '6']], pot=[['5']], references=['5'])['accuracy'])\n"
+            f"flat = evaluate.load({str(CARD)!r}, 'flat')\n"
+            "print(flat.compute(predictions=['5'], references=['6'])['accuracy'])\n"
+        )
+        output = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=tmp_path)
+        assert output.split() == ["1.0", "0.0"]
+
+
+class TestCard:
+    def test_examples_of_the_docstring(self):
+        run_doctest(load().inputs_description)
+
+    def test_examples_of_the_readme(self):
+        blocks = re.findall(r"```python\n(.*?)```", (CARD / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+        run_doctest("\n".join(blocks))
+
+    def test_the_readme_explains_every_output(self):
+        readme = (CARD / "README.md").read_text(encoding="utf-8")
+        assert [key for key in KEYS if f"`{key}`" not in readme] == []
+
+    def test_the_space_names_its_files(self):
+        front = (CARD / "README.md").read_text(encoding="utf-8").split("---\n")[1]
+        assert "sdk: gradio\n" in front and "app_file: app.py\n" in front
+        # The app itself needs gradio, which is not a dependency of the library: it is only compiled here.
+        compile((CARD / "app.py").read_text(encoding="utf-8"), "app.py", "exec")
