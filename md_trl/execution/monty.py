@@ -103,7 +103,7 @@ class MontyEngine:
             with self._pool.checkout(**self._checkout) as session:
                 value = session.feed_run(_script(program), print_callback=output)
             status, value, kind, error = _outcome(value, program, output)
-        except (NoAnswer, ValueError) as failure:  # ValueError: an int inside a list has too many digits to come over
+        except ValueError as failure:  # `NoAnswer`, or an int inside a list has too many digits to come over
             status, value, kind, error = "no_result", None, None, str(failure)
         except MontyError as failure:
             value = kind = None
@@ -128,15 +128,16 @@ class _Output:
 
 
 def _script(program: Program) -> str:
-    # Only programs that round pay for the replacement.
-    script = [_ROUND] if "round" in program.body else []
-    script += [program.body]
+    script = [program.body]
     if program.expressions:
         script += [_HAND_OVER, "_answer = None"]
         script += [f"if _answer is None:\n    _answer = ({expression}\n)" for expression in program.expressions]
         script += ["_hand_over(_answer)"]
     else:
         script += ["None"]
+    # Only programs that round pay for the replacement.
+    if any("round" in part for part in (program.body, *program.expressions)):
+        script.insert(0, _ROUND)
     return "\n".join(script)
 
 

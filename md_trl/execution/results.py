@@ -98,8 +98,12 @@ def to_json(value: Any) -> Any:
         if value is None or isinstance(value, bool):
             return value
         if isinstance(value, int):
+            if abs(value) < 10**MAX_INT_DIGITS:
+                return value
+            if depth:
+                raise NoAnswer(f"the result has an item of more than {MAX_INT_DIGITS:,} digits")
             # `Decimal` writes any number of digits, `str(int)` does not.
-            return value if abs(value) < 10**MAX_INT_DIGITS else format(Decimal(value), "f")
+            return format(Decimal(value), "f")
         if isinstance(value, float):
             return value if math.isfinite(value) else str(value)
         if isinstance(value, str):
