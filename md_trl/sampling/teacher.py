@@ -12,9 +12,9 @@ about any real teacher.
 | `large` | 60 | 0 | 25 | 15 |
 | `steps` | 25 | 0 | 60 | 15 |
 | `distractor` | 3 | 7 | 75 | 15 |
-| `compare` | 0 | 80 | 5 | 15 |
-| `fraction` | 0 | 80 | 5 | 15 |
-| `trap` | 0 | 80 | 5 | 15 |
+| `compare` | 0 | 85 | 0 | 15 |
+| `fraction` | 0 | 85 | 0 | 15 |
+| `trap` | 0 | 85 | 0 | 15 |
 
 Each sample then has its own luck. At temperature 0.7 a thought on a path that solves the question goes wrong with the
 probability in `SLIPS`, and one on a path that does not comes out right with that in `LUCK`; both grow in proportion to
@@ -54,16 +54,16 @@ SOLVED_BY = {
     "large": {"pot": 0.60, "cot": 0.00, "both": 0.25, "neither": 0.15},
     "steps": {"pot": 0.25, "cot": 0.00, "both": 0.60, "neither": 0.15},
     "distractor": {"pot": 0.03, "cot": 0.07, "both": 0.75, "neither": 0.15},
-    "compare": {"pot": 0.00, "cot": 0.80, "both": 0.05, "neither": 0.15},
-    "fraction": {"pot": 0.00, "cot": 0.80, "both": 0.05, "neither": 0.15},
-    "trap": {"pot": 0.00, "cot": 0.80, "both": 0.05, "neither": 0.15},
+    "compare": {"pot": 0.00, "cot": 0.85, "both": 0.00, "neither": 0.15},
+    "fraction": {"pot": 0.00, "cot": 0.85, "both": 0.00, "neither": 0.15},
+    "trap": {"pot": 0.00, "cot": 0.85, "both": 0.00, "neither": 0.15},
 }
 """Share of a family's questions that each path solves."""
 
 SLIPS = {"cot": {"large": 0.35, "steps": 0.25}, "pot": {}}
 """Probability by path and family that a thought on a solved question goes wrong at temperature 0.7; else 0.08."""
 
-LUCK = {"cot": 0.05, "pot": 0.01}
+LUCK = {"cot": 0.05, "pot": 0.0}
 """Probability by path that a thought on an unsolved question comes out right at temperature 0.7."""
 
 FAVOURITE = 0.8

@@ -8,8 +8,8 @@ Seven families, chosen after the cases of Sec. 3.1 in which one path solves what
 | `large` | one or two steps on two- and three-digit numbers | numbers |
 | `steps` | three steps | numbers |
 | `distractor` | one step, with a number that does not matter | numbers |
-| `compare` | which of two numbers is larger | `first day`, `second day`, `neither day`, yes/no |
-| `fraction` | halves and quarters, compared | yes/no, a name, `neither` |
+| `compare` | two small numbers | `first day`, `second day`, `neither day`, yes/no |
+| `fraction` | halves and quarters, compared | yes/no, `first day`, `second day`, `neither day` |
 | `trap` | sentences that invite the wrong operation (`all but 4`) | numbers |
 
 A question is one wording of a [`Kind`] with names, objects and numbers filled in, and [`parse`] is the exact inverse,
@@ -48,7 +48,7 @@ LARGEST = 999
 # The family of each of 20 questions in a row, so that every stretch of a split has the same mix.
 _CYCLE = (
     "plain large steps distractor compare plain large trap distractor steps "
-    "plain large fraction compare plain large steps trap distractor plain"
+    "plain large fraction compare plain large steps trap distractor fraction"
 ).split()
 FAMILIES = tuple(dict.fromkeys(_CYCLE))
 
@@ -291,17 +291,17 @@ def _three_gains(rng: random.Random) -> dict[str, int]:
 
 
 def _two_to_compare(rng: random.Random) -> dict[str, int]:
-    x = rng.randint(2, 18)
-    return {"x": x, "y": x if rng.random() < 0.25 else rng.randint(2, 18)}
+    x = rng.choice(_DIGITS)
+    return {"x": x, "y": x if rng.random() < 0.2 else rng.choice(_DIGITS)}
 
 
 def _part_of_even(rng: random.Random) -> dict[str, int]:
-    x = rng.choice(range(4, 19, 2))
+    x = rng.choice(range(4, 13, 2))
     return {"x": x, "y": rng.randint(1, x - 1)}
 
 
 def _half_and_quarter(rng: random.Random) -> dict[str, int]:
-    return {"x": rng.choice(range(2, 19, 2)), "y": rng.choice(range(4, 37, 4))}
+    return {"x": rng.choice(range(2, 13, 2)), "y": rng.choice(range(4, 25, 4))}
 
 
 def _all_but(rng: random.Random) -> dict[str, int]:
@@ -320,7 +320,7 @@ KINDS = (
         draw=_two_small,
         steps=(lambda v: v.x + v.y,),
         cot=(
-            "{a} gets {y} more {o}. {x} + {y} = {r}. The answer is {r}.",
+            "There are {y} more {o}: {x} + {y} = {r}. The answer is {r}.",
             "Add the {o}: {x} + {y} = {r}. The answer is {r}.",
         ),
         pot=("answer = {x} + {y}", "had = {x}\nmore = {y}\nanswer = had + more"),
@@ -337,7 +337,7 @@ KINDS = (
         draw=_small_difference,
         steps=(lambda v: v.x - v.y,),
         cot=(
-            "{a} has {y} {o} less. {x} - {y} = {r}. The answer is {r}.",
+            "There are {y} {o} less: {x} - {y} = {r}. The answer is {r}.",
             "Take the {o} away: {x} - {y} = {r}. The answer is {r}.",
         ),
         pot=("answer = {x} - {y}", "had = {x}\nless = {y}\nanswer = had - less"),
@@ -354,7 +354,7 @@ KINDS = (
         draw=_small_sum_less,
         steps=(lambda v: v.x + v.y, lambda v: v.r - v.z),
         cot=(
-            "{a} gets {y} more {o}. {x} + {y} = {r}. Then {a} has {z} less. {r} - {z} = {s}. The answer is {s}.",
+            "There are {y} more: {x} + {y} = {r}. Then {z} less: {r} - {z} = {s}. The answer is {s}.",
             "Add the {o}: {x} + {y} = {r}. Take {z} away: {r} - {z} = {s}. The answer is {s}.",
         ),
         pot=("answer = {x} + {y} - {z}", "had = {x}\nmore = {y}\nless = {z}\nanswer = had + more - less"),
@@ -372,7 +372,7 @@ KINDS = (
         draw=_large_product,
         steps=(lambda v: v.x * v.y,),
         cot=(
-            "{a} has {x} times {y} {o}. {x} * {y} = {r}. The answer is {r}.",
+            "There are {x} times {y} {o}: {x} * {y} = {r}. The answer is {r}.",
             "Multiply the {o}: {x} * {y} = {r}. The answer is {r}.",
         ),
         pot=("answer = {x} * {y}", "count = {x}\neach = {y}\nanswer = count * each"),
@@ -389,7 +389,7 @@ KINDS = (
         draw=_large_product_plus,
         steps=(lambda v: v.x * v.y, lambda v: v.r + v.z),
         cot=(
-            "{a} has {x} times {y} {o}. {x} * {y} = {r}. {r} + {z} = {s}. The answer is {s}.",
+            "There are {x} times {y} {o}: {x} * {y} = {r}. Then {r} + {z} = {s}. The answer is {s}.",
             "Multiply the {o}: {x} * {y} = {r}. Add {z}: {r} + {z} = {s}. The answer is {s}.",
         ),
         pot=("answer = {x} * {y} + {z}", "count = {x}\neach = {y}\nmore = {z}\nanswer = count * each + more"),
@@ -405,7 +405,10 @@ KINDS = (
         ),
         draw=_large_sum,
         steps=(lambda v: v.x + v.y,),
-        cot=("Add the {o}: {x} + {y} = {r}. The answer is {r}.", "{x} {o} + {y} {o} = {r}. The answer is {r}."),
+        cot=(
+            "Add the {o}: {x} + {y} = {r}. The answer is {r}.",
+            "In total there are {x} + {y} = {r}. The answer is {r}.",
+        ),
         pot=("answer = {x} + {y}", "had = {x}\nmore = {y}\nanswer = had + more"),
         misread=lambda v: abs(v.x - v.y),
         wrong_cot=("{y} {o} are sold, so {m} are left. The answer is {m}.",),
@@ -421,7 +424,7 @@ KINDS = (
         steps=(lambda v: v.x - v.y,),
         cot=(
             "Take the {o} away: {x} - {y} = {r}. The answer is {r}.",
-            "{x} {o} - {y} {o} = {r}. The answer is {r}.",
+            "There are still {x} - {y} = {r}. The answer is {r}.",
         ),
         pot=("answer = {x} - {y}", "had = {x}\nless = {y}\nanswer = had - less"),
         misread=lambda v: v.x + v.y,
@@ -440,7 +443,7 @@ KINDS = (
         draw=_boxes_and_more,
         steps=(lambda v: v.y * v.z, lambda v: v.x + v.r, lambda v: v.s + v.w),
         cot=(
-            "In boxes: {y} * {z} = {r}. {x} + {r} = {s}. {s} + {w} = {t}. The answer is {t}.",
+            "First {y} * {z} = {r}. Then {x} + {r} = {s}. Then {s} + {w} = {t}. The answer is {t}.",
             "Multiply: {y} * {z} = {r}. Add {x}: {x} + {r} = {s}. Add {w}: {s} + {w} = {t}. The answer is {t}.",
         ),
         pot=(
@@ -462,7 +465,7 @@ KINDS = (
         draw=_three_gains,
         steps=(lambda v: v.x + v.y, lambda v: v.r + v.z, lambda v: v.s - v.w),
         cot=(
-            "{x} + {y} = {r}. {r} + {z} = {s}. {s} - {w} = {t}. The answer is {t}.",
+            "First {x} + {y} = {r}. Then {r} + {z} = {s}. Then {s} - {w} = {t}. The answer is {t}.",
             "Add the {o}: {x} + {y} = {r}. {r} + {z} = {s}. Take {w} away: {s} - {w} = {t}. The answer is {t}.",
         ),
         pot=(
@@ -505,7 +508,7 @@ KINDS = (
         ),
         pot=("answer = {x} - {y}", "had = {x}\nless = {y}\nanswer = had - less"),
         misread=lambda v: v.x + v.z - v.y,
-        wrong_cot=("{x} + {z} - {y} = {m}. The answer is {m}.",),
+        wrong_cot=("In total {x} + {z} - {y} = {m}. The answer is {m}.",),
         wrong_pot=("answer = {x} + {z} - {y}", "had = {x} + {z}\nless = {y}\nanswer = had - less"),
     ),
     # compare
@@ -518,7 +521,7 @@ KINDS = (
         draw=_two_to_compare,
         steps=(lambda v: _relation(v.x, v.y), lambda v: _DAYS[v.r]),
         cot=(
-            "{x} is {r} {y}. The answer is {s}.",
+            "Here {x} is {r} {y}. The answer is {s}.",
             "Compare the {o}: {x} is {r} {y}. The answer is {s}.",
         ),
         pot=(
@@ -539,7 +542,7 @@ KINDS = (
         draw=_two_to_compare,
         steps=(lambda v: _relation(v.x, v.y), lambda v: "yes" if v.r == "more than" else "no"),
         cot=(
-            "{x} is {r} {y}. The answer is {s}.",
+            "Here {x} is {r} {y}. The answer is {s}.",
             "Compare the {o}: {x} is {r} {y}. The answer is {s}.",
         ),
         pot=(
@@ -564,7 +567,7 @@ KINDS = (
             lambda v: "yes" if v.s == "more than" else "no",
         ),
         cot=(
-            "Half of {x} is {r}. {y} is {s} {r}. The answer is {t}.",
+            "Half of {x} is {r}. Here {y} is {s} {r}. The answer is {t}.",
             "Compare with half of {x}, which is {r}: {y} is {s} {r}. The answer is {t}.",
         ),
         pot=(
@@ -572,31 +575,33 @@ KINDS = (
             'half = {x} / 2\nanswer = "yes" if {y} > half else "no"',
         ),
         misread=lambda v: v.x - v.y,
-        wrong_cot=("{x} - {y} = {m}. The answer is {m}.",),
+        wrong_cot=("This leaves {x} - {y} = {m}. The answer is {m}.",),
         wrong_pot=("answer = {x} - {y}", "answer = {y} / {x}", "answer = {x} / 2"),
     ),
     Kind(
         family="fraction",
         wordings=(
-            "{a} has {x} {o} and sells half of the {o}. {b} has {y} {o} and sells a quarter of the {o}. "
-            "Who sells more {o}, {a} or {b}?",
-            "{a} loses half of {x} {o} and {b} loses a quarter of {y} {o}. Who loses more {o}, {a} or {b}?",
+            "On the first day {a} sells half of {x} {o}. On the second day {a} sells a quarter of {y} {o}. "
+            "On which day does {a} sell more {o}?",
+            "{a} loses half of {x} {o} on the first day and {b} loses a quarter of {y} {o} on the second day. "
+            "On which day are more {o} lost by {a} or {b}?",
         ),
         draw=_half_and_quarter,
         steps=(
             lambda v: v.x // 2,
             lambda v: v.y // 4,
             lambda v: _relation(v.r, v.s),
-            lambda v: {"more than": v.a, "less than": v.b, "the same as": "neither"}[v.t],
+            lambda v: _DAYS[v.t],
         ),
         cot=(
-            "Half of {x} is {r}. A quarter of {y} is {s}. {r} is {t} {s}. The answer is {u}.",
-            "{a}: half of {x} is {r}. {b}: a quarter of {y} is {s}. {r} is {t} {s}. The answer is {u}.",
+            "Half of {x} is {r}. A quarter of {y} is {s}. Here {r} is {t} {s}. The answer is {u}.",
+            "Compare half of {x}, which is {r}, and a quarter of {y}, which is {s}: {r} is {t} {s}. "
+            "The answer is {u}.",
         ),
         pot=(
-            'answer = "{a}" if {x} / 2 > {y} / 4 else "{b}" if {y} / 4 > {x} / 2 else "neither"',
-            "half = {x} / 2\nquarter = {y} / 4\n"
-            'answer = "{a}" if half > quarter else "{b}" if quarter > half else "neither"',
+            'answer = "first day" if {x} / 2 > {y} / 4 else "second day" if {y} / 4 > {x} / 2 else "neither day"',
+            "first = {x} / 2\nsecond = {y} / 4\n"
+            'answer = "first day" if first > second else "second day" if second > first else "neither day"',
         ),
         misread=lambda v: v.x // 2 + v.y // 4,
         wrong_cot=("Half of {x} and a quarter of {y} are {m}. The answer is {m}.",),
@@ -613,7 +618,7 @@ KINDS = (
         steps=(lambda v: v.y,),
         cot=(
             "All but {y} are gone, so {r} are left. The answer is {r}.",
-            "{a} keeps {y} of the {o}. The answer is {r}.",
+            "There are still {y} of the {o}. The answer is {r}.",
         ),
         pot=("answer = {y}", "left = {y}\nanswer = left"),
         misread=lambda v: v.x - v.y,
@@ -629,8 +634,8 @@ KINDS = (
         draw=_all_but,
         steps=(lambda v: v.x,),
         cot=(
-            "The {y} are among the {x}, so {a} has {r}. The answer is {r}.",
-            "{a} has {r} {o} in all. The answer is {r}.",
+            "The {y} are among the {x}. The answer is {r}.",
+            "There are {r} {o} in all. The answer is {r}.",
         ),
         pot=("answer = {x}", "all = {x}\nanswer = all"),
         misread=lambda v: v.x + v.y,
@@ -646,8 +651,8 @@ KINDS = (
         draw=_small_difference,
         steps=(lambda v: v.x - v.y,),
         cot=(
-            "{b} has {y} less than {a}. {x} - {y} = {r}. The answer is {r}.",
-            "{a} has more, so {x} - {y} = {r}. The answer is {r}.",
+            "The other has {y} less: {x} - {y} = {r}. The answer is {r}.",
+            "Take the {y} more away: {x} - {y} = {r}. The answer is {r}.",
         ),
         pot=("answer = {x} - {y}", "had = {x}\nless = {y}\nanswer = had - less"),
         misread=lambda v: v.x + v.y,
