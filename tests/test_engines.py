@@ -505,6 +505,18 @@ def test_no_such_model(tmp_path):
         TransformersEngine(str(tmp_path / "nowhere"))
 
 
+def test_a_tokenizer_without_eos(llama, tokenizer):
+    tokenizer.eos_token = None
+    llama.generation_config.eos_token_id = None
+    try:
+        (result,) = TransformersEngine(llama, tokenizer).generate(requests_for(["w1 w2"], n=20, max_tokens=30))
+    finally:
+        tokenizer.eos_token = "<eos>"
+        llama.generation_config.eos_token_id = EOS
+    assert {choice.finish_reason for choice in result.choices} == {"length"}
+    assert result.usage["completion_tokens"] == 20 * 30
+
+
 def test_training_mode_is_kept(llama, tokenizer):
     llama.train()
     list(TransformersEngine(llama, tokenizer).generate(requests_for(["w1"])))

@@ -313,7 +313,8 @@ def test_interrupt_keeps_what_has_arrived(store):
         process.wait()
         assert "KeyboardInterrupt" in process.stderr.read()
         arrived = len(store.thoughts())
-        assert 4 * (len(server.bodies) - 4) <= arrived <= 4 * len(server.bodies)
+        # Four requests were under way, and at most one was being stored with four more waiting.
+        assert 4 * (len(server.bodies) - 8) <= arrived <= 4 * len(server.bodies) and arrived
         # The claims were given back at once.
         assert store._db.execute("SELECT count(*) FROM requests WHERE finished IS NULL").fetchone() == (0,)
 

@@ -53,7 +53,9 @@ class SampleArguments:
         base_url (`str`, *optional*):
             Root of the server's API. OpenAI's own if left out. The key is taken from `OPENAI_API_KEY`.
         concurrency (`int`, *optional*, defaults to `16`):
-            Requests under way at the same time.
+            Requests under way at the same time (engine `openai`).
+        batch_size (`int`, *optional*, defaults to `128`):
+            Samples under way at the same time (engine `transformers`).
         store (`str`, *optional*, defaults to `"thoughts.db"`):
             File that keeps all thoughts.
         status (`bool`, *optional*, defaults to `False`):
@@ -108,7 +110,10 @@ class SampleArguments:
             "help": "Root of the server's API. OpenAI's own if left out. The key is taken from `OPENAI_API_KEY`."
         },
     )
-    concurrency: int = field(default=16, metadata={"help": "Requests under way at the same time."})
+    concurrency: int = field(default=16, metadata={"help": "Requests under way at the same time (engine `openai`)."})
+    batch_size: int = field(
+        default=128, metadata={"help": "Samples under way at the same time (engine `transformers`)."}
+    )
     store: str = field(default="thoughts.db", metadata={"help": "File that keeps all thoughts."})
     status: bool = field(default=False, metadata={"help": "Show what the store holds, lacks and has cost."})
     import_path: str | None = field(
@@ -204,7 +209,7 @@ def _engine_and_prompt(args: SampleArguments) -> tuple[Engine, Callable[[Questio
 
     from ..sampling.engines.transformers import TransformersEngine
 
-    engine = TransformersEngine(args.model)
+    engine = TransformersEngine(args.model, batch_size=args.batch_size)
     kind = "student" if args.prompt == "auto" else args.prompt
     if kind == "student" and is_chat(engine.tokenizer):
         engine.chat = True

@@ -17,11 +17,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.cache_utils import DynamicLayer
 
 from ...prompts import encode
-from . import Choice, SampleRequest, SampleResult, cut_at_stop, derive_seed
+from . import Choice, Prompt, SampleRequest, SampleResult, cut_at_stop, derive_seed
 
 
-# Requests that are looked at together, so that prompts of about the same length share a batch.
-WINDOW = 1024
+# Batches whose requests are pulled together, so that prompts of about the same length share one.
+WINDOW = 4
 # Steps between two looks at which rows have ended: each look waits for the device, and stop strings need the text.
 CHECK_EVERY = 8
 # Rows are moved together once so many of them have ended.
@@ -85,7 +85,7 @@ class TransformersEngine:
         chat (`bool`, *optional*, defaults to `False`):
             Whether text prompts come out of a chat template, which writes its own special tokens.
         batch_size (`int`, *optional*, defaults to `128`):
-            Most samples that are under way together.
+            Most samples that are under way together (those of one request always are).
         cache_gb (`float`, *optional*, defaults to `2.0`):
             Most memory for keys and values, in GB. The batch is made smaller to keep to it.
         device (`str`, *optional*):
@@ -154,7 +154,7 @@ class TransformersEngine:
 
         Args:
             requests (`Iterable[SampleRequest]`):
-                Pulled in windows of 1,024.
+                Pulled for four batches at a time.
 
         Yields:
             [`SampleResult`]: each as soon as its last sample has ended.
@@ -162,12 +162,16 @@ class TransformersEngine:
         Raises:
             `ValueError`: `temperature=0` with more than one sample.
         """
-        requests = iter(requests)
         training = self._model.training
         self._model.eval()
         try:
-            while window := list(itertools.islice(requests, WINDOW)):
-                yield from self._generate(window)
+            window: list[SampleRequest] = []
+            for request in requests:
+                window.append(request)
+                if sum(request.n for request in window) >= WINDOW * self.batch_size:
+                    yield from self._generate(window)
+                    window = []
+            yield from self._generate(window)
         finally:
             self._model.train(training)
 
@@ -190,27 +194,25 @@ class TransformersEngine:
                 yield from self._sample(batch)
 
     def _encode(self, window: list[SampleRequest]) -> list[list[int]]:
-        """Token ids of the prompts; messages go through the chat template first."""
-        ids: list[list[int]] = [[]] * len(window)
+        """Token ids of the prompts."""
+        texts = [self._text(request.prompt) for request in window]
+        ids: dict[int, list[int]] = {}
         for chat in (False, True):
-            texts = {}
-            for i, request in enumerate(window):
-                if isinstance(request.prompt, str):
-                    if chat == self.chat:
-                        texts[i] = request.prompt
-                elif chat:
-                    if self.tokenizer.chat_template is None:
-                        raise ValueError(
-                            f"{self.model} has no chat template for a prompt of messages. Use a prompt of text, for "
-                            "example `--prompt few_shot_text`."
-                        )
-                    texts[i] = self.tokenizer.apply_chat_template(
-                        request.prompt, add_generation_prompt=True, tokenize=False
-                    )
-            if texts:
-                for i, row in zip(texts, encode(self.tokenizer, list(texts.values()), chat), strict=True):
-                    ids[i] = row
-        return ids
+            group = [i for i, (_, is_chat) in enumerate(texts) if is_chat == chat]
+            if group:
+                ids |= zip(group, encode(self.tokenizer, [texts[i][0] for i in group], chat), strict=True)
+        return [ids[i] for i in range(len(window))]
+
+    def _text(self, prompt: Prompt) -> tuple[str, bool]:
+        """A prompt as text, and whether it comes out of a chat template."""
+        if isinstance(prompt, str):
+            return prompt, self.chat
+        if self.tokenizer.chat_template is None:
+            raise ValueError(
+                f"{self.model} has no chat template for a prompt of messages. Use a prompt of text, for example "
+                "`--prompt few_shot_text`."
+            )
+        return self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False), True
 
     def _batches(self, jobs: list[tuple]) -> Iterator[list[tuple]]:
         """Consecutive jobs whose samples keep to `batch_size` and `cache_gb`; one job at least."""
@@ -257,7 +259,7 @@ class TransformersEngine:
         position = positions[of_request, -1:]
         limits = torch.tensor([row.limit for row in rows], device=device)
         chances = _chances(requests, rows, steps).to(device) if requests[0].temperature > 0 else None
-        eos = torch.tensor(self._eos, device=device)
+        eos = torch.tensor(self._eos, dtype=torch.long, device=device)
         tokens = torch.zeros(len(rows), steps, dtype=torch.long, device=device)
         lengths = torch.full((len(rows),), steps, device=device)
         stopped = torch.zeros(len(rows), dtype=torch.bool, device=device)
