@@ -29,14 +29,14 @@ ARGUMENTS = TeacherArguments
 
 
 def run(args: TeacherArguments) -> None:
-    """Serves until Ctrl-C or SIGTERM."""
+    """Serve until Ctrl-C or SIGTERM."""
     from ..sampling.teacher import MODEL, TeacherServer
 
     try:
         server = TeacherServer(args.host, args.port)
     except (OSError, OverflowError) as error:
-        raise SystemExit(
-            f"Cannot listen on {args.host}:{args.port}: {error}. Choose another `--port`; 0 takes a free one."
+        raise OSError(
+            f"cannot listen on {args.host}:{args.port} ({error}); another `--port` may be free, 0 finds one"
         ) from None
     # SIGTERM ends the server as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -178,6 +178,8 @@ def load(split: str, source: str | None = None, seed: int = 42, size: int | None
             f"Stories are generated, not read: leave `source` out (it is {source!r}); `seed` varies them."
         )
     size = SIZES[split] if size is None else size
+    if size < 1:
+        raise ValueError(f"`size` must be 1 or more, not {size}.")
     questions, seen, count = [], set(), dict.fromkeys(FAMILIES, 0)
     for place in range(size):
         family = _CYCLE[place % len(_CYCLE)]
@@ -283,7 +285,9 @@ def _large_difference(rng: random.Random) -> dict[str, int]:
 
 
 def _boxes_and_more(rng: random.Random) -> dict[str, int]:
-    return {"x": rng.choice(_TWO_DIGITS), "y": rng.choice(_DIGITS), "z": rng.choice(_DIGITS), "w": rng.choice(_DIGITS)}
+    # From 3 boxes on, as 2 + 2 = 2 * 2 would make a misreading right.
+    boxes = rng.choice(_DIGITS[1:])
+    return {"x": rng.choice(_TWO_DIGITS), "y": boxes, "z": rng.choice(_DIGITS), "w": rng.choice(_DIGITS)}
 
 
 def _three_gains(rng: random.Random) -> dict[str, int]:
@@ -305,8 +309,9 @@ def _half_and_quarter(rng: random.Random) -> dict[str, int]:
 
 
 def _all_but(rng: random.Random) -> dict[str, int]:
-    y, x = sorted(rng.sample(range(2, 31), 2))
-    return {"x": x, "y": y}
+    y = rng.randint(2, 29)
+    # Half of the number would make the misreading right.
+    return {"x": rng.choice([x for x in range(y + 1, 32) if x != 2 * y]), "y": y}
 
 
 KINDS = (
