@@ -27,7 +27,7 @@ import re
 import threading
 import unicodedata
 from collections import deque
-from decimal import MAX_EMAX, MIN_EMIN, ROUND_HALF_UP, Context, Decimal
+from decimal import MAX_EMAX, MIN_EMIN, ROUND_HALF_EVEN, ROUND_HALF_UP, Context, Decimal
 from fractions import Fraction
 from functools import lru_cache
 from numbers import Integral, Rational, Real
@@ -45,6 +45,7 @@ _MAX_EXPONENT = 10**9
 _MAX_EXPRESSION = 120
 _MAX_QUANTITY = 1_000
 
+# Contexts of our own: those of a thread are its user's to change.
 _WIDE = Context(prec=28, Emax=MAX_EMAX, Emin=MIN_EMIN, traps=[])
 _NOISE_FREE = Context(prec=12, rounding=ROUND_HALF_UP, Emax=MAX_EMAX, Emin=MIN_EMIN, traps=[])
 _SIGNIFICANT = Context(prec=4, rounding=ROUND_HALF_UP, Emax=MAX_EMAX, Emin=MIN_EMIN, traps=[])
@@ -160,8 +161,8 @@ def _number(number: Decimal) -> str:
     if _is_integer(number):
         return _integer(number)
     number = _NOISE_FREE.plus(number)
-    if abs(number) >= 1:
-        rounded = number.quantize(_CENT, rounding=ROUND_HALF_UP)
+    if number.copy_abs() >= 1:
+        rounded = _NOISE_FREE.quantize(number, _CENT)
     else:
         rounded = _SIGNIFICANT.plus(number)
         rounded = _SIGNIFICANT.quantize(rounded, Decimal((0, (1,), rounded.adjusted() - 3)))
@@ -170,13 +171,13 @@ def _number(number: Decimal) -> str:
 
 
 def _is_integer(number: Decimal) -> bool:
-    nearest = number.to_integral_value()
+    nearest = number.to_integral_value(ROUND_HALF_EVEN)
     difference = _WIDE.abs(_WIDE.subtract(number, nearest))
     return difference <= _WIDE.multiply(_WIDE.abs(nearest), Decimal("1e-9"))
 
 
 def _integer(number: Decimal) -> str:
-    number = number.to_integral_value()
+    number = number.to_integral_value(ROUND_HALF_EVEN)
     if number.adjusted() < _MAX_ZEROS:
         return format(number, "f")
     sign, digits, exponent = number.as_tuple()

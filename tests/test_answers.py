@@ -1,3 +1,4 @@
+import decimal
 import json
 import math
 import re
@@ -346,6 +347,17 @@ class TestCanonical:
         texts = [f"\\frac{{{n}}}{{7}}" for n in range(1, 60)]
         with ThreadPoolExecutor(8) as threads:
             assert list(threads.map(canonical, texts)) == [canonical(Fraction(n, 7)) for n in range(1, 60)]
+
+    def test_the_decimal_context_of_the_user_does_not_matter(self):
+        with decimal.localcontext() as context:
+            context.prec, context.rounding = 2, decimal.ROUND_UP
+            context.traps[decimal.Inexact] = True
+            assert [canonical(value) for value in ("4.9999999999", "1234.561", 2 / 3, "1/3")] == [
+                "5",
+                "1234.56",
+                "0.6667",
+                "0.3333",
+            ]
 
     def test_imports_neither_torch_nor_sympy(self):
         code = "import sys, md_trl.answers, md_trl.voting; print({'torch', 'sympy', 'math_verify'} & set(sys.modules))"

@@ -1,3 +1,4 @@
+import gc
 import json
 import math
 import random
@@ -76,6 +77,10 @@ FORMS = {
     "fences of code and output": (f"```python\n{SOLUTION}```\nOutput:\n```\n203\n```", 203),
     "after prose": ("Let's break down the code step by step.\nFirst, a sum.\n\na = 3\nresult = a + 4", 7),
     "between prose": ("Sure, here is it:\n\na = 3\nresult = a + 4\n\nSo the result is 7.", 7),
+    "prose in a docstring and after": (
+        'def solution():\n    """\nTom has five apples.\n    """\n    return 5\n\nSo it is 5.',
+        5,
+    ),
     "windows line ends": ("x = 5\r\nanswer = x\r\n", 5),
     "tabs": ("def solution():\n\treturn 3", 3),
 }
@@ -155,6 +160,19 @@ class TestForms:
         program, expected = FORMS[form]
         result = run(executor, program)
         assert (result.status, result.value, type(result.value)) == ("ok", expected, type(expected)), result.error
+
+    def test_many_threads_parse_at_once(self):
+        # The collector runs Python in the middle of a parse, and so lets other threads in.
+        callbacks, threshold = list(gc.callbacks), gc.get_threshold()
+        program = "answer = [" + ", ".join(f"[{n} + ({n} * {n})]" for n in range(200)) + "]"
+        try:
+            gc.callbacks.append(lambda *_: sum(range(50)))
+            gc.set_threshold(50)
+            with ThreadPoolExecutor(8) as threads:
+                assert {prepared.expressions for prepared in threads.map(prepare, [program] * 100)} == {("answer",)}
+        finally:
+            gc.callbacks[:] = callbacks
+            gc.set_threshold(*threshold)
 
     @given(st.text(alphabet=st.sampled_from(list("ab=+-*/():'\"\n\t `#~\\{}[],.0é\x00\ud800")), max_size=60))
     def test_wild_texts_are_programs_or_not(self, text):
@@ -288,7 +306,7 @@ class TestExecutor:
         result = run(executor, "print('hi')\nanswer = 5")
         assert result == Result("ok", 5, "int", None, "hi\n", result.seconds, "monty")
         assert 0 < result.seconds < 60
-        assert run(executor, "not a program").engine == ""
+        assert run(executor, "not a program").engine == "monty"
 
     def test_nothing_to_run(self, executor):
         assert executor.run_many([]) == []

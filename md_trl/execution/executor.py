@@ -45,8 +45,8 @@ class Executor:
             raise NotImplementedError("The engine 'jail' is not part of this version. Use engine='monty'.")
         self.engine = "monty"
         self.limits = limits or Limits()
-        # Two workers more than processors, so that programs that run into their time limit do not stop the rest.
-        self._workers = (os.cpu_count() or 1) + 2
+        # One worker more than processors: it goes on while others run into their time limit.
+        self._workers = (os.cpu_count() or 1) + 1
         self._engine: MontyEngine | None = None
         self._results: dict[str, Result] = {}
 

@@ -79,7 +79,7 @@ class MontyEngine:
         self._checkout = {
             "limits": {
                 "max_feed_duration_secs": limits.seconds,
-                "max_memory": limits.memory_mb * 2**20,
+                "max_memory": int(limits.memory_mb * 2**20),
                 "max_suspensions": 100,
                 "max_total_sleep_secs": 0.0,
             },

@@ -16,12 +16,17 @@ from __future__ import annotations
 import ast
 import re
 import textwrap
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 
 NAMES = ("answer", "ans", "result")
 MAX_CHARS = 50_000
+MAX_TRIES = 20
 
+_PARSER = threading.Lock()
 _FENCE = re.compile(
     r"^[ \t]*(?:```|~~~)[ \t]*(?P<language>[\w+-]*)[^\n]*\n(?P<code>.*?)(?:^[ \t]*(?:```|~~~)|\Z)", re.M | re.S
 )
@@ -108,7 +113,7 @@ def _find(text: str) -> tuple[str, ast.Module]:
     for candidate in [*sorted(blocks, key=len, reverse=True), *([] if blocks else _candidates(text))]:
         candidate = textwrap.dedent(candidate)
         try:
-            return candidate, ast.parse(candidate)
+            return candidate, _parse(candidate)
         except SyntaxError as error:
             failure = failure or f"SyntaxError: {error.msg} (line {error.lineno})"
         except (ValueError, MemoryError, RecursionError) as error:  # NUL bytes, surrogates, thousands of brackets
@@ -116,23 +121,34 @@ def _find(text: str) -> tuple[str, ast.Module]:
     raise NotAProgram(failure or "SyntaxError: the text is empty")
 
 
-def _candidates(text: str):
+def _parse(source: str) -> ast.Module:
+    # CPython keeps one count of the depth of all threads' parsers, and raises SystemError when they mix (gh-106905).
+    for attempt in range(10):
+        try:
+            with _PARSER:
+                return ast.parse(source)
+        except SystemError:  # a thread that is not ours parsed at the same time
+            if attempt == 9:
+                raise
+
+
+def _candidates(text: str) -> Iterator[str]:
     yield text
     lines = text.split("\n")
     start = next((i for i, line in enumerate(lines) if _CODE.match(line)), None)
     if start is None:
         return
     yield "\n".join(lines[start:])
-    # Prose after the code begins at the margin.
-    for end in range(len(lines) - 1, start, -1):
-        if _PROSE.match(lines[end]) and not _CODE.match(lines[end]):
-            yield "\n".join(lines[start:end])
+    # Prose after the code begins at the margin. Some of it may stand in a docstring: so there are several tries.
+    ends = (i for i in range(start + 1, len(lines)) if _PROSE.match(lines[i]) and not _CODE.match(lines[i]))
+    for end in islice(ends, MAX_TRIES):
+        yield "\n".join(lines[start:end])
 
 
 # ---------------------------------------------------------------------------------------- the answer in the program
 
 
-def _outside_functions(tree: ast.AST):
+def _outside_functions(tree: ast.AST) -> Iterator[ast.AST]:
     """Nodes that run when the module does, the bodies of functions and classes left out."""
     scopes = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
     scopes += (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
@@ -191,10 +207,10 @@ def _text(source: str, node: ast.expr) -> str:
     return ast.get_source_segment(source, node) or ast.unparse(node)
 
 
-def _starts_code(source: str):
+def _starts_code(source: str) -> Callable[[str], bool]:
     """Predicate for `textwrap.indent`: the lines that may be indented, those inside a long string left alone."""
     inside = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(_parse(source)):
         if isinstance(node, (ast.Constant, ast.JoinedStr)) and node.end_lineno > node.lineno:
             inside.update(range(node.lineno, node.end_lineno))
     number = iter(range(source.count("\n") + 1))

@@ -10,8 +10,6 @@ from fractions import Fraction
 from typing import Any
 
 
-STATUSES = ("ok", "error", "timeout", "memory", "unsupported", "no_result")
-
 # Above this an int is handed over as text: JSON readers and Python itself refuse to parse more than 4,300 digits.
 MAX_INT_DIGITS = 4_000
 # An answer is a number or a few words. A longer result is none.
@@ -64,8 +62,8 @@ class Result:
             Printed output, cut at [`Limits`]`.stdout_chars`.
         seconds (`float`, *optional*, defaults to `0.0`):
             Wall time of the run.
-        engine (`str`, *optional*, defaults to `""`):
-            Engine that ran it, empty if the text was no program and nothing ran.
+        engine (`str`, *optional*, defaults to `"monty"`):
+            Engine that ran it, or that would have, had the text been a program.
     """
 
     status: str
@@ -74,7 +72,7 @@ class Result:
     error: str | None = None
     stdout: str = ""
     seconds: float = 0.0
-    engine: str = ""
+    engine: str = "monty"
 
 
 class NoAnswer(ValueError):
