@@ -92,6 +92,8 @@ def test_a_second_run_asks_nothing_and_a_larger_one_the_rest(store):
         assert sorted(stored(store))[:4] == sorted(expected(6))[:4]
         # Other parameters, another prompt, another seed: other samples.
         assert run_sample(store, server.url, n=6, temperature=0.2).thoughts == 144
+        again = run_sample(store, server.url, n=6)
+        assert [t.id for t in store.thoughts(settings=again.settings)] == [q.id for q in QUESTIONS for _ in range(12)]
         assert run_sample(store, server.url, n=6, seed=1).thoughts == 144
         longer = run_sample(
             store, server.url, n=6, prompt=lambda q, p: [{"role": "system", "content": ""}, *prompt(q, p)]

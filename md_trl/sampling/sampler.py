@@ -44,6 +44,8 @@ class SampleSummary:
             Tokens as counted by the engine.
         seconds (`float`, *optional*, defaults to `0.0`):
             Time taken.
+        settings (`list[int]`, *optional*, defaults to `[]`):
+            The settings of all samples that were wanted, new or stored: `store.thoughts(settings=summary.settings)`.
     """
 
     requests: int = 0
@@ -54,6 +56,7 @@ class SampleSummary:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     seconds: float = 0.0
+    settings: list[int] = field(default_factory=list)
 
 
 def sample(
@@ -212,6 +215,7 @@ def sample(
         bar.close()
         store.release()
     summary.seconds = time.perf_counter() - start
+    summary.settings = list(settings.values())
     if summary.missing:
         errors = "".join(f"\n  {count} requests: {error}" for error, count in summary.errors.items())
         logger.warning(
