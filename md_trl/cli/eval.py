@@ -88,7 +88,7 @@ def run(args: EvalArguments) -> None:
     from ..evaluation import evaluate_thoughts
     from ..execution import Executor
     from ..judging import judge
-    from ..prompts import student_prompt
+    from ..prompts import is_chat, student_prompt
     from ..report import accuracy_table, solved_table
     from ..sampling.engines.transformers import TransformersEngine
     from ..sampling.sampler import sample
@@ -100,6 +100,7 @@ def run(args: EvalArguments) -> None:
     questions = load_questions(args.task, args.split, source=args.source, seed=args.data_seed)[: args.limit]
     name = args.name or Path(args.model).name
     engine = TransformersEngine(args.model)
+    engine.chat = is_chat(engine.tokenizer, args.prompt_format)
 
     def prompt(question, path):
         return student_prompt(question.question, path, engine.tokenizer, args.prompt_format)
@@ -112,11 +113,12 @@ def run(args: EvalArguments) -> None:
             if not paths:
                 continue
             settings = {"temperature": temperature, "max_tokens": args.max_tokens, "seed": args.seed}
-            sampled.append(sample(questions, paths, n, engine, store, prompt, **settings))
+            summary = sample(questions, paths, n, engine, store, prompt, **settings)
+            sampled.append(summary)
             wanted = {question.id for question in questions}
-            for path in paths:
-                found = store.thoughts(args.task, args.split, path, engine.model, temperature)
-                thoughts += [thought for thought in found if thought.id in wanted]
+            found = store.thoughts(args.task, args.split, settings=summary.settings)
+            # An earlier run may have sampled more questions, or more thoughts of each
+            thoughts += [t for t in found if t.path in paths and t.id in wanted and t.index < n]
     gold = {question.id: question.answer for question in questions}
     with Executor() as executor:
         judged = judge(thoughts, gold, executor, strict=args.extract == "strict", progress=True)

@@ -52,7 +52,7 @@ class MDConfig(SFTConfig):
     > [!NOTE]
     > These parameters have default values different from [`~trl.SFTConfig`]:
     > - `bf16`: Defaults to `True` only where there is an accelerator, as CPUs are several times slower in bf16.
-    > - `gradient_checkpointing`: Defaults to `False` instead of `True`.
+    > - `gradient_checkpointing`: Defaults to off instead of `True`; `activation_checkpointing` turns it on.
     > - `remove_unused_columns`: Defaults to `False` instead of `True`: the trainer reads the dataset's columns itself.
     """
 
@@ -90,9 +90,9 @@ class MDConfig(SFTConfig):
         default="padded",
         metadata={"help": "How the thoughts of a batch are laid out.", "choices": list(LAYOUTS)},
     )
-    gradient_checkpointing: bool = field(
-        default=False,
-        metadata={"help": "Trade compute for memory. Reduces memory at the cost of ~20%% slower training."},
+    gradient_checkpointing: bool | None = field(
+        default=None,
+        metadata={"help": "Deprecated name of `activation_checkpointing`: trade compute for memory."},
     )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay False: the trainer reads the dataset's columns itself."}
