@@ -54,7 +54,7 @@ class Thought:
         path (`str`):
             `cot`, `pot`, or `label` for the bare answer.
         index (`int`):
-            Sample index, 0-based: request order, then choice index, never the order of arrival. It breaks ties in votes.
+            Sample index from 0: request order, then choice index, never the order of arrival. It breaks ties in votes.
         text (`str`):
             The text as sampled, outer white space stripped.
         model (`str`, *optional*, defaults to `""`):
@@ -96,8 +96,8 @@ class MixedRow:
         type (`int`):
             1: solved by PoT only, 2: by CoT only, 3: by both, 4: by neither.
         lambda_ (`float`, *optional*):
-            `n2 / (n1 + n2)`, the weight of the PoT path in type 3 (Eq. 4); `None` when `n1 + n2 = 0`. The column is named
-            `lambda`.
+            `n2 / (n1 + n2)`, the weight of the PoT path in type 3 (Eq. 4); `None` when `n1 + n2 = 0`. The column is
+            named `lambda`.
         repeat (`int`):
             How often the question counts in an epoch (types 1 and 2 are upsampled).
         n_cot (`int`), n_pot (`int`):

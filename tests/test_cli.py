@@ -1,0 +1,158 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from students import byte_tokenizer, tiny_llama
+
+from md_trl.cli import VERBS
+
+
+SHARED = Path(__file__).parents[1].parent / "shared"
+ROOT = Path(__file__).parents[1]
+
+
+def md_trl(*arguments, check=True, **kwargs):
+    done = subprocess.run(
+        [sys.executable, "-m", "md_trl", *map(str, arguments)], capture_output=True, text=True, timeout=300, **kwargs
+    )
+    if check:
+        assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def test_import_is_light():
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", "import md_trl, md_trl.answers, md_trl.voting, md_trl.mixing"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert "md_trl.answers" in imported
+    assert not imported & {"torch", "transformers", "datasets", "numpy", "sympy"}
+
+
+def test_console_script_and_module_are_one():
+    script = Path(sys.executable).parent / "md-trl"
+    if not script.exists():
+        pytest.skip("md-trl is not installed beside this Python")
+    out = subprocess.run([script, "--help"], capture_output=True, text=True, check=True).stdout
+    assert out == md_trl("--help").stdout
+    assert all(verb in out for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(verb):
+    out = md_trl(verb, "--help").stdout
+    assert f"md-trl {verb}" in out and "--config" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["mixx"], "unknown verb 'mixx'. Did you mean 'mix'?"),
+        (["mix", "--store", "absent.db", "--task", "svamp", "--output", "out"], "no store at absent.db"),
+        (["sample", "--task", "svamp"], "`--model` is missing"),
+        (["sample", "--task", "poetry", "--model", "m"], "Unknown task 'poetry'"),
+        (["sample", "--task", "svamp", "--source", "absent.json", "--model", "m"], "absent.json"),
+        (
+            ["sample", "--task", "stories", "--limit", "1", "--model", "m", "--base_url", "http://127.0.0.1:9/v1"],
+            "http://127.0.0.1:9/v1",
+        ),
+        (["report", "--results", "absent"], "no results in absent"),
+        (
+            "eval --model absent --task stories --paths prose --store s.db --output r".split(),
+            "Unknown path 'prose' in `--paths`",
+        ),
+    ],
+)
+def test_bad_input_ends_in_one_clear_message(tmp_path, arguments, message):
+    done = md_trl(*arguments, check=False, cwd=tmp_path)
+    assert done.returncode == 1
+    assert message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_whole_method_from_the_command_line(tmp_path):
+    teacher = subprocess.Popen(
+        [sys.executable, "-m", "md_trl", "teacher", "--port", "0"], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        ready = teacher.stdout.readline()
+        assert "simulated" in ready
+        sample = ["sample", "--task", "stories", "--limit", 40, "--n", 4, "--model", "simulated-teacher"]
+        sample += ["--base_url", ready.split()[0], "--store", tmp_path / "teacher.db"]
+        assert "320 thoughts from 80 requests" in md_trl(*sample).stdout
+        assert "0 thoughts from 0 requests" in md_trl(*sample).stdout  # nothing is bought twice
+    finally:
+        teacher.terminate()
+        assert teacher.wait(timeout=20) == 0
+
+    student = tmp_path / "untrained"
+    tiny_llama().save_pretrained(student)
+    byte_tokenizer().save_pretrained(student)
+    config = tmp_path / "recipe.yaml"
+    recipe = {
+        "store": str(tmp_path / "teacher.db"),
+        "dataset": str(tmp_path / "mixed"),
+        "task": "stories",
+        "model_name_or_path": str(student),
+        "output_dir": str(tmp_path / "student"),
+        "max_steps": 2,
+        "use_cpu": True,
+        "report_to": "none",
+        "eval_task": "stories",
+        "eval_limit": 3,
+        "eval_n": 2,
+        "eval_max_tokens": 8,
+    }
+    config.write_text(json.dumps(recipe))  # JSON is YAML
+    # The recipe script with another `--config` is `md-trl train`
+    script = [sys.executable, ROOT / "recipes" / "llama2_svamp.py", "--config", config, "--logging_steps", "1"]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "solved by" in done.stdout and "CoT w/ PoT" in done.stdout
+    assert (tmp_path / "mixed" / "README.md").exists()
+    assert (tmp_path / "student" / "model.safetensors").exists()
+
+    state = json.loads((tmp_path / "student" / "trainer_state.json").read_text())
+    assert {"loss", "cot_loss", "pot_loss", "num_questions"} <= set(state["log_history"][0])
+    results = tmp_path / "student" / "results"
+    [result] = [json.loads(file.read_text()) for file in results.glob("*.json")]
+    assert result["n_questions"] == 3 and result["sampling"]["thoughts"] == 3 * 2 * 2
+    out = md_trl("report", "--results", results).stdout
+    assert "| student | stories/test | 3 |" in out
+    assert all((results / f"report.{end}").exists() for end in ("md", "json", "png"))
+
+    # Evaluating again samples nothing
+    evaluation = ["eval", "--model", tmp_path / "student", "--task", "stories", "--limit", 3, "--n", 2]
+    evaluation += ["--max_tokens", 8, "--store", tmp_path / "student" / "student.db", "--output", tmp_path / "again"]
+    md_trl(*evaluation)
+    [again] = [json.loads(file.read_text()) for file in (tmp_path / "again").glob("*.json")]
+    assert again["sampling"]["thoughts"] == 0
+    assert {k: v for k, v in again.items() if k != "sampling"} == {k: v for k, v in result.items() if k != "sampling"}
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data/svamp_teacher")
+def test_real_rationales_are_imported_and_mixed(tmp_path):
+    script = ROOT / "recipes" / "smollm2-135m" / "gpt35_to_thoughts.py"
+    with (tmp_path / "thoughts.jsonl").open("w") as file:
+        subprocess.run([sys.executable, script, SHARED / "data" / "svamp_teacher"], stdout=file, check=True)
+    store = ["--store", tmp_path / "teacher.db"]
+    assert "3,014 questions added" in md_trl("sample", *store, "--import", tmp_path / "thoughts.jsonl").stdout
+    out = md_trl("mix", *store, "--task", "svamp", "--output", tmp_path / "mixed").stdout
+    assert "svamp/train: 3,014 questions" in out
+    types = json.loads((tmp_path / "mixed" / "svamp" / "mixing.json").read_text())["types"]["train"]
+    assert types["3"] > 3000
+
+
+def test_secrets_stay_out_of_errors_and_files(tmp_path):
+    key = "sk-do-not-write-me-down"
+    environment = os.environ | {"OPENAI_API_KEY": key}
+    sample = ["sample", "--task", "stories", "--limit", 1, "--model", "m", "--base_url", "http://127.0.0.1:9/v1"]
+    done = md_trl(*sample, "--store", "t.db", check=False, cwd=tmp_path, env=environment)
+    assert done.returncode == 1
+    everything = done.stdout + done.stderr + "".join(f.read_bytes().decode("latin-1") for f in tmp_path.iterdir())
+    assert key not in everything
