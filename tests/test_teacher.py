@@ -211,7 +211,11 @@ def test_bad_requests_leave_the_connection_usable(server):
 
 
 def test_requests_without_length_and_of_another_method(server):
-    for request, status in ((b"POST /v1/chat/completions HTTP/1.1\r\n\r\n", 411), (b"PUT / HTTP/1.1\r\n\r\n", 501)):
+    for request, status in (
+        (b"POST /v1/chat/completions HTTP/1.1\r\n\r\n", 411),
+        (b"POST /v1/completions HTTP/1.1\r\nContent-Length: -5\r\n\r\n", 411),
+        (b"PUT / HTTP/1.1\r\n\r\n", 501),
+    ):
         with socket.create_connection(server.server_address) as connection:
             connection.sendall(request)
             response = http.client.HTTPResponse(connection)

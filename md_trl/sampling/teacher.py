@@ -287,11 +287,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_error(404)
 
     def do_POST(self):
-        try:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-        except (TypeError, ValueError):
-            self.close_connection = True
+        length = self.headers.get("Content-Length", "")
+        if not length.isdecimal():
             return self.send_error(411, "The request needs a Content-Length.")
+        body = self.rfile.read(int(length))
         if self.path not in ("/v1/chat/completions", "/v1/completions"):
             return self.send_error(404)
         try:
@@ -300,7 +299,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_error(error.status, str(error), error.param, error.code)
 
     def send_error(self, code, message=None, explain=None):
-        """Errors of the protocol, in OpenAI's form too."""
+        """Errors of the protocol, in OpenAI's form too. A body may be left unread, so the connection ends."""
+        self.close_connection = True
         routes = "POST /v1/chat/completions, POST /v1/completions, GET /v1/models"
         message = message or f"{self.command} {self.path} is not served. This server has {routes}."
         self._send_error(code, message, None, None)
@@ -317,14 +317,17 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
+        if self.close_connection:
+            self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(data)
+        self.wfile.flush()
 
 
 def _json(body: bytes) -> dict[str, Any]:
     try:
         request = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(400, f"The body is not JSON: {error}.") from None
     if not isinstance(request, dict):
         raise RequestError(400, "The body must be a JSON object.")
