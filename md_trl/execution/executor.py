@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import queue
 from collections.abc import Iterable
-from multiprocessing.pool import ThreadPool
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from .cache import Cache
+from .jail import JailEngine
 from .monty import MontyEngine
 from .programs import NotAProgram, prepare
 from .results import Limits, Result
@@ -18,14 +22,18 @@ ENGINES = ("auto", "monty", "jail")
 
 class Executor:
     r"""
-    Runs programs that a model wrote. Use it as a context manager.
+    Runs programs that a model wrote. Use it as a context manager, in any thread or process.
 
     Args:
         engine (`str`, *optional*, defaults to `"auto"`):
-            `monty`, a sandboxed interpreter of a part of Python. `auto` is `monty`. `jail`, a confined CPython, is not
-            part of this version.
+            - `"monty"`: a sandboxed interpreter of a part of Python; what else a program needs is `unsupported`.
+            - `"jail"`: CPython in a confined process, with its standard library, numpy and sympy. Linux only.
+            - `"auto"`: Monty, and the jail for the programs that Monty cannot run.
         limits ([`Limits`], *optional*):
             What one program may use.
+        cache (`str` or `Path`, *optional*):
+            SQLite file that keeps results from run to run, by program text, engine and limits. It may be a thought
+            store's own file.
 
     Examples:
 
@@ -38,27 +46,29 @@ class Executor:
     ```
     """
 
-    def __init__(self, engine: str = "auto", limits: Limits | None = None):
+    def __init__(self, engine: str = "auto", limits: Limits | None = None, cache: str | Path | None = None):
         if engine not in ENGINES:
             raise ValueError(f"Unknown engine {engine!r}. Choose one of {', '.join(ENGINES)}.")
-        if engine == "jail":
-            raise NotImplementedError("The engine 'jail' is not part of this version. Use engine='monty'.")
-        self.engine = "monty"
+        self.engine = engine
         self.limits = limits or Limits()
+        self.cache = Cache(cache, engine, self.limits) if cache else None
         # One worker more than processors: it goes on while others run into their time limit.
         self._workers = (os.cpu_count() or 1) + 1
-        self._engine: MontyEngine | None = None
         self._results: dict[str, Result] = {}
+        self._process: int | None = None
 
     def __enter__(self) -> Executor:
-        engine = MontyEngine(self.limits, self._workers)
-        engine.__enter__()
-        self._engine = engine
+        self._monty, self._jail = MontyEngine(self.limits, self._workers), JailEngine(self.limits)
+        self._monty.__enter__()
+        self._process = os.getpid()
         return self
 
     def __exit__(self, *exception) -> None:
-        engine, self._engine = self._engine, None
-        engine.__exit__(*exception)
+        if self._process != os.getpid():  # a fork of the process that has the workers
+            return
+        self._process = None
+        self._jail.__exit__(*exception)
+        self._monty.__exit__(*exception)
 
     def run_many(self, programs: Iterable[str], progress: bool = False) -> list[Result]:
         r"""
@@ -72,21 +82,62 @@ class Executor:
             progress (`bool`, *optional*, defaults to `False`):
                 Whether to show a progress bar.
         """
-        if self._engine is None:
+        if self._process is None:
             raise RuntimeError("The executor is not running. Use it as `with Executor() as executor:`.")
+        if self._process != os.getpid():
+            # A fork, such as a worker of a DataLoader: the old workers answer the parent only, so it gets its own.
+            self.__enter__()
         programs = list(programs)
         pending = [text for text in dict.fromkeys(programs) if text not in self._results]
+        if self.cache and pending:
+            self._results.update(self.cache.read(pending))
+            pending = [text for text in pending if text not in self._results]
         if pending:
-            bar = tqdm(total=len(pending), desc="Programs", unit="program", disable=not progress)
-            with bar, ThreadPool(min(self._workers, len(pending))) as threads:
-                for text, result in threads.imap_unordered(self._run, pending):
-                    self._results[text] = result
-                    bar.update()
+            self._run_all(pending, progress)
         return [self._results[text] for text in programs]
 
-    def _run(self, text: str) -> tuple[str, Result]:
+    def _run_all(self, pending: list[str], progress: bool) -> None:
+        todo, done = queue.SimpleQueue(), queue.SimpleQueue()
+        for text in pending:
+            todo.put(text)
+
+        def work() -> None:
+            while not todo.empty():
+                try:
+                    text = todo.get_nowait()
+                except queue.Empty:
+                    return
+                self._results[text] = self._run(text)
+                done.put(text)
+
+        bar = tqdm(total=len(pending), desc="Programs", unit="program", disable=not progress)
+        with bar, ThreadPoolExecutor(min(self._workers, len(pending))) as threads:
+            running = [threads.submit(work) for _ in range(min(self._workers, len(pending)))]
+            try:
+                while running:
+                    finished, running = wait(running, timeout=0.2)
+                    self._keep(done, bar)
+                    for thread in finished:
+                        thread.result()
+            finally:
+                # After Ctrl-C or an error the threads end with the program they are at.
+                while not todo.empty():
+                    todo.get_nowait()
+        self._keep(done, bar)
+
+    def _keep(self, done: queue.SimpleQueue, bar: tqdm) -> None:
+        texts = [done.get_nowait() for _ in range(done.qsize())]
+        bar.update(len(texts))
+        if self.cache:
+            self.cache.write({text: self._results[text] for text in texts})
+
+    def _run(self, text: str) -> Result:
+        engine = self._jail if self.engine == "jail" else self._monty
         try:
             program = prepare(text)
         except NotAProgram as failure:
-            return text, Result("error", error=str(failure))
-        return text, self._engine.run(program)
+            return Result("error", error=str(failure), engine=engine.name)
+        if self.engine == "auto" and program.needs:
+            return self._jail.run(program)
+        result = engine.run(program)
+        return self._jail.run(program) if self.engine == "auto" and result.status == "unsupported" else result

@@ -8,8 +8,9 @@ import time
 
 from pydantic_monty import Monty, MontyCrashedError, MontyError
 
-from .programs import Program
-from .results import MAX_INT_DIGITS, MAX_ITEMS, MAX_TEXT, Limits, NoAnswer, Result, to_json
+from .programs import Program, printed_answer
+from .results import Limits, Result
+from .values import MAX_DIGITS, MAX_INT_DIGITS, MAX_ITEMS, MAX_TEXT, NoAnswer, to_json
 
 
 # Monty 1.4.0 rounds near ties as if floats were decimals: its `round(2.675, 2)` is 2.68. CPython says 2.67, as the
@@ -36,8 +37,8 @@ def round(number, ndigits=None):
 _HAND_OVER = f"""
 def _hand_over(value):
     if isinstance(value, int) and not -(10**{MAX_INT_DIGITS}) < value < 10**{MAX_INT_DIGITS}:
-        if not -(10**100_000) < value < 10**100_000:
-            raise ValueError("the result has more than 100,000 digits")
+        if not -(10**{MAX_DIGITS}) < value < 10**{MAX_DIGITS}:
+            raise ValueError("the result has more than {MAX_DIGITS:,} digits")
         return {{"_int": hex(value)}}
     if isinstance(value, (str, bytes)) and len(value) > {MAX_TEXT}:
         raise ValueError("the result has more than {MAX_TEXT:,} characters")
@@ -143,12 +144,7 @@ def _script(program: Program) -> str:
 
 def _outcome(value, program: Program, output: _Output) -> tuple:
     if value is None:
-        lines = output.text.strip().splitlines()
-        if not lines:
-            return "no_result", None, None, "the program neither returned, named nor printed an answer"
-        if not output.complete:
-            return "no_result", None, None, f"the program printed more than {output.limit:,} characters"
-        return "ok", lines[-1].strip(), "str", None
+        return "ok", printed_answer(output.text, output.complete), "str", None
     if isinstance(value, str) and _FUNCTION.fullmatch(value):
         raise NoAnswer("the result is a function")
     if isinstance(value, dict) and list(value) == ["_int"]:

@@ -18,14 +18,21 @@ import re
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
+
+from .values import NoAnswer
 
 
 NAMES = ("answer", "ans", "result")
 MAX_CHARS = 50_000
 MAX_TRIES = 20
 
+# What Monty 1.4.0 can import.
+_MONTY_MODULES = frozenset(
+    "asyncio base64 binascii bisect collections copy csv dataclasses datetime decimal functools hashlib itertools json "
+    "math os pathlib posixpath random re sys time tomllib typing unicodedata".split()
+)
 _PARSER = threading.Lock()
 _FENCE = re.compile(
     r"^[ \t]*(?:```|~~~)[ \t]*(?P<language>[\w+-]*)[^\n]*\n(?P<code>.*?)(?:^[ \t]*(?:```|~~~)|\Z)", re.M | re.S
@@ -54,10 +61,13 @@ class Program:
         expressions (`tuple[str]`):
             Expressions to evaluate after them; the first that is not `None` is the answer. If there is none, it is the
             last line of the output.
+        needs (`str`, *optional*):
+            What only CPython gives it, for example `numpy` or `try`.
     """
 
     body: str
     expressions: tuple[str, ...] = ()
+    needs: str | None = None
 
 
 def prepare(text: str) -> Program:
@@ -70,6 +80,33 @@ def prepare(text: str) -> Program:
     if len(text) > MAX_CHARS:
         raise NotAProgram(f"the program has {len(text):,} characters, more than {MAX_CHARS:,}")
     source, tree = _find(text)
+    program = _with_answer(source, tree)
+    needs = next(filter(None, map(_need, ast.walk(tree))), None)
+    return replace(program, needs=needs) if needs else program
+
+
+def printed_answer(stdout: str, complete: bool) -> str:
+    r"""
+    The answer of a program that computed none: the last line it printed.
+
+    Args:
+        stdout (`str`):
+            What it printed.
+        complete (`bool`):
+            Whether that is everything it printed.
+
+    Raises:
+        [`NoAnswer`]: If it printed nothing, or so much that the last line is not known.
+    """
+    lines = stdout.strip().splitlines()
+    if not lines:
+        raise NoAnswer("the program neither returned, named nor printed an answer")
+    if not complete:
+        raise NoAnswer(f"the program printed more than {len(stdout):,} characters")
+    return lines[-1].strip()
+
+
+def _with_answer(source: str, tree: ast.Module) -> Program:
     statements = tree.body
     if not statements:
         raise NotAProgram("the text has no statement")
@@ -143,6 +180,25 @@ def _candidates(text: str) -> Iterator[str]:
     ends = (i for i in range(start + 1, len(lines)) if _PROSE.match(lines[i]) and not _CODE.match(lines[i]))
     for end in islice(ends, MAX_TRIES):
         yield "\n".join(lines[start:end])
+
+
+# ----------------------------------------------------------------------------------------- what the program needs
+
+
+def _need(node: ast.AST) -> str | None:
+    """What Monty lacks. It reports most of it when it runs, but a program may catch that and take another way."""
+    if isinstance(node, ast.Import):
+        return next((alias.name for alias in node.names if alias.name.partition(".")[0] not in _MONTY_MODULES), None)
+    if isinstance(node, ast.ImportFrom):
+        known = node.module and node.module.partition(".")[0] in _MONTY_MODULES
+        return "import *" if node.names[0].name == "*" else None if known else node.module or "a relative import"
+    if isinstance(node, (ast.Yield, ast.YieldFrom)):
+        return "yield"
+    if isinstance(node, ast.ClassDef) and (node.bases or node.keywords):
+        return "classes with bases"
+    if isinstance(node, ast.Try) and node.handlers:
+        return "try"
+    return "async" if isinstance(node, (ast.AsyncFunctionDef, ast.Await)) else None
 
 
 # ---------------------------------------------------------------------------------------- the answer in the program

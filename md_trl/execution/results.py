@@ -1,21 +1,10 @@
-"""What goes into an execution and what comes out: [`Limits`], [`Result`], and values as strict JSON."""
+"""What goes into an execution and what comes out: [`Limits`] and [`Result`]."""
 
 from __future__ import annotations
 
-import datetime
 import math
 from dataclasses import dataclass
-from decimal import Decimal
-from fractions import Fraction
 from typing import Any
-
-
-# Above this an int is handed over as text: JSON readers and Python itself refuse to parse more than 4,300 digits.
-MAX_INT_DIGITS = 4_000
-# An answer is a number or a few words. A longer result is none.
-MAX_TEXT = 10_000
-MAX_ITEMS = 1_000
-MAX_DEPTH = 20
 
 
 @dataclass(frozen=True)
@@ -73,53 +62,3 @@ class Result:
     stdout: str = ""
     seconds: float = 0.0
     engine: str = "monty"
-
-
-class NoAnswer(ValueError):
-    """A program's result is nothing that an answer could be."""
-
-
-def to_json(value: Any) -> Any:
-    r"""
-    A program's result as strict JSON.
-
-    Raises:
-        [`NoAnswer`]: If the value is too large, too deep, or of a type that no answer has.
-    """
-    items = 0
-
-    def convert(value: Any, depth: int) -> Any:
-        nonlocal items
-        items += 1
-        if items > MAX_ITEMS or depth > MAX_DEPTH:
-            raise NoAnswer(f"the result has more than {MAX_ITEMS:,} items or {MAX_DEPTH} levels")
-        if value is None or isinstance(value, bool):
-            return value
-        if isinstance(value, int):
-            if abs(value) < 10**MAX_INT_DIGITS:
-                return value
-            if depth:
-                raise NoAnswer(f"the result has an item of more than {MAX_INT_DIGITS:,} digits")
-            # `Decimal` writes any number of digits, `str(int)` does not.
-            return format(Decimal(value), "f")
-        if isinstance(value, float):
-            return value if math.isfinite(value) else str(value)
-        if isinstance(value, str):
-            if len(value) > MAX_TEXT:
-                raise NoAnswer(f"the result has more than {MAX_TEXT:,} characters")
-            return value
-        if isinstance(value, (list, tuple)):
-            return [convert(item, depth + 1) for item in value]
-        if isinstance(value, (set, frozenset)):
-            return sorted((convert(item, depth + 1) for item in value), key=repr)
-        if isinstance(value, dict):
-            return {_key(key): convert(item, depth + 1) for key, item in value.items()}
-        if isinstance(value, (Decimal, Fraction, complex, datetime.date, datetime.time, datetime.timedelta)):
-            return str(value).strip("()").lower() if isinstance(value, (Decimal, complex)) else str(value)
-        raise NoAnswer(f"the result is of type {type(value).__name__}")
-
-    return convert(value, 0)
-
-
-def _key(key: Any) -> str:
-    return key if isinstance(key, str) else str(to_json(key))
