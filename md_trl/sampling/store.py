@@ -3,7 +3,7 @@
 A *setting* is what a thought was sampled with: model, prompt and parameters. Under one setting the samples of a
 question and path are numbered 0, 1, 2, ... A number is claimed before it is asked for and stored when its text
 arrives, so that two processes on one store never ask for the same sample, and a killed one leaves nothing behind but
-its open claims, which the next run takes over.
+its open claims, which the next run takes over. Claims of a batch job belong to the job and not to a process.
 
 The file is in WAL mode with `synchronous=NORMAL`: what was stored survives `kill -9` at any moment; a power cut can
 undo the last few transactions.
@@ -18,7 +18,7 @@ import sqlite3
 import time
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,10 +29,10 @@ import psutil
 from ..records import Question, Thought
 from ..tasks import TASKS
 from .engines import Choice
-from .thought_file import QuestionFinder, read_thought_file
+from .thought_file import QuestionFinder, read_thought_file, write_thought_file
 
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 # "md_t", so that another program's SQLite file is never taken for a store.
 APPLICATION_ID = 0x6D645F74
 SCHEMA = """
@@ -44,11 +44,20 @@ CREATE TABLE settings (
     id INTEGER PRIMARY KEY, model TEXT NOT NULL, prompt_hash TEXT NOT NULL, params TEXT NOT NULL,
     UNIQUE (model, prompt_hash, params)
 );
--- A request is open while `finished` is null. Its samples are first_index ... first_index + n - 1.
+-- A job of the Batch API: made, then uploaded (file_id), then created (batch_id), then finished.
+CREATE TABLE batches (
+    id INTEGER PRIMARY KEY, base_url TEXT NOT NULL, endpoint TEXT NOT NULL, owner TEXT NOT NULL, created REAL NOT NULL,
+    file_id TEXT, batch_id TEXT, status TEXT NOT NULL DEFAULT 'new', finished REAL
+);
+-- A request is open while `finished` is null. Its samples are first_index ... first_index + n - 1. `lost` is 1 if it
+-- may have been billed though no answer came; `most_prompt` bounds the tokens of its prompt; `served` is the model
+-- that the answer names.
 CREATE TABLE requests (
     id INTEGER PRIMARY KEY, question INTEGER NOT NULL REFERENCES questions, path TEXT NOT NULL,
     setting INTEGER NOT NULL REFERENCES settings, first_index INTEGER NOT NULL, n INTEGER NOT NULL,
-    owner TEXT NOT NULL, created REAL NOT NULL, finished REAL, usage TEXT NOT NULL DEFAULT '{}', error TEXT
+    owner TEXT NOT NULL, created REAL NOT NULL, finished REAL, usage TEXT NOT NULL DEFAULT '{}', error TEXT,
+    lost INTEGER NOT NULL DEFAULT 0, most_prompt INTEGER NOT NULL DEFAULT 0, served TEXT,
+    batch INTEGER REFERENCES batches
 );
 CREATE INDEX requests_of_a_question ON requests (question, path, setting);
 CREATE TABLE thoughts (
@@ -59,7 +68,24 @@ CREATE TABLE thoughts (
 """
 
 _IMPORT = "import"
+_BATCH = "batch"
 _ABANDONED = "abandoned: the process that asked for it ended"
+
+MIGRATIONS = {
+    2: f"""
+CREATE TABLE batches (
+    id INTEGER PRIMARY KEY, base_url TEXT NOT NULL, endpoint TEXT NOT NULL, owner TEXT NOT NULL, created REAL NOT NULL,
+    file_id TEXT, batch_id TEXT, status TEXT NOT NULL DEFAULT 'new', finished REAL
+);
+ALTER TABLE requests ADD COLUMN lost INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE requests ADD COLUMN most_prompt INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE requests ADD COLUMN served TEXT;
+ALTER TABLE requests ADD COLUMN batch INTEGER REFERENCES batches;
+UPDATE requests SET lost = 1 WHERE error = '{_ABANDONED}';
+"""
+}
+"""What brings a store to a version from the one before it."""
+
 # How long a claim made on another host is believed; a process of this host is looked up instead.
 _LEASE_SECONDS = 3600.0
 
@@ -78,6 +104,25 @@ class Claim(NamedTuple):
     key: int
     first_index: int
     n: int
+
+
+class Batch(NamedTuple):
+    r"""
+    A job of the Batch API that has not ended.
+
+    Args:
+        id (`int`):
+            Number of the job in the store.
+        endpoint (`str`):
+            What its requests ask, for example `/v1/chat/completions`.
+        file_id (`str`, *optional*), batch_id (`str`, *optional*):
+            The server's names, as far as it has got.
+    """
+
+    id: int
+    endpoint: str
+    file_id: str | None
+    batch_id: str | None
 
 
 class ImportSummary(NamedTuple):
@@ -122,6 +167,10 @@ class StatusRow:
             Thoughts that did not end by themselves, by finish reason.
         prompt_tokens (`int`, *optional*, defaults to `0`), completion_tokens (`int`, *optional*, defaults to `0`):
             Tokens paid for.
+        lost (`int`, *optional*, defaults to `0`):
+            Failed requests that may have been billed though no answer came.
+        served (`str`, *optional*, defaults to `""`):
+            The models that the answers name, where they name others than the one asked for.
     """
 
     task: str
@@ -140,6 +189,43 @@ class StatusRow:
     unusable: dict[str, int] = field(default_factory=dict)
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    lost: int = 0
+    served: str = ""
+
+
+@dataclass
+class Spending:
+    r"""
+    What the requests to one model took: the facts that a [`~md_trl.sampling.ledger.Ledger`] puts prices on.
+
+    Args:
+        model (`str`):
+            Name of the model.
+        batch (`bool`):
+            Whether they went through the Batch API.
+        requests (`int`), failed (`int`):
+            Requests made, and those of them that brought no thought.
+        prompt_tokens (`int`), cached_tokens (`int`), completion_tokens (`int`):
+            Tokens as the server counted them. Cached ones are part of the prompt tokens.
+        unknown (`int`):
+            Requests whose cost is not known: they are under way, or were lost.
+        most_prompt_tokens (`int`), most_completion_tokens (`int`):
+            The most that those can have taken.
+        thoughts (`int`):
+            Thoughts they brought.
+    """
+
+    model: str
+    batch: bool
+    requests: int
+    failed: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    unknown: int
+    most_prompt_tokens: int
+    most_completion_tokens: int
+    thoughts: int
 
 
 class Store:
@@ -169,6 +255,7 @@ class Store:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._owner = _owner()
+        self._data_version = -1
         if self.path.exists():
             _check_header(self.path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -196,14 +283,15 @@ class Store:
         _set_wal(self._db)
         self._db.execute("PRAGMA synchronous=NORMAL")
         self._db.execute("PRAGMA foreign_keys=ON")
-        if version == 0:
+        if version < SCHEMA_VERSION:
             with self._transaction():
                 # Another process may have been first.
-                if self._db.execute("PRAGMA user_version").fetchone() == (0,):
-                    for statement in SCHEMA.split(";"):
-                        self._db.execute(statement)
-                    self._db.execute(f"PRAGMA application_id={APPLICATION_ID}")
-                    self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+                (version,) = self._db.execute("PRAGMA user_version").fetchone()
+                scripts = [SCHEMA] if version == 0 else [MIGRATIONS[v] for v in range(version + 1, SCHEMA_VERSION + 1)]
+                for statement in ";".join(_without_comments(script) for script in scripts).split(";"):
+                    self._db.execute(statement)
+                self._db.execute(f"PRAGMA application_id={APPLICATION_ID}")
+                self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
 
     def close(self) -> None:
         """Close the file."""
@@ -327,9 +415,19 @@ class Store:
         stored = self._stored(self._key(question_id), path, setting)
         return [index for index in range(n) if index not in stored]
 
-    def claim(self, question_id: str, path: str, setting: int, n: int, at_most: int | None = None) -> list[Claim]:
+    def claim(
+        self,
+        question_id: str,
+        path: str,
+        setting: int,
+        n: int,
+        at_most: int | None = None,
+        most_prompt: int = 0,
+        batch: int | None = None,
+        allow: Callable[[list[int]], bool] | None = None,
+    ) -> list[Claim]:
         r"""
-        Take the right to ask for all samples that are neither stored nor claimed by a living process.
+        Take the right to ask for all samples that are neither stored nor claimed by a living process or a batch.
 
         Args:
             question_id (`str`), path (`str`), setting (`int`):
@@ -338,6 +436,13 @@ class Store:
                 Samples wanted in all.
             at_most (`int`, *optional*, defaults to `n`):
                 Most samples of one request.
+            most_prompt (`int`, *optional*, defaults to `0`):
+                The most tokens that the prompt can have, kept for [`Store.spending`].
+            batch (`int`, *optional*):
+                The batch that the claims belong to. By default they belong to this process.
+            allow (`Callable[[list[int]], bool]`, *optional*):
+                Asked, while nobody else can claim, whether requests of so many samples each may be made. If it says
+                no, nothing is claimed.
 
         Returns:
             `list[Claim]`: requests to make, each for consecutive samples. End each with [`Store.save`] or
@@ -346,12 +451,17 @@ class Store:
         with self._transaction():
             question = self._key(question_id)
             taken = self._stored(question, path, setting) | self._claimed(question, path, setting)
+            runs = list(_runs([index for index in range(n) if index not in taken], at_most or n))
+            if not runs or (allow is not None and not allow([count for _, count in runs])):
+                return []
             claims, now = [], time.time()
-            for first, count in _runs([index for index in range(n) if index not in taken], at_most or n):
+            owner = self._owner if batch is None else _BATCH
+            for first, count in runs:
                 key = self._db.execute(
-                    "INSERT INTO requests (question, path, setting, first_index, n, owner, created) "
-                    "VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    (question, path, setting, first, count, self._owner, now),
+                    "INSERT INTO requests "
+                    "(question, path, setting, first_index, n, owner, created, most_prompt, batch) "
+                    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    (question, path, setting, first, count, owner, now, most_prompt, batch),
                 ).lastrowid
                 claims.append(Claim(key, first, count))
             return claims
@@ -381,16 +491,18 @@ class Store:
             if _is_alive(owner, created):
                 claimed.update(range(first, first + n))
             else:
-                self._finish(key, {}, _ABANDONED)
+                self._finish(key, {}, _ABANDONED, lost=True)
         return claimed
 
-    def _finish(self, key: int, usage: dict[str, Any], error: str | None) -> None:
+    def _finish(
+        self, key: int, usage: dict[str, Any], error: str | None, lost: bool = False, served: str | None = None
+    ) -> None:
         self._db.execute(
-            "UPDATE requests SET finished = ?, usage = ?, error = ? WHERE id = ?",
-            (time.time(), json.dumps(usage, sort_keys=True), error, key),
+            "UPDATE requests SET finished = ?, usage = ?, error = ?, lost = ?, served = ? WHERE id = ?",
+            (time.time(), json.dumps(usage, sort_keys=True), error, lost, served, key),
         )
 
-    def save(self, key: int, choices: Sequence[Choice], usage: dict[str, Any]) -> int:
+    def save(self, key: int, choices: Sequence[Choice], usage: dict[str, Any], served: str | None = None) -> int:
         r"""
         Store what a request brought, in one transaction.
 
@@ -400,7 +512,9 @@ class Store:
             choices (`Sequence[Choice]`):
                 The samples in order. Samples beyond those claimed are left out.
             usage (`dict`):
-                Tokens: `prompt_tokens`, `completion_tokens`.
+                Tokens: `prompt_tokens`, `cached_tokens`, `completion_tokens`.
+            served (`str`, *optional*):
+                The model that the answer names.
 
         Returns:
             `int`: how many thoughts are new.
@@ -409,7 +523,7 @@ class Store:
             question, path, setting, first, n = self._db.execute(
                 "SELECT question, path, setting, first_index, n FROM requests WHERE id = ?", (key,)
             ).fetchone()
-            self._finish(key, usage, None)
+            self._finish(key, usage, None, served=served)
             rows = [
                 (key, question, path, setting, first + i, i, choice.text.strip(), choice.finish_reason)
                 for i, choice in enumerate(choices[:n])
@@ -423,7 +537,7 @@ class Store:
             )
             return max(cursor.rowcount, 0)
 
-    def fail(self, key: int, error: str) -> None:
+    def fail(self, key: int, error: str, usage: dict[str, Any] | None = None, lost: bool = False) -> None:
         r"""
         Record that a request brought nothing; its samples may be claimed again.
 
@@ -432,17 +546,68 @@ class Store:
                 Number of the request, from its [`Claim`].
             error (`str`):
                 Why.
+            usage (`dict`, *optional*, defaults to `{}`):
+                Tokens that were billed all the same.
+            lost (`bool`, *optional*, defaults to `False`):
+                Whether it may have been billed without a word about the tokens.
         """
         with self._transaction():
-            self._finish(key, {}, error)
+            self._finish(key, usage or {}, error, lost)
 
     def release(self) -> None:
         """Give up the claims that were made through this `Store` and have not ended."""
         with self._transaction():
             self._db.execute(
-                "UPDATE requests SET finished = ?, error = ? WHERE finished IS NULL AND owner = ?",
+                "UPDATE requests SET finished = ?, error = ?, lost = 1 WHERE finished IS NULL AND owner = ?",
                 (time.time(), _ABANDONED, self._owner),
             )
+
+    # Batches
+
+    def add_batch(self, base_url: str, endpoint: str) -> int:
+        """Make a job of the Batch API, to claim samples for. Returns its number."""
+        with self._transaction():
+            return self._db.execute(
+                "INSERT INTO batches (base_url, endpoint, owner, created) VALUES (?, ?, ?, ?)",
+                (base_url, endpoint, self._owner, time.time()),
+            ).lastrowid
+
+    def take_batches(self, base_url: str) -> list[Batch]:
+        """The jobs at a server that have not ended and that no other living process takes care of."""
+        with self._transaction():
+            rows = self._db.execute(
+                "SELECT id, owner, created, endpoint, file_id, batch_id FROM batches "
+                "WHERE base_url = ? AND finished IS NULL ORDER BY id",
+                (base_url,),
+            ).fetchall()
+            taken = []
+            for id_, owner, created, *columns in rows:
+                if owner == self._owner or not _is_alive(owner, created):
+                    self._db.execute("UPDATE batches SET owner = ? WHERE id = ?", (self._owner, id_))
+                    taken.append(Batch(id_, *columns))
+            return taken
+
+    def update_batch(self, batch: int, **columns: str | None) -> None:
+        """Record how far a job has got: `file_id`, `batch_id`, `status`."""
+        names = ", ".join(f"{name} = ?" for name in columns)
+        with self._transaction():
+            self._db.execute(f"UPDATE batches SET {names} WHERE id = ?", (*columns.values(), batch))
+
+    def open_requests(self, batch: int) -> dict[int, int]:
+        """The requests of a job that have not ended, and how many samples each is for."""
+        rows = self._db.execute(
+            "SELECT id, n FROM requests WHERE batch = ? AND finished IS NULL ORDER BY id", (batch,)
+        )
+        return dict(rows.fetchall())
+
+    def finish_batch(self, batch: int, status: str, error: str) -> int:
+        """End a job. Its requests that are still open brought nothing and may be claimed again. Returns how many."""
+        with self._transaction():
+            now = time.time()
+            self._db.execute("UPDATE batches SET status = ?, finished = ? WHERE id = ?", (status, now, batch))
+            return self._db.execute(
+                "UPDATE requests SET finished = ?, error = ? WHERE batch = ? AND finished IS NULL", (now, error, batch)
+            ).rowcount
 
     # Reading
 
@@ -542,15 +707,29 @@ class Store:
         rows = self._db.execute(
             "SELECT q.task, q.split, r.path, r.setting, s.model, s.prompt_hash, s.params, "
             "max(iif(r.owner = ?, 0, r.first_index + r.n)), count(*), count(r.error), "
-            "total(json_extract(r.usage, '$.prompt_tokens')), total(json_extract(r.usage, '$.completion_tokens')) "
+            "total(json_extract(r.usage, '$.prompt_tokens')), total(json_extract(r.usage, '$.completion_tokens')), "
+            "total(r.lost), group_concat(DISTINCT iif(r.served != s.model, r.served, NULL)) "
             "FROM requests r JOIN questions q ON q.key = r.question JOIN settings s ON s.id = r.setting "
             "GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4",
             (_IMPORT,),
         ).fetchall()
         status = []
-        for *key, model, prompt_hash, params, n, requests, failed, prompt_tokens, completion_tokens in rows:
+        for (
+            *key,
+            model,
+            prompt_hash,
+            params,
+            n,
+            requests,
+            failed,
+            prompt_tokens,
+            completion_tokens,
+            lost,
+            served,
+        ) in rows:
             row = StatusRow(*key, model, prompt_hash, json.loads(params), n, requests, failed)
             row.prompt_tokens, row.completion_tokens = int(prompt_tokens), int(completion_tokens)
+            row.lost, row.served = int(lost), served or ""
             (wanted,) = self._db.execute(
                 "SELECT count(*) FROM questions WHERE task = ? AND split = ?", key[:2]
             ).fetchone()
@@ -571,22 +750,85 @@ class Store:
             status.append(row)
         return status
 
+    def spending(
+        self,
+        task: str | None = None,
+        splits: Sequence[str] | None = None,
+        model: str | None = None,
+        settings: Sequence[int] | None = None,
+    ) -> list[Spending]:
+        r"""
+        What was spent, by model. Imported thoughts were paid for elsewhere and are left out.
+
+        Args:
+            task (`str`, *optional*):
+                Only for questions of this task.
+            splits (`Sequence[str]`, *optional*):
+                Only for questions of these splits.
+            model (`str`, *optional*):
+                Only at this model.
+            settings (`Sequence[int]`, *optional*):
+                Only under these settings.
+
+        Returns:
+            `list[Spending]`: one for each model, and another for what went through the Batch API.
+        """
+        where, values = _where({"q.task = ?": task, "s.model = ?": model})
+        for column, wanted in (("q.split", splits), ("s.id", settings)):
+            if wanted is not None:
+                where += f" AND {column} IN ({', '.join('?' * len(wanted))})"
+                values += list(wanted)
+        rows = self._db.execute(
+            "SELECT s.model, r.batch IS NOT NULL, count(*), count(r.error), "
+            "total(json_extract(r.usage, '$.prompt_tokens')), total(json_extract(r.usage, '$.cached_tokens')), "
+            "total(json_extract(r.usage, '$.completion_tokens')), total(r.lost OR r.finished IS NULL), "
+            "total(iif(r.lost OR r.finished IS NULL, r.most_prompt, 0)), "
+            "total(iif(r.lost OR r.finished IS NULL, r.n * json_extract(s.params, '$.max_tokens'), 0)), "
+            "total((SELECT count(*) FROM thoughts t WHERE t.question = r.question AND t.path = r.path "
+            "AND t.setting = r.setting AND t.request = r.id)) "
+            "FROM requests r JOIN questions q ON q.key = r.question JOIN settings s ON s.id = r.setting "
+            f"WHERE r.owner != '{_IMPORT}' AND {where} GROUP BY 1, 2 ORDER BY 1, 2",
+            values,
+        )
+        return [Spending(model, bool(batch), *map(int, figures)) for model, batch, *figures in rows]
+
+    def usage(self, question_id: str, path: str, setting: int) -> tuple[int, int, int, int]:
+        """Of one question and path: prompt, cached and completion tokens, and how many samples are stored."""
+        question = self._key(question_id)
+        tokens = self._db.execute(
+            "SELECT total(json_extract(usage, '$.prompt_tokens')), total(json_extract(usage, '$.cached_tokens')), "
+            "total(json_extract(usage, '$.completion_tokens')) FROM requests "
+            "WHERE question = ? AND path = ? AND setting = ?",
+            (question, path, setting),
+        ).fetchone()
+        return *map(int, tokens), len(self._stored(question, path, setting))
+
+    def changed_elsewhere(self) -> bool:
+        """Whether another connection has written since the last call."""
+        (version,) = self._db.execute("PRAGMA data_version").fetchone()
+        before, self._data_version = self._data_version, version
+        return before != version
+
     # Files
 
     def export_thoughts(self, path: str | Path) -> int:
         r"""
-        Write all thoughts to a thought file: JSONL, one thought a line, in the order of questions, paths, samples.
+        Write all thoughts to a thought file, in the order of questions, paths, samples.
 
-        Each line has `task`, `id`, `question`, `gold`, `path`, `index`, `text`, `finish_reason`, and where they are
-        known `answer`, `model`, `params`, and `usage` (on the first choice of a request).
+        JSONL has one thought a line with `task`, `id`, `question`, `gold`, `path`, `index`, `text`, `finish_reason`,
+        and where they are known `answer`, `model`, `params`, and `usage` (on the first choice of a request). Parquet
+        has the same columns, with `params` and `usage` as JSON texts.
 
         Args:
             path (`str` or [`~pathlib.Path`]):
-                The file; replaced if it exists.
+                The file; replaced if it exists. Parquet if the name ends in `.parquet`, else JSONL.
 
         Returns:
             `int`: how many thoughts were written.
         """
+        return write_thought_file(path, self._lines())
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
         # Settings in the order of their contents: their numbers differ from store to store.
         rows = self._db.execute(
             "SELECT q.task, q.id, q.question, q.answer, t.path, t.sample_index, t.text, t.finish_reason, t.stated, "
@@ -595,52 +837,23 @@ class Store:
             "JOIN requests r ON r.id = t.request "
             "ORDER BY q.key, t.path, s.model, s.prompt_hash, s.params, t.sample_index"
         )
-        count = 0
-        # A name of its own first, so that an export that is cut short replaces nothing.
-        partial = Path(f"{path}.partial")
-        with partial.open("w", encoding="utf-8", newline="\n") as file:
-            for (
-                task,
-                id_,
-                question,
-                gold,
-                path_,
-                index,
-                text,
-                finish_reason,
-                stated,
-                model,
-                hash_,
-                params,
-                usage,
-            ) in rows:
-                line = {
-                    "task": task,
-                    "id": id_,
-                    "question": question,
-                    "gold": gold,
-                    "path": path_,
-                    "index": index,
-                    "text": text,
-                    "finish_reason": finish_reason,
-                }
-                if stated is not None:
-                    line["answer"] = stated
-                if model:
-                    line["model"] = model
-                params = json.loads(params) | ({"prompt_hash": hash_} if hash_ else {})
-                if params:
-                    line["params"] = params
-                if usage != "{}":
-                    line["usage"] = json.loads(usage)
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-                count += 1
-        partial.replace(path)
-        return count
+        names = ("task", "id", "question", "gold", "path", "index", "text", "finish_reason")
+        for *columns, stated, model, hash_, params, usage in rows:
+            line = dict(zip(names, columns, strict=True))
+            if stated is not None:
+                line["answer"] = stated
+            if model:
+                line["model"] = model
+            params = json.loads(params) | ({"prompt_hash": hash_} if hash_ else {})
+            if params:
+                line["params"] = params
+            if usage != "{}":
+                line["usage"] = json.loads(usage)
+            yield line
 
     def import_thoughts(self, path: str | Path, task: str | None = None, split: str = "train") -> ImportSummary:
         r"""
-        Read a thought file: JSONL, one thought a line.
+        Read a thought file: JSONL with one thought a line, or Parquet with the same columns (`*.parquet`).
 
         A line has `task`, `id` or `question` (or both), `path` and `text`; and it may have `gold`, `answer`, `model`,
         `params`, `usage`, `index`, `finish_reason`. A question text finds a question of the task in the store, white
@@ -728,12 +941,18 @@ def _runs(indices: Sequence[int], at_most: int) -> Iterator[tuple[int, int]]:
             start = end
 
 
+def _without_comments(script: str) -> str:
+    return "\n".join(line for line in script.splitlines() if not line.startswith("--"))
+
+
 def _owner() -> str:
     """A name for this process's use of a store. The start time tells it from a later process with the same number."""
     return f"{psutil.Process().create_time()} {os.getpid()} {uuid.uuid4().hex[:8]} {platform.node()}"
 
 
 def _is_alive(owner: str, claimed: float) -> bool:
+    if owner == _BATCH:
+        return True
     started, pid, _, host = owner.split(" ", 3)
     if host != platform.node():
         return time.time() - claimed < _LEASE_SECONDS

@@ -1,4 +1,4 @@
-"""The form of a thought file (JSONL, one thought a line), checked line by line, and whose thoughts they are.
+"""The form of a thought file (JSONL or Parquet, a thought a line), checked line by line, and whose thoughts they are.
 
 [`~md_trl.sampling.store.Store.import_thoughts`] says what the fields mean.
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
@@ -19,6 +20,20 @@ from ..records import PATHS, Question
 FORM = (
     'Each line is an object: {"task": "svamp", "id": "svamp/train/chal-12", "path": "cot", "text": "..."}, or with '
     '"question" instead of "id"'
+)
+COLUMNS = (
+    "task",
+    "id",
+    "question",
+    "gold",
+    "path",
+    "index",
+    "text",
+    "finish_reason",
+    "answer",
+    "model",
+    "params",
+    "usage",
 )
 _PATHS = (*PATHS, "label")
 
@@ -49,7 +64,7 @@ def read_thought_file(path: str | Path, tasks: Collection[str]) -> Iterator[Thou
 
     Args:
         path (`str` or [`~pathlib.Path`]):
-            The file.
+            The file: Parquet if its name ends in `.parquet`, else JSONL.
         tasks (`Collection[str]`):
             Names that `task` may have.
 
@@ -59,22 +74,93 @@ def read_thought_file(path: str | Path, tasks: Collection[str]) -> Iterator[Thou
     Raises:
         `ValueError`: a line that is malformed, or lacks a field. The message names file, line, value and the way out.
     """
+    if Path(path).suffix == ".parquet":
+        yield from _read_parquet(path, tasks)
+        return
     with open(path, "rb") as file:
         # Lines end at "\n" only: a text may hold other line separators, such as U+2028.
         for number, line in enumerate(file, start=1):
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
             if line.strip():
-                yield _parse(f"{path}, line {number}", line, tasks)
+                where = f"{path}, line {number}"
+                yield _check(where, _parse(where, line.decode(errors="surrogateescape")), tasks)
 
 
-def _parse(where: str, line: bytes, tasks: Collection[str]) -> ThoughtLine:
+def _read_parquet(path: str | Path, tasks: Collection[str]) -> Iterator[ThoughtLine]:
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
+    with open(path, "rb") as stream:
+        try:
+            batches = ParquetFile(stream).iter_batches(1024)
+            rows = enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
+        except pyarrow.ArrowException as error:
+            raise ValueError(f"{path} is not Parquet: {error}. Write JSONL under another name, or Parquet.") from None
+        for number, row in rows:
+            where = f"{path}, row {number}"
+            for name in ("params", "usage"):
+                if isinstance(row.get(name), str):
+                    row[name] = _parse(f"{where}, column {name!r}", row[name])
+            yield _check(where, row, tasks)
+
+
+def write_thought_file(path: str | Path, lines: Iterable[dict[str, Any]]) -> int:
+    r"""
+    Write a thought file.
+
+    Args:
+        path (`str` or [`~pathlib.Path`]):
+            The file; replaced if it exists. Parquet if its name ends in `.parquet`, else JSONL.
+        lines (`Iterable[dict]`):
+            The thoughts.
+
+    Returns:
+        `int`: how many thoughts were written.
+    """
+    # A name of its own first, so that an export that is cut short replaces nothing.
+    partial = Path(f"{path}.partial")
+    count = 0
+    if Path(path).suffix == ".parquet":
+        import pyarrow
+        from pyarrow.parquet import ParquetWriter
+
+        schema = pyarrow.schema([(name, pyarrow.int32() if name == "index" else pyarrow.string()) for name in COLUMNS])
+        with ParquetWriter(partial, schema) as writer:
+            for chunk in _chunks(lines, 10_000):
+                for line in chunk:
+                    for name in ("params", "usage"):
+                        if name in line:
+                            line[name] = json.dumps(line[name], sort_keys=True, ensure_ascii=False)
+                writer.write_table(pyarrow.Table.from_pylist(chunk, schema))
+                count += len(chunk)
+    else:
+        with partial.open("w", encoding="utf-8", newline="\n") as file:
+            for line in lines:
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                count += 1
+    partial.replace(path)
+    return count
+
+
+def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    iterator = iter(items)
+    while chunk := list(itertools.islice(iterator, size)):
+        yield chunk
+
+
+def _parse(where: str, line: str) -> Any:
     try:
-        row = json.loads(line.decode(), parse_constant=_refuse_constant)
+        row = json.loads(line.encode(errors="surrogateescape").decode(), parse_constant=_refuse_constant)
         # A lone surrogate ("\ud800") and 1e999 pass as JSON, but are no character and no number.
         json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: {_short(line.decode(errors='replace'))} is not JSON: {error}. {FORM}.") from None
+        shown = _short(line.encode(errors="surrogateescape").decode(errors="replace"))
+        raise ValueError(f"{where}: {shown} is not JSON: {error}. {FORM}.") from None
+    return row
+
+
+def _check(where: str, row: Any, tasks: Collection[str]) -> ThoughtLine:
     if not isinstance(row, dict):
         raise ValueError(f"{where}: {_short(row)} is not an object. {FORM}.")
 
@@ -99,7 +185,9 @@ def _parse(where: str, line: bytes, tasks: Collection[str]) -> ThoughtLine:
     if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < 2**31:
         raise ValueError(f"{where}: 'index' is {_short(index)}. Write a sample's number from 0 on, or leave it out.")
     for name, value in row.get("usage", {}).items():
-        if name in ("prompt_tokens", "completion_tokens") and not (_is_number(value) and 0 <= value < 2**53):
+        if name in ("prompt_tokens", "cached_tokens", "completion_tokens") and not (
+            _is_number(value) and 0 <= value < 2**53
+        ):
             raise ValueError(f"{where}: {name!r} of 'usage' is {_short(value)}. Write a number of tokens.")
     params = row.get("params", {})
     for name in ("temperature", "top_p"):

@@ -1,7 +1,8 @@
 """What samples: the protocol that every engine follows, and its two nouns.
 
 An engine knows a model and nothing of tasks, stores or answers. [`~md_trl.sampling.engines.openai.OpenAIEngine`] asks
-a server, [`~md_trl.sampling.engines.transformers.TransformersEngine`] runs a local model.
+a server, [`~md_trl.sampling.engines.transformers.TransformersEngine`] and
+[`~md_trl.sampling.engines.vllm.VLLMEngine`] run a local model.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 
@@ -83,11 +85,17 @@ class SampleResult:
         choices (`list[Choice]`, *optional*, defaults to `[]`):
             The samples, in sample order: the first has the index `request.first_index`. May be fewer than asked.
         usage (`dict`, *optional*, defaults to `{}`):
-            Tokens as counted by the engine: `prompt_tokens`, `completion_tokens`.
+            Tokens as counted by the engine: `prompt_tokens`, `cached_tokens` (part of them), `completion_tokens`.
         error (`str`, *optional*):
             Why there are no choices.
         retry (`bool`, *optional*, defaults to `True`):
             Whether asking once more could help; `False` if the server refused this very request.
+        lost (`bool`, *optional*, defaults to `False`):
+            Whether the request may have been billed though no answer could be read.
+        faults (`Sequence[str]`, *optional*, defaults to `()`):
+            What went wrong before, free of charge, until the request was repeated.
+        served (`str`, *optional*):
+            The model that the answer names.
     """
 
     request: SampleRequest
@@ -95,6 +103,9 @@ class SampleResult:
     usage: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
     retry: bool = True
+    lost: bool = False
+    faults: Sequence[str] = ()
+    served: str | None = None
 
 
 class Engine(Protocol):
@@ -123,3 +134,16 @@ def cut_at_stop(choice: Choice, stop: Sequence[str]) -> Choice:
     """Cut the text before its first stop string, which makes the finish reason `stop`: many servers leave it in."""
     ends = [end for end in (choice.text.find(string) for string in stop) if end >= 0]
     return Choice(choice.text[: min(ends)], "stop") if ends else choice
+
+
+def name_of_folder(model: str) -> str:
+    """A local model as the store keeps it. A folder may hold other weights tomorrow: it is named with their digest."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return model
+    digest = hashlib.sha256()
+    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("adapter_config.json")]):
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return f"{model}@{digest.hexdigest()[:8]}"

@@ -3,31 +3,44 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
+import email.utils
+import json
 import os
 import queue
+import random
 import threading
+import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from urllib.parse import urlsplit
+from typing import Any
 
+import httpx2
 import openai
-from openai.types import Completion
-from openai.types.chat import ChatCompletion
 
+from ..keys import find_key
 from . import Choice, SampleRequest, SampleResult, cut_at_stop, derive_seed
+
+
+# Pauses before a request is repeated: the first, and the longest; each is twice the one before, less up to a half.
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0
+# A server that wants a longer pause than this is left alone.
+LONGEST_RETRY_AFTER = 600.0
 
 
 class OpenAIEngine:
     r"""
     Samples from an OpenAI-compatible server.
 
-    The key is taken from the environment variable `OPENAI_API_KEY` and goes nowhere but to the server. A server on
-    this machine needs none.
+    The key comes from the environment variable `OPENAI_API_KEY` or the keyring and goes nowhere but to the server, see
+    [`~md_trl.sampling.keys.find_key`].
 
-    Time-outs, lost connections, 429 and 5xx are retried with growing pauses, or when the server says so. What still
-    fails comes back as a result with an `error`. A server that is not there, a refused key and an unknown model end
-    the run: nothing more is asked, what is under way is waited for.
+    429, 5xx and refused connections cost nothing and are repeated, after the pause that the server asks for or one
+    that doubles each time, with jitter. On 429 half as many requests are kept under way; each answer brings back a
+    little. A request that may have been billed although no answer could be read (time-out, lost connection, half an
+    answer) is not repeated here: it comes back as a result with an `error` and `lost=True`, so that whoever keeps the
+    books decides. A server that is not there, a refused key, an exhausted account and an unknown model end the run:
+    nothing more is asked, what is under way is waited for.
 
     Args:
         model (`str`):
@@ -36,11 +49,13 @@ class OpenAIEngine:
             Root of the API, for example `http://127.0.0.1:8000/v1`. Defaults to the environment variable
             `OPENAI_BASE_URL`, then to OpenAI's own.
         concurrency (`int`, *optional*, defaults to `16`):
-            Requests under way at the same time.
+            Most requests under way at the same time.
         max_retries (`int`, *optional*, defaults to `6`):
             How often a request is repeated.
         timeout (`float`, *optional*, defaults to `300.0`):
             Seconds after which a request counts as lost.
+        requests_per_minute (`float`, *optional*), tokens_per_minute (`float`, *optional*):
+            Limits of the server to keep to. Tokens are estimated from earlier answers.
 
     Raises:
         `ValueError`: no key for a server on another machine, or a key inside `base_url`.
@@ -65,25 +80,22 @@ class OpenAIEngine:
         concurrency: int = 16,
         max_retries: int = 6,
         timeout: float = 300.0,
+        requests_per_minute: float | None = None,
+        tokens_per_minute: float | None = None,
     ):
         if concurrency < 1:
             raise ValueError(f"`concurrency` is {concurrency}. Use 1 or more.")
+        for name, limit in (("requests_per_minute", requests_per_minute), ("tokens_per_minute", tokens_per_minute)):
+            if limit is not None and limit <= 0:
+                raise ValueError(f"`{name}` is {limit}. Use a number above 0, or leave it out.")
         self.model = model
         self.base_url = base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
         self.concurrency = concurrency
         self.max_retries = max_retries
         self.timeout = timeout
-        url = urlsplit(self.base_url)
-        if url.username or url.password:
-            raise ValueError("`base_url` holds a name or password. Put the key in `OPENAI_API_KEY` instead.")
-        if url.scheme not in ("http", "https") or not url.hostname:
-            raise ValueError(f"`base_url` is {self.base_url!r}. Write it as `http://127.0.0.1:8000/v1`.")
-        self._key = os.environ.get("OPENAI_API_KEY") or ("none" if _is_loopback(url.hostname) else "")
-        if not self._key:
-            raise ValueError(
-                f"No key for {self.base_url}. Set the environment variable `OPENAI_API_KEY` (to any text if the "
-                "server wants none)."
-            )
+        self.requests_per_minute = requests_per_minute
+        self.tokens_per_minute = tokens_per_minute
+        self._key = find_key(self.base_url)
         # Whether the server has accepted any request. While it has not, a refusal ends the run.
         self._accepted = False
 
@@ -104,25 +116,31 @@ class OpenAIEngine:
         """
         requests = iter(requests)
         arrived: queue.SimpleQueue[asyncio.Future] = queue.SimpleQueue()
+        self._throttle = _Throttle(self.concurrency, self.requests_per_minute, self.tokens_per_minute)
         with _event_loop() as loop:
             client = self._client()
             try:
                 asyncio.run_coroutine_threadsafe(self._probe(client), loop).result()
-                under_way, fatal = 0, None
+                under_way: dict[asyncio.Future, SampleRequest] = {}
+                fatal = None
                 while True:
-                    while not fatal and under_way < self.concurrency and (request := next(requests, None)) is not None:
+                    while (
+                        not fatal
+                        and len(under_way) < self.concurrency
+                        and (request := next(requests, None)) is not None
+                    ):
                         future = asyncio.run_coroutine_threadsafe(self._ask(client, request), loop)
+                        under_way[future] = request
                         future.add_done_callback(arrived.put)
-                        under_way += 1
                     if not under_way:
                         break
+                    future = arrived.get()
+                    request = under_way.pop(future)
                     try:
-                        result = arrived.get().result()
+                        yield future.result()
                     except (ConnectionError, ValueError) as error:
-                        fatal, result = error, None
-                    under_way -= 1
-                    if result is not None:
-                        yield result
+                        fatal = error
+                        yield SampleResult(request, error=str(error), lost=isinstance(error, ConnectionError))
                 if fatal:
                     raise fatal
             except KeyboardInterrupt:
@@ -136,9 +154,7 @@ class OpenAIEngine:
                 asyncio.run_coroutine_threadsafe(_cancel_and_close(client), loop).result()
 
     def _client(self) -> openai.AsyncOpenAI:
-        return openai.AsyncOpenAI(
-            api_key=self._key, base_url=self.base_url, max_retries=self.max_retries, timeout=self.timeout
-        )
+        return openai.AsyncOpenAI(api_key=self._key, base_url=self.base_url, max_retries=0, timeout=self.timeout)
 
     async def _probe(self, client: openai.AsyncOpenAI) -> None:
         """Find out before the first request whether there is a server that lets us in."""
@@ -154,53 +170,68 @@ class OpenAIEngine:
             pass  # Not every server lists its models (`transformers serve` fails offline).
 
     async def _ask(self, client: openai.AsyncOpenAI, request: SampleRequest) -> SampleResult:
-        try:
-            answer = await self._create(client, request)
-            choices = _read(answer, request)
-        except openai.AuthenticationError as error:
-            raise self._no_entry(error) from None
-        except openai.NotFoundError as error:
-            raise ValueError(
-                f"{self.base_url} does not know the model {self.model!r} or has no such API ({self._message(error)}). "
-                "Check `--model` and `--base_url` (it usually ends in /v1)."
-            ) from None
-        except openai.APITimeoutError:
-            return SampleResult(request, error=f"no answer within {self.timeout:g} s")
-        except openai.APIConnectionError:
-            await self._probe(client)
-            return SampleResult(request, error="the connection was lost")
-        except (openai.BadRequestError, openai.PermissionDeniedError, openai.UnprocessableEntityError) as error:
-            if not self._accepted:
+        path, body = request_body(self.model, request)
+        faults: list[str] = []
+        while True:
+            pause = min(FIRST_PAUSE * 2 ** len(faults), LONGEST_PAUSE) * random.uniform(0.5, 1)
+            estimate = await self._throttle.enter(request)
+            started = time.monotonic()
+            try:
+                # The client's time-out is one between two packets.
+                answer = await asyncio.wait_for(client.post(path, cast_to=httpx2.Response, body=body), self.timeout)
+            except (asyncio.TimeoutError, openai.APITimeoutError):
+                return SampleResult(request, error=f"no answer within {self.timeout:g} s", lost=True, faults=faults)
+            except openai.APIConnectionError as error:
+                if not isinstance(error.__cause__, httpx2.ConnectError):
+                    await self._probe(client)
+                    return SampleResult(request, error="the connection was lost", lost=True, faults=faults)
+                fault = "no connection"
+                if len(faults) >= self.max_retries:
+                    await self._probe(client)
+            except openai.AuthenticationError as error:
+                raise self._no_entry(error) from None
+            except openai.NotFoundError as error:
                 raise ValueError(
-                    f"{self.base_url} refuses what it is asked: {self._message(error)}. Nothing more was asked."
+                    f"{self.base_url} does not know the model {self.model!r} or has no such API "
+                    f"({self._message(error)}). Check `--model` and `--base_url` (it usually ends in /v1)."
                 ) from None
-            return SampleResult(request, error=self._message(error), retry=False)
-        except openai.APIError as error:
-            return SampleResult(request, error=self._message(error))
-        except ValueError as error:
-            return SampleResult(request, error=f"the answer cannot be read: {error}")
-        self._accepted = True
-        usage = {}
-        if answer.usage is not None:
-            usage = {
-                "prompt_tokens": answer.usage.prompt_tokens,
-                "completion_tokens": answer.usage.completion_tokens,
-            }
-        return SampleResult(request, choices, usage)
+            except openai.APIStatusError as error:
+                fault, wait = self._message(error), _retry_after(error.response.headers)
+                if error.code == "insufficient_quota" or (wait or 0) > LONGEST_RETRY_AFTER:
+                    raise ValueError(
+                        f"{self.base_url} gives no more for now ({fault}). What has arrived is stored: run the same "
+                        "command again later."
+                    ) from None
+                if error.status_code == 429:
+                    self._throttle.slow_down(started, wait or 0.0)
+                elif error.status_code not in (408, 409) and error.status_code < 500:
+                    if not self._accepted:
+                        raise ValueError(
+                            f"{self.base_url} refuses what it is asked: {fault}. Nothing more was asked."
+                        ) from None
+                    return SampleResult(request, error=fault, retry=False, faults=faults)
+                # Those who were told to come back at the same time do not.
+                pause = pause if wait is None else wait + 0.1 * pause
+            except openai.APIError as error:
+                return SampleResult(request, error=self._message(error), lost=True, faults=faults)
+            else:
+                return self._result(request, answer.content, faults, estimate)
+            finally:
+                self._throttle.leave()
+            if len(faults) >= self.max_retries:
+                return SampleResult(request, error=fault, faults=faults)
+            faults.append(fault)
+            await asyncio.sleep(pause)
 
-    async def _create(self, client: openai.AsyncOpenAI, request: SampleRequest) -> ChatCompletion | Completion:
-        arguments = {
-            "model": self.model,
-            "n": request.n,
-            "temperature": request.temperature,
-            "top_p": request.top_p,
-            "max_tokens": request.max_tokens,
-            "stop": list(request.stop) or openai.omit,
-            "seed": derive_seed(request.seed, request.question_id, request.path, request.first_index),
-        }
-        if isinstance(request.prompt, str):
-            return await client.completions.create(prompt=request.prompt, **arguments)
-        return await client.chat.completions.create(messages=request.prompt, **arguments)
+    def _result(self, request: SampleRequest, data: bytes, faults: list[str], estimate: float) -> SampleResult:
+        try:
+            choices, usage, served = read_answer(data, request)
+        except ValueError as error:
+            message = f"the answer cannot be read: {self._clean(str(error))}"
+            return SampleResult(request, error=message, lost=True, faults=faults)
+        self._accepted = True
+        self._throttle.answered(request, estimate, usage, len(choices))
+        return SampleResult(request, choices, usage, faults=faults, served=served)
 
     def _no_server(self, error: openai.APIConnectionError) -> ConnectionError:
         cause = f" ({self._clean(str(error.__cause__))})" if error.__cause__ else ""
@@ -212,8 +243,9 @@ class OpenAIEngine:
 
     def _no_entry(self, error: openai.AuthenticationError) -> ValueError:
         return ValueError(
-            f"{self.base_url} refuses the key (HTTP {error.status_code}). Set the environment variable "
-            "`OPENAI_API_KEY` to a valid one."
+            f"{self.base_url} refuses the key (HTTP {error.status_code}): it is wrong or has expired. Set the "
+            "environment variable `OPENAI_API_KEY` to a valid one. What has arrived is stored: run the same command "
+            "again to go on."
         )
 
     def _message(self, error: openai.APIError) -> str:
@@ -230,24 +262,150 @@ class OpenAIEngine:
         return text if len(text) <= 300 else f"{text[:297]}..."
 
 
-def _read(answer: ChatCompletion | Completion, request: SampleRequest) -> list[Choice]:
-    """The choices of an answer, in their order. The client does not check what it received."""
-    if not isinstance(answer, ChatCompletion | Completion):
-        raise ValueError("it is no JSON object")
-    choices = []
-    for choice in sorted(answer.choices or [], key=lambda choice: choice.index or 0):
-        text = choice.text if isinstance(answer, Completion) else choice.message and choice.message.content
-        # Half a surrogate pair passes as JSON, but is no character.
-        text = (text or "").encode(errors="replace").decode()
-        choices.append(cut_at_stop(Choice(text, choice.finish_reason or "stop"), request.stop))
-    return choices
+def request_body(model: str, request: SampleRequest) -> tuple[str, dict[str, Any]]:
+    """Where a request goes, below the root of the API, and what it says."""
+    body = {
+        "model": model,
+        "n": request.n,
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "max_tokens": request.max_tokens,
+        "seed": derive_seed(request.seed, request.question_id, request.path, request.first_index),
+    }
+    if request.stop:
+        body["stop"] = list(request.stop)
+    if isinstance(request.prompt, str):
+        return "/completions", body | {"prompt": request.prompt}
+    return "/chat/completions", body | {"messages": request.prompt}
 
 
-def _is_loopback(host: str) -> bool:
+def read_answer(answer: bytes | dict[str, Any], request: SampleRequest) -> tuple[list[Choice], dict[str, int], str]:
+    r"""
+    Read the body of an answer.
+
+    Args:
+        answer (`bytes` or `dict`):
+            The body.
+        request ([`SampleRequest`]):
+            What was asked.
+
+    Returns:
+        `tuple[list[Choice], dict, str]`: the samples in the order of their indices, the tokens, the model named.
+
+    Raises:
+        `ValueError`: it is no answer.
+    """
     try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+        answer = json.loads(answer) if isinstance(answer, bytes) else answer
+        if not isinstance(answer, dict):
+            raise ValueError("it is no JSON object")
+        if answer.get("error") and not answer.get("choices"):
+            raise ValueError(f"it holds an error: {answer['error']}")
+        choices = []
+        for choice in sorted(answer.get("choices") or [], key=lambda choice: choice.get("index") or 0):
+            text = choice.get("text") if isinstance(request.prompt, str) else choice["message"].get("content")
+            # Half a surrogate pair passes as JSON, but is no character.
+            text = (text or "").encode(errors="replace").decode()
+            choices.append(cut_at_stop(Choice(text, str(choice.get("finish_reason") or "stop")), request.stop))
+        usage = answer.get("usage")
+        tokens = {}
+        if usage:
+            tokens = {name: int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")}
+            cached = int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
+            tokens |= {"cached_tokens": cached} if cached else {}
+    except (AttributeError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"it is not in the form of OpenAI's API ({type(error).__name__}: {error})") from None
+    return choices, tokens, str(answer.get("model") or "")
+
+
+def _retry_after(headers: httpx2.Headers) -> float | None:
+    """Seconds that the server asks to wait: `retry-after-ms`, or `Retry-After` in seconds or as a date."""
+    for name, scale in (("retry-after-ms", 1000), ("retry-after", 1)):
+        try:
+            return max(float(headers[name]) / scale, 0.0)
+        except (KeyError, ValueError):
+            continue
+    try:
+        return max(email.utils.parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time(), 0.0)
+    except (KeyError, ValueError):
+        return None
+
+
+class _Throttle:
+    """Holds requests back: so many at a time, so many and so many tokens a minute, fewer after a 429."""
+
+    def __init__(self, concurrency: int, requests_per_minute: float | None, tokens_per_minute: float | None):
+        self.most = self.allowed = float(concurrency)
+        self.requests_per_minute, self.tokens_per_minute = requests_per_minute, tokens_per_minute
+        self._under_way = 0
+        self._waiting: deque[asyncio.Future] = deque()
+        self._slowed_at = self._paused_until = 0.0
+        # When the next request may start, by either limit
+        self._request_at = self._token_at = 0.0
+        # Seen so far: tokens a character of the prompt, tokens a sample
+        self._per_character, self._per_sample = 0.25, None
+
+    async def enter(self, request: SampleRequest) -> float:
+        """Wait for a turn. Returns how many tokens the request is expected to take."""
+        if self._under_way >= int(self.allowed):
+            turn = asyncio.get_running_loop().create_future()
+            self._waiting.append(turn)
+            await turn  # Whoever ends it counts this request as under way.
+        else:
+            self._under_way += 1
+        estimate = self._estimate(request) if self.tokens_per_minute else 0.0
+        now = time.monotonic()
+        start = max(now, self._request_at, self._token_at)
+        if self.requests_per_minute:
+            self._request_at = start + 60 / self.requests_per_minute
+        if self.tokens_per_minute:
+            self._token_at = start + 60 * estimate / self.tokens_per_minute
+        try:
+            if start > now:
+                await asyncio.sleep(start - now)
+            while (pause := self._paused_until - time.monotonic()) > 0:
+                await asyncio.sleep(pause)
+        except asyncio.CancelledError:
+            self.leave()
+            raise
+        return estimate
+
+    def leave(self) -> None:
+        self._under_way -= 1
+        while self._waiting and self._under_way < int(self.allowed):
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                self._under_way += 1
+
+    def answered(self, request: SampleRequest, estimate: float, usage: dict[str, int], samples: int) -> None:
+        self.allowed = min(self.most, self.allowed + 1 / self.allowed)
+        if self.tokens_per_minute and usage and samples:
+            used = usage["prompt_tokens"] + usage["completion_tokens"]
+            self._token_at += 60 * (used - estimate) / self.tokens_per_minute
+            per_sample = usage["completion_tokens"] / samples
+            before = per_sample if self._per_sample is None else self._per_sample
+            self._per_sample = 0.9 * before + 0.1 * per_sample
+            per_character = usage["prompt_tokens"] / max(_characters(request), 1)
+            self._per_character = 0.9 * self._per_character + 0.1 * per_character
+
+    def slow_down(self, started: float, seconds: float) -> None:
+        """After a 429 to a request of that time. One burst of them halves the number once."""
+        now = time.monotonic()
+        self._paused_until = max(self._paused_until, now + seconds)
+        if started > self._slowed_at:
+            self._slowed_at = now
+            self.allowed = max(1.0, self.allowed / 2)
+
+    def _estimate(self, request: SampleRequest) -> float:
+        per_sample = request.max_tokens if self._per_sample is None else self._per_sample
+        return self._per_character * _characters(request) + per_sample * request.n
+
+
+def _characters(request: SampleRequest) -> int:
+    if isinstance(request.prompt, str):
+        return len(request.prompt)
+    return sum(len(message["content"]) for message in request.prompt)
 
 
 @contextmanager

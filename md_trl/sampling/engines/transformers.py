@@ -5,7 +5,6 @@ Each sample has its own random numbers, whatever it is batched with.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.cache_utils import DynamicLayer
 
 from ...prompts import encode
-from . import Choice, Prompt, SampleRequest, SampleResult, cut_at_stop, derive_seed
+from . import Choice, Prompt, SampleRequest, SampleResult, cut_at_stop, derive_seed, name_of_folder
 
 
 # Batches whose requests are pulled together, so that prompts of about the same length share one.
@@ -129,7 +128,7 @@ class TransformersEngine:
                     f"Cannot load {model!r}: {reason} Name the folder or Hub id of a model or adapter that has its "
                     "tokenizer with it."
                 ) from error
-            self.model = _name(model)
+            self.model = name_of_folder(model)
         elif tokenizer is None:
             raise ValueError("A loaded model needs its tokenizer: give `tokenizer=`.")
         else:
@@ -371,16 +370,3 @@ def _load(model: str, device: str) -> PreTrainedModel:
     else:
         loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
     return loaded.to(device)
-
-
-def _name(model: str) -> str:
-    """The model as the store keeps it. A folder may hold other weights tomorrow: their digest is part of its name."""
-    folder = Path(model)
-    if not folder.is_dir():
-        return model
-    digest = hashlib.sha256()
-    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("adapter_config.json")]):
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return f"{model}@{digest.hexdigest()[:8]}"
