@@ -1,8 +1,16 @@
-"""Tiny real students for tests: random Llamas and GPT-2s of two layers, and a tokenizer of single bytes."""
+"""Tiny real students for tests: random Llamas, Mistrals and GPT-2s of two layers, and a tokenizer of single bytes."""
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 
 def byte_tokenizer(**special_tokens) -> PreTrainedTokenizerFast:
@@ -31,6 +39,26 @@ def tiny_llama(vocab_size: int = 258, seed: int = 0) -> LlamaForCausalLM:
         initializer_range=0.2,  # far from uniform predictions, so that a mistake shows
     )
     return LlamaForCausalLM(config)
+
+
+def tiny_mistral(vocab_size: int = 258, seed: int = 0, sliding_window: int = 40) -> MistralForCausalLM:
+    """A Mistral whose window is shorter than the texts of the tests."""
+    torch.manual_seed(seed)
+    config = MistralConfig(
+        vocab_size=vocab_size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        sliding_window=sliding_window,
+        eos_token_id=0,
+        pad_token_id=1,
+        bos_token_id=None,
+        initializer_range=0.2,
+    )
+    return MistralForCausalLM(config)
 
 
 def tiny_gpt2(vocab_size: int = 258, seed: int = 0) -> GPT2LMHeadModel:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from students import byte_tokenizer, tiny_gpt2, tiny_llama
+from students import byte_tokenizer, tiny_gpt2, tiny_llama, tiny_mistral
 from transformers import TrainerCallback
 
 from md_trl import MDConfig, MDTrainer
@@ -153,16 +153,19 @@ def relative_error(found, expected):
     return difference / math.sqrt(sum(expected[n].double().pow(2).sum().item() for n in expected))
 
 
+@pytest.mark.parametrize("layout", ["padded", "packed", "tree"])
 @pytest.mark.parametrize("accumulation", [1, 4])
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_loss_and_gradients_equal_the_slow_reference(tmp_path, objective, accumulation):
-    for build, unsolved, reduction in [(tiny_llama, "correct", "mean"), (tiny_gpt2, "majority", "sum")]:
+def test_loss_and_gradients_equal_the_slow_reference(tmp_path, objective, accumulation, layout):
+    settings = [(tiny_llama, "correct", "mean"), (tiny_gpt2, "majority", "sum"), (tiny_mistral, "correct", "sum")]
+    for build, unsolved, reduction in settings:
         model = build()
         trainer, [found] = train(
             tmp_path,
             model,
             ROWS,
             objective=objective,
+            layout=layout,
             unsolved_path=unsolved,
             token_reduction=reduction,
             per_device_train_batch_size=8 // accumulation,

@@ -7,7 +7,7 @@ from trl import SFTConfig
 
 
 OBJECTIVES = ("md", "cot", "pot", "uniform", "label", "label_all")
-LAYOUTS = ("padded",)
+LAYOUTS = ("padded", "packed", "tree")
 
 
 @dataclass
@@ -44,8 +44,13 @@ class MDConfig(SFTConfig):
 
         prompt_format (`str`, *optional*, defaults to `"auto"`):
             `"plain"` text, the tokenizer's `"chat"` template, or `"auto"`: chat if the tokenizer has a template.
-        layout (`str`, *optional*, defaults to `"padded"`):
-            How the thoughts of a batch are laid out. Only `"padded"`, one thought a row, is implemented.
+        layout (`str`, *optional*, defaults to `"tree"`):
+            How the thoughts of a batch are laid out. All layouts have the same loss and gradients:
+
+            - `"tree"`: the thoughts of a question as a prefix tree, each common beginning run once.
+            - `"packed"`: several thoughts a row of `max_length` tokens, each seeing only itself.
+            - `"padded"`: a thought a row. Replaces the others where the attention implementation takes no mask, such
+              as FlashAttention.
         max_length (`int` or `None`, *optional*, defaults to `1024`):
             A thought that with its prompt has more tokens than this is dropped and counted, never cut.
 
@@ -87,8 +92,11 @@ class MDConfig(SFTConfig):
         },
     )
     layout: str = field(
-        default="padded",
-        metadata={"help": "How the thoughts of a batch are laid out.", "choices": list(LAYOUTS)},
+        default="tree",
+        metadata={
+            "help": "How the thoughts of a batch are laid out; all layouts have the same loss.",
+            "choices": list(LAYOUTS),
+        },
     )
     gradient_checkpointing: bool | None = field(
         default=None,

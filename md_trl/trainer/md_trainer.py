@@ -7,16 +7,50 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from peft import PeftConfig
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.utils import logging
 from trl import SFTTrainer
 
-from .collator import PATH_NAMES, PaddedCollator
+from .collator import PATH_NAMES, MDCollator
 from .md_config import MDConfig
+from .prefix_tree import attention_mask, block_mask
 from .thoughts import DrawnQuestions, QuestionSampler, prepare_questions
 
 
 logger = logging.get_logger(__name__)
+
+MASKED_ATTENTION = ("sdpa", "eager", "flex_attention")
+"""Attention implementations that take a mask of who attends to whom, which the layouts `packed` and `tree` need."""
+
+
+def sliding_window(config: PreTrainedConfig, max_length: int | None) -> int | None:
+    r"""
+    The sliding window that the masks of the layouts `packed` and `tree` must honour.
+
+    Args:
+        config ([`~transformers.PreTrainedConfig`]):
+            Text config of the model.
+        max_length (`int` or `None`):
+            Longest sequence.
+
+    Returns:
+        `int`, *optional*: tokens that a token sees, itself included; `None` if it sees all before it.
+
+    Raises:
+        `ValueError`: layers of several kinds, of which one would need another mask than the others.
+    """
+    window = getattr(config, "sliding_window", None)
+    if window is None or (max_length is not None and max_length <= window):
+        return None
+    kinds = set(getattr(config, "layer_types", None) or ["sliding_attention"])
+    if kinds == {"full_attention"}:
+        return None
+    if kinds != {"sliding_attention"}:
+        raise ValueError(
+            f"This {config.model_type} has layers with a sliding window of {window} and layers without, and "
+            f"`max_length={max_length}` is longer. Set `max_length` to {window} at most, or `layout='padded'`."
+        )
+    return window
 
 
 class MDTrainer(SFTTrainer):
@@ -124,7 +158,22 @@ class MDTrainer(SFTTrainer):
                 f"{type(self.model).__name__} adds a load-balancing loss that is no part of the objective. Set "
                 "`router_aux_loss_coef=0.0`."
             )
-        self.data_collator = PaddedCollator(self._tokenizer.pad_token_id, args.token_reduction)
+        text_config = self.model.config.get_text_config()
+        self._attention = text_config._attn_implementation
+        layout = args.layout
+        if layout != "padded" and self._attention not in MASKED_ATTENTION:
+            logger.warning(
+                "`attn_implementation=%r` takes no mask of who attends to whom, so `layout='padded'` replaces %r. "
+                "Load the model with one of %s to have it.",
+                self._attention,
+                layout,
+                ", ".join(MASKED_ATTENTION),
+            )
+            layout = "padded"
+        self._window = None if layout == "padded" else sliding_window(text_config, args.max_length)
+        self.data_collator = MDCollator(self._tokenizer.pad_token_id, layout, args.token_reduction, args.max_length)
+        self._parents = None
+        self.model.get_output_embeddings().register_forward_pre_hook(self._gather_parents)
         # Sums and counts since the last log, on this process; quotients are taken over all processes in `log`
         self._totals = {mode: defaultdict(float) for mode in ("train", "eval")}
         self._questions_seen = 0.0
@@ -167,19 +216,28 @@ class MDTrainer(SFTTrainer):
         return self.accelerator.gather(torch.as_tensor(count, device=device)).sum() / self.get_tp_size()
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        outputs = model(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            logits_to_keep=inputs["logits_to_keep"],
-            use_cache=False,
-        )
-        labels = inputs["labels"]
-        logits = outputs.logits
+        if "ends" in inputs:
+            make_mask = block_mask if self._attention == "flex_attention" else attention_mask
+            mask = make_mask(inputs["ends"], inputs["position_ids"], self._window)
+            if self._attention == "eager":  # adds its mask to the scores
+                mask = torch.where(mask, 0.0, torch.finfo(self.model.dtype).min).to(self.model.dtype)
+        else:
+            mask = inputs["attention_mask"]
+        self._parents = inputs["parents"]
+        try:
+            outputs = model(
+                input_ids=inputs["input_ids"],
+                attention_mask=mask,
+                position_ids=inputs["position_ids"],
+                use_cache=False,
+            )
+        finally:
+            self._parents = None
+        logits = outputs.logits.flatten(0, 1)
         if logits.dtype in (torch.bfloat16, torch.float16):
             logits = logits.float()
-        token_losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
-        thought_losses = (token_losses * inputs["token_weights"]).sum(dim=1)
-        weighted = thought_losses * inputs["shares"] * inputs["weights"]
+        losses = F.cross_entropy(logits, inputs["targets"], reduction="none")
+        weighted = losses * inputs["weights"]
         if num_items_in_batch is None:
             loss = weighted.sum() / inputs["num_questions"].sum().clamp(min=1)
         else:
@@ -187,26 +245,31 @@ class MDTrainer(SFTTrainer):
             loss = weighted.sum() / num_items_in_batch.clamp(min=1)
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())
         with torch.no_grad():
-            self._count(inputs, logits, thought_losses, weighted)
+            self._count(inputs, logits, losses, weighted)
         return (loss, outputs) if return_outputs else loss
 
-    def _count(self, inputs, logits, thought_losses, weighted) -> None:
+    # A hook before the LM head: only the states that edges start from meet it, in place of the (B, T) positions
+    def _gather_parents(self, lm_head, args):
+        if self._parents is None:
+            return None
+        (states,) = args
+        return (states.flatten(0, 1)[self._parents][None],)
+
+    def _count(self, inputs, logits, losses, weighted) -> None:
         totals = self._totals["train" if self.model.training else "eval"]
-        targets = inputs["labels"] != -100
         totals["loss", "sum"] += weighted.sum()
         totals["loss", "count"] += inputs["num_questions"].sum()
-        totals["mean_token_accuracy", "sum"] += ((logits.argmax(-1) == inputs["labels"]) & targets).sum()
-        totals["mean_token_accuracy", "count"] += targets.sum()
+        totals["mean_token_accuracy", "sum"] += ((logits.argmax(-1) == inputs["targets"]) * inputs["counts"]).sum()
+        totals["mean_token_accuracy", "count"] += inputs["counts"].sum()
         for i, path in enumerate(PATH_NAMES):
-            of_path = inputs["shares"] * (inputs["paths"] == i)
-            totals[f"{path}_loss", "sum"] += (thought_losses * of_path).sum()
-            totals[f"{path}_loss", "count"] += of_path.sum()
+            totals[f"{path}_loss", "sum"] += (losses * inputs["shares"][i]).sum()
+            totals[f"{path}_loss", "count"] += inputs["path_counts"][i]
         for type_ in (1, 2, 3):
             totals[f"type_{type_}_loss", "sum"] += (weighted * (inputs["types"] == type_)).sum()
             totals[f"type_{type_}_loss", "count"] += inputs["num_questions"][type_]
         totals["mean_lambda", "sum"] += inputs["lambda_sum"].sum()
         totals["mean_lambda", "count"] += inputs["num_questions"][3]
-        totals["tokens", "sum"] += inputs["attention_mask"].sum()
+        totals["tokens", "sum"] += inputs["num_tokens"].sum()
 
     def _gathered_totals(self, mode: str) -> dict[tuple[str, str], float]:
         totals = self._totals[mode]

@@ -1,0 +1,147 @@
+"""Prefix trees: token sequences with common beginnings, each token run once.
+
+The thoughts of a question share its tokens, and sampled thoughts share beginnings with each other. A tree keeps every
+distinct beginning once, in depth-first order, so that the nodes below node v are v, ..., `ends[v] - 1`. Node u attends
+to v if and only if `v <= u < ends[v]`: its ancestors and itself. A sequence on its own is a tree too, and so are
+several trees one after the other, each seeing only itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class PrefixTree:
+    r"""
+    A forest in depth-first order.
+
+    Args:
+        tokens (`np.ndarray` of shape `(size,)`):
+            Token of each node.
+        depths (`np.ndarray` of shape `(size,)`):
+            Position of each node in its sequences, from 0.
+        ends (`np.ndarray` of shape `(size,)`):
+            One past the last node below each node.
+        paths (`list[np.ndarray]`):
+            For each sequence, in the order given, its nodes.
+    """
+
+    tokens: np.ndarray
+    depths: np.ndarray
+    ends: np.ndarray
+    paths: list[np.ndarray]
+
+
+def build_tree(sequences: Sequence[Sequence[int]]) -> PrefixTree:
+    r"""
+    The prefix tree of some token sequences.
+
+    Args:
+        sequences (`Sequence[Sequence[int]]`):
+            Token ids, at least one each.
+
+    Returns:
+        [`PrefixTree`]: with a node for every distinct beginning of a sequence.
+    """
+    arrays = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
+    # In lexicographic order a sequence shares its longest known beginning with the one before it.
+    order = sorted(range(len(arrays)), key=lambda i: tuple(sequences[i]))
+    paths: list[np.ndarray] = [np.empty(0, dtype=np.int64)] * len(arrays)
+    size = sum(map(len, arrays))
+    tokens, depths, ends = (np.empty(size, dtype=np.int64) for _ in range(3))
+    used, last, last_nodes = 0, np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+    for i in order:
+        ids = arrays[i]
+        common = min(len(ids), len(last))
+        differs = np.flatnonzero(ids[:common] != last[:common])
+        shared = int(differs[0]) if len(differs) else common
+        new = len(ids) - shared
+        nodes = np.concatenate([last_nodes[:shared], np.arange(used, used + new)])
+        tokens[used : used + new] = ids[shared:]
+        depths[used : used + new] = np.arange(shared, len(ids))
+        used += new
+        ends[nodes] = used
+        paths[i], last, last_nodes = nodes, ids, nodes
+    return PrefixTree(tokens[:used], depths[:used], ends[:used], paths)
+
+
+def pack(sizes: Sequence[int], capacity: int) -> list[list[int]]:
+    r"""
+    Put items into rows, best fit after sorting by size.
+
+    Args:
+        sizes (`Sequence[int]`):
+            Size of each item.
+        capacity (`int`):
+            Most that a row holds. An item larger than that gets a row of its own.
+
+    Returns:
+        `list[list[int]]`: the items of each row.
+    """
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        fitting = [row for row in range(len(rows)) if room[row] >= sizes[i]]
+        if fitting:
+            best = min(fitting, key=room.__getitem__)
+            rows[best].append(i)
+            room[best] -= sizes[i]
+        else:
+            rows.append([i])
+            room.append(max(capacity - sizes[i], 0))
+    return rows
+
+
+def attention_mask(ends: torch.Tensor, positions: torch.Tensor, window: int | None = None) -> torch.Tensor:
+    r"""
+    Who attends to whom.
+
+    Args:
+        ends (`torch.Tensor` of shape `(B, T)`):
+            Ends of the nodes of B rows, counted within the row.
+        positions (`torch.Tensor` of shape `(B, T)`):
+            Depths of the nodes.
+        window (`int`, *optional*):
+            Sliding window of the model: a node sees the last `window` tokens of its sequence, itself included.
+
+    Returns:
+        `torch.Tensor` of shape `(B, 1, T, T)`, `bool`: whether node u (third axis) attends to node v (fourth axis).
+    """
+    nodes = torch.arange(ends.shape[1], device=ends.device)
+    u, v = nodes[:, None], nodes[None, :]
+    mask = (v <= u) & (u < ends[:, None, :])
+    if window is not None:
+        mask &= positions[:, :, None] - positions[:, None, :] < window
+    return mask[:, None]
+
+
+def block_mask(ends: torch.Tensor, positions: torch.Tensor, window: int | None = None):
+    r"""
+    The same as [`attention_mask`], for FlexAttention, which skips the blocks in which nobody attends to anybody.
+
+    Args:
+        ends (`torch.Tensor` of shape `(B, T)`):
+            As in [`attention_mask`].
+        positions (`torch.Tensor` of shape `(B, T)`):
+            As in [`attention_mask`].
+        window (`int`, *optional*):
+            As in [`attention_mask`].
+
+    Returns:
+        [`~torch.nn.attention.flex_attention.BlockMask`]
+    """
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def attends(b, h, u, v):
+        allowed = (v <= u) & (u < ends[b, v])
+        if window is not None:
+            allowed = allowed & (positions[b, u] - positions[b, v] < window)
+        return allowed
+
+    batch, length = ends.shape
+    return create_block_mask(attends, batch, None, length, length, device=ends.device)

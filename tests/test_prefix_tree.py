@@ -1,0 +1,71 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from md_trl.trainer.prefix_tree import attention_mask, block_mask, build_tree, pack
+
+
+sequences = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8), min_size=1, max_size=8)
+
+
+@settings(max_examples=300, deadline=None)
+@given(sequences)
+def test_a_tree_has_a_node_for_every_distinct_beginning(sequences):
+    tree = build_tree(sequences)
+    beginnings = {tuple(s[: i + 1]) for s in sequences for i in range(len(s))}
+    assert len(tree.tokens) == len(tree.depths) == len(tree.ends) == len(beginnings)
+    named = {}
+    for sequence, nodes in zip(sequences, tree.paths, strict=True):
+        assert tree.tokens[nodes].tolist() == sequence
+        assert tree.depths[nodes].tolist() == list(range(len(sequence)))
+        for i, node in enumerate(nodes.tolist()):
+            assert named.setdefault(node, tuple(sequence[: i + 1])) == tuple(sequence[: i + 1])
+    # who attends to whom: a node's beginning is a beginning of the other's
+    mask = attention_mask(torch.from_numpy(tree.ends)[None], torch.from_numpy(tree.depths)[None])[0, 0]
+    for u in named:
+        for v in named:
+            assert mask[u, v].item() == (named[u][: len(named[v])] == named[v])
+
+
+def test_trees_in_a_row_see_themselves_only_and_windows_are_honoured():
+    one, other = build_tree([[1, 2, 3], [1, 2, 4]]), build_tree([[1, 2]])
+    ends = torch.tensor([[*one.ends, *(other.ends + 4)]])
+    depths = torch.tensor([[*one.depths, *other.depths]])
+    full = attention_mask(ends, depths)[0, 0].long()
+    assert full.tolist() == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 0, 1, 0, 0],
+        [0, 0, 0, 0, 1, 0],
+        [0, 0, 0, 0, 1, 1],
+    ]
+    assert attention_mask(ends, depths, window=2)[0, 0].long().tolist()[3] == [0, 1, 0, 1, 0, 0]
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_the_block_mask_of_flex_attention_says_the_same(window):
+    trees = [build_tree([[1, 2, 3, 4], [1, 2, 5], [6]]), build_tree([[1, 2, 3, 4, 5, 6]])]
+    width = max(len(tree.tokens) for tree in trees)
+    ends = torch.arange(1, width + 1).repeat(2, 1)
+    depths = torch.zeros(2, width, dtype=torch.long)
+    for i, tree in enumerate(trees):
+        ends[i, : len(tree.tokens)] = torch.from_numpy(tree.ends)
+        depths[i, : len(tree.tokens)] = torch.from_numpy(tree.depths)
+    dense = attention_mask(ends, depths, window)
+    mask_mod = block_mask(ends, depths, window).mask_mod
+    for b in range(2):
+        for u in range(width):
+            for v in range(width):
+                assert bool(mask_mod(b, 0, torch.tensor(u), torch.tensor(v))) == dense[b, 0, u, v].item()
+
+
+@given(st.lists(st.integers(1, 12), max_size=20), st.integers(1, 20))
+def test_packing_keeps_every_item_and_the_capacity(sizes, capacity):
+    rows = pack(sizes, capacity)
+    assert sorted(i for row in rows for i in row) == list(range(len(sizes)))
+    assert all(sum(sizes[i] for i in row) <= capacity or len(row) == 1 for row in rows)
+    # no two rows could have been one
+    filled = sorted(sum(sizes[i] for i in row) for row in rows)
+    assert all(a + b > capacity for a, b in zip(filled[:1], filled[1:2], strict=False))
