@@ -176,7 +176,6 @@ class MDTrainer(SFTTrainer):
         self.model.get_output_embeddings().register_forward_pre_hook(self._gather_parents)
         # Sums and counts since the last log, on this process; quotients are taken over all processes in `log`
         self._totals = {mode: defaultdict(float) for mode in ("train", "eval")}
-        self._questions_seen = 0.0
 
     # What `SFTTrainer` calls on every dataset, in `__init__` and in `evaluate`
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
@@ -195,13 +194,19 @@ class MDTrainer(SFTTrainer):
         return super()._get_dataloader(DrawnQuestions(dataset, self.args), *args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: DrawnQuestions) -> QuestionSampler:
-        return QuestionSampler(
+        self._train_sampler = QuestionSampler(
             train_dataset,
             multiple_of=self.args.train_batch_size * self.accelerator.num_processes // self.get_tp_size(),
             shuffle=True,
             drop_last=self.args.dataloader_drop_last,
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
         )
+        return self._train_sampler
+
+    # `accelerate` does not find the sampler below the batches that a resumed epoch skips
+    def _run_epoch(self, *, epoch: int, **kwargs):
+        self._train_sampler.set_epoch(epoch)
+        return super()._run_epoch(epoch=epoch, **kwargs)
 
     def _get_eval_sampler(self, eval_dataset: DrawnQuestions) -> QuestionSampler:
         return QuestionSampler(
@@ -299,9 +304,9 @@ class MDTrainer(SFTTrainer):
             if name not in ("loss", "tokens") and totals[name, "count"]:
                 self._metrics[mode][name] = [totals[name, "sum"] / totals[name, "count"]]
         if mode == "train" and totals:
-            self._questions_seen += totals["loss", "count"]
-            self._total_train_tokens += totals["tokens", "sum"]
-            self._metrics[mode]["num_questions"] = [self._questions_seen]
-            self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+            # Running counts go on from the last log, which a checkpoint keeps
+            last = next((log for log in reversed(self.state.log_history) if "num_tokens" in log), {})
+            self._metrics[mode]["num_questions"] = [last.get("num_questions", 0.0) + totals["loss", "count"]]
+            self._metrics[mode]["num_tokens"] = [last.get("num_tokens", 0.0) + totals["tokens", "sum"]]
         self._totals[mode].clear()
         super().log(logs, start_time)
