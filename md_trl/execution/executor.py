@@ -18,6 +18,7 @@ from .results import Limits, Result
 
 
 ENGINES = ("auto", "monty", "jail")
+DOUBTFUL = ("AttributeError:", "TypeError:", "ValueError:", "SyntaxError:")
 
 
 class Executor:
@@ -140,4 +141,9 @@ class Executor:
         if self.engine == "auto" and program.needs:
             return self._jail.run(program)
         result = engine.run(program)
-        return self._jail.run(program) if self.engine == "auto" and result.status == "unsupported" else result
+        # Monty may lack a method, an operator or a format that the program rightly uses: CPython has the last word.
+        doubtful = result.status == "error" and result.error.startswith(DOUBTFUL)
+        if self.engine == "auto" and (doubtful or result.status == "unsupported"):
+            confined = self._jail.run(program)
+            return result if doubtful and confined.status == "unsupported" else confined
+        return result

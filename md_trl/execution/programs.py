@@ -33,6 +33,7 @@ _MONTY_MODULES = frozenset(
     "asyncio base64 binascii bisect collections copy csv dataclasses datetime decimal functools hashlib itertools json "
     "math os pathlib posixpath random re sys time tomllib typing unicodedata".split()
 )
+_ITERATORS = ("map", "filter", "zip", "enumerate", "reversed", "iter")
 _PARSER = threading.Lock()
 _FENCE = re.compile(
     r"^[ \t]*(?:```|~~~)[ \t]*(?P<language>[\w+-]*)[^\n]*\n(?P<code>.*?)(?:^[ \t]*(?:```|~~~)|\Z)", re.M | re.S
@@ -194,11 +195,19 @@ def _need(node: ast.AST) -> str | None:
         return "import *" if node.names[0].name == "*" else None if known else node.module or "a relative import"
     if isinstance(node, (ast.Yield, ast.YieldFrom)):
         return "yield"
-    if isinstance(node, ast.ClassDef) and (node.bases or node.keywords):
-        return "classes with bases"
+    if isinstance(node, ast.ClassDef):
+        return "classes"  # those with bases are refused, and `__lt__` and its like are not looked at
     if isinstance(node, ast.Try) and node.handlers:
         return "try"
+    if isinstance(node, (ast.Assign, ast.AnnAssign, ast.NamedExpr)) and _is_iterator(node.value):
+        return "iterators"
     return "async" if isinstance(node, (ast.AsyncFunctionDef, ast.Await)) else None
+
+
+def _is_iterator(node: ast.expr | None) -> bool:
+    """Whether CPython reads it once only; to Monty it is a list."""
+    call = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    return isinstance(node, ast.GeneratorExp) or call and node.func.id in _ITERATORS
 
 
 # ---------------------------------------------------------------------------------------- the answer in the program
