@@ -38,7 +38,7 @@ def stated(chain):
 
 def test_sizes_ids_and_families():
     train, test = load("train"), load_questions("stories", "test")
-    assert (len(train), len(test)) == (2000, 400)
+    assert (len(train), len(test)) == (3000, 400)
     for split, questions in (("train", train), ("test", test)):
         assert len({question.id for question in questions}) == len({question.question for question in questions})
         assert {question.split for question in questions} == {split}

@@ -9,12 +9,12 @@ about any real teacher.
 | family | pot only (type 1) | cot only (type 2) | both (type 3) | neither (type 4) |
 | --- | --- | --- | --- | --- |
 | `plain` | 4 | 4 | 84 | 8 |
-| `large` | 60 | 0 | 25 | 15 |
-| `steps` | 25 | 0 | 60 | 15 |
-| `distractor` | 3 | 7 | 75 | 15 |
-| `compare` | 0 | 85 | 0 | 15 |
-| `fraction` | 0 | 85 | 0 | 15 |
-| `trap` | 0 | 85 | 0 | 15 |
+| `large` | 45 | 0 | 35 | 20 |
+| `steps` | 15 | 0 | 65 | 20 |
+| `distractor` | 3 | 7 | 70 | 20 |
+| `compare` | 0 | 75 | 0 | 25 |
+| `fraction` | 0 | 75 | 0 | 25 |
+| `trap` | 0 | 75 | 0 | 25 |
 
 Each sample then has its own luck. At temperature 0.7 a thought on a path that solves the question goes wrong with the
 probability in `SLIPS`, and one on a path that does not comes out right with that in `LUCK`; both grow in proportion to
@@ -51,12 +51,12 @@ FINGERPRINT = "md_trl-simulated-teacher"
 
 SOLVED_BY = {
     "plain": {"pot": 0.04, "cot": 0.04, "both": 0.84, "neither": 0.08},
-    "large": {"pot": 0.60, "cot": 0.00, "both": 0.25, "neither": 0.15},
-    "steps": {"pot": 0.25, "cot": 0.00, "both": 0.60, "neither": 0.15},
-    "distractor": {"pot": 0.03, "cot": 0.07, "both": 0.75, "neither": 0.15},
-    "compare": {"pot": 0.00, "cot": 0.85, "both": 0.00, "neither": 0.15},
-    "fraction": {"pot": 0.00, "cot": 0.85, "both": 0.00, "neither": 0.15},
-    "trap": {"pot": 0.00, "cot": 0.85, "both": 0.00, "neither": 0.15},
+    "large": {"pot": 0.45, "cot": 0.00, "both": 0.35, "neither": 0.20},
+    "steps": {"pot": 0.15, "cot": 0.00, "both": 0.65, "neither": 0.20},
+    "distractor": {"pot": 0.03, "cot": 0.07, "both": 0.70, "neither": 0.20},
+    "compare": {"pot": 0.00, "cot": 0.75, "both": 0.00, "neither": 0.25},
+    "fraction": {"pot": 0.00, "cot": 0.75, "both": 0.00, "neither": 0.25},
+    "trap": {"pot": 0.00, "cot": 0.75, "both": 0.00, "neither": 0.25},
 }
 """Share of a family's questions that each path solves."""
 

@@ -40,7 +40,7 @@ OBJECTS = (
     "stones toys"
 ).split()  # fmt: skip
 
-SIZES = {"train": 2000, "test": 400}
+SIZES = {"train": 3000, "test": 400}
 
 LARGEST = 999
 """No number in a question, an answer or a chain of thought is larger, and none is negative."""
@@ -48,7 +48,7 @@ LARGEST = 999
 # The family of each of 20 questions in a row, so that every stretch of a split has the same mix.
 _CYCLE = (
     "plain large steps distractor compare plain large trap distractor steps "
-    "plain large fraction compare plain large steps trap distractor fraction"
+    "plain large fraction compare plain large steps trap distractor plain"
 ).split()
 FAMILIES = tuple(dict.fromkeys(_CYCLE))
 
@@ -166,7 +166,7 @@ def load(split: str, source: str | None = None, seed: int = 42, size: int | None
         seed (`int`, *optional*, defaults to `42`):
             Seed of the generator. Ids do not carry it: keep the thoughts of different seeds in different stores.
         size (`int`, *optional*):
-            Number of questions, 2,000 in `train` and 400 in `test` by default.
+            Number of questions, 3,000 in `train` and 400 in `test` by default.
 
     Returns:
         `list[Question]`: The questions, with ids like `stories/train/large/17`.
