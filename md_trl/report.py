@@ -141,6 +141,7 @@ def plot(results: Sequence[dict[str, Any]], path: str | Path) -> None:
             f"{result['name']}\n{result['task']}/{result['split']}, {result['n_questions']} questions", fontsize=9
         )
         axis.set_xlabel("samples (N)")
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=8)
