@@ -15,10 +15,10 @@ exchangeable, whatever the teacher. With H(n, m, k) for the number of marked one
 
 A question is settled if either of the first two holds on both paths and, in type 3, the third as well. There are a few
 looks. The first one may spend half of `delta`, the next one half of what is left, the last one all of it; d is a
-quarter of that, as there are two paths and two ways to be wrong. By the union bound the type of a question differs from
-the type of its full run with a probability of at most `delta`; and its lambda moves by more than `tolerance` with one
-of at most `delta`. Both paths of a question always have the same number of thoughts: lambda would lean to the longer
-one otherwise.
+quarter of that, as there are two paths and two ways to be wrong. By the union bound the type of a question differs
+from the type of its full run with a probability of at most `delta`; and its lambda moves by more than `tolerance` with
+one of at most `delta`. Both paths of a question always have the same number of thoughts: lambda would lean to the
+longer one otherwise.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class AdaptiveRule:
             return False
         if not all(solved):
             return True
-        (low1, high1), (low2, high2) = (_range(n, k, answers.count(gold), share / 8) for answers in (cot, pot))
+        (low1, high1), (low2, high2) = (_range(n, k, answers.count(gold), share / 4) for answers in (cot, pot))
         n1, n2 = cot.count(gold), pot.count(gold)
         now = n2 / (n1 + n2)
         return max(now - low2 / (high1 + low2), high2 / (low1 + high2) - now) <= self.tolerance
@@ -126,7 +126,7 @@ def _range(n: int, k: int, count: int, d: float) -> tuple[int, int]:
     possible = [
         marked
         for marked in range(count, n - k + count + 1)
-        if _at_least(n, marked, k, count) > d and 1 - _at_least(n, marked, k, count + 1) > d
+        if _at_least(n, marked, k, count) > d / 2 and 1 - _at_least(n, marked, k, count + 1) > d / 2
     ]
     return min(possible), max(possible)
 

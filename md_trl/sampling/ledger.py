@@ -222,16 +222,17 @@ class Budget:
         self.refused = False
         self._store, self._prices = store, prices
         store.changed_elsewhere()
-        self._read()
+        self.refresh()
 
-    def _read(self) -> None:
+    def refresh(self) -> None:
+        """Read anew what the store has cost."""
         ledger = Ledger(self._store.spending(), self._prices)
         self.cost, self._unknown = ledger.cost, ledger.unknown
 
     def allows(self, most_prompt: int, most_completion: int, requests: int = 1, batch: bool = False) -> bool:
         """Whether so many requests with so many completion tokens in all fit in; if so, they count from now on."""
         if self._store.changed_elsewhere():
-            self._read()
+            self.refresh()
         most = self.price.cost(most_prompt * requests, 0, most_completion, batch)
         if self.cost + self._unknown + most > self.max_cost:
             self.refused = True

@@ -27,6 +27,9 @@ GIVE_UP_AFTER = 50
 # or the answer had no sample in it, it counts twice.
 PATIENCE = 6
 
+Lacking = tuple[Question, str, int, int]
+"""A pair of question and path that lacks samples: question, path, setting, how many."""
+
 
 @dataclass
 class SampleSummary:
@@ -163,8 +166,8 @@ class Job:
         """The settings of all samples that are wanted."""
         return list(self._settings.values())
 
-    def missing(self) -> list[tuple[Question, str, int, int]]:
-        """Pairs of question and path that lack samples: question, path, setting, how many."""
+    def missing(self) -> list[Lacking]:
+        """The pairs that lack samples."""
         lacking = []
         for (question, path), setting in zip(self.pairs, self._setting_of, strict=True):
             if count := len(self.store.missing(question.id, path, setting, self.n)):
@@ -263,7 +266,7 @@ def sample(
     several_seen = False
     in_a_row = 0
 
-    def requests(lacking: Iterable[tuple[Question, str, int, int]]) -> Iterator[SampleRequest]:
+    def requests(lacking: Iterable[Lacking]) -> Iterator[SampleRequest]:
         # Lazy: samples are claimed and prompts made at the moment they are asked for.
         for question, path, setting, _ in lacking:
             text = prompt(question, path)

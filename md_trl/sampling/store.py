@@ -60,6 +60,7 @@ CREATE TABLE requests (
     batch INTEGER REFERENCES batches
 );
 CREATE INDEX requests_of_a_question ON requests (question, path, setting);
+CREATE INDEX requests_of_a_batch ON requests (batch) WHERE batch IS NOT NULL;
 CREATE TABLE thoughts (
     request INTEGER NOT NULL REFERENCES requests, question INTEGER NOT NULL REFERENCES questions, path TEXT NOT NULL,
     setting INTEGER NOT NULL REFERENCES settings, sample_index INTEGER NOT NULL, choice_index INTEGER NOT NULL,
@@ -81,6 +82,7 @@ ALTER TABLE requests ADD COLUMN lost INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE requests ADD COLUMN most_prompt INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE requests ADD COLUMN served TEXT;
 ALTER TABLE requests ADD COLUMN batch INTEGER REFERENCES batches;
+CREATE INDEX requests_of_a_batch ON requests (batch) WHERE batch IS NOT NULL;
 UPDATE requests SET lost = 1 WHERE error = '{_ABANDONED}';
 """
 }
@@ -123,6 +125,24 @@ class Batch(NamedTuple):
     endpoint: str
     file_id: str | None
     batch_id: str | None
+
+
+class OpenRequest(NamedTuple):
+    r"""
+    A request that has not ended.
+
+    Args:
+        key (`int`):
+            Its number.
+        question_id (`str`), path (`str`), n (`int`), stop (`tuple[str, ...]`):
+            What it asks for.
+    """
+
+    key: int
+    question_id: str
+    path: str
+    n: int
+    stop: tuple[str, ...]
 
 
 class ImportSummary(NamedTuple):
@@ -593,12 +613,14 @@ class Store:
         with self._transaction():
             self._db.execute(f"UPDATE batches SET {names} WHERE id = ?", (*columns.values(), batch))
 
-    def open_requests(self, batch: int) -> dict[int, int]:
-        """The requests of a job that have not ended, and how many samples each is for."""
+    def open_requests(self, batch: int) -> list[OpenRequest]:
+        """The requests of a job that have not ended."""
         rows = self._db.execute(
-            "SELECT id, n FROM requests WHERE batch = ? AND finished IS NULL ORDER BY id", (batch,)
+            "SELECT r.id, q.id, r.path, r.n, s.params FROM requests r JOIN questions q ON q.key = r.question "
+            "JOIN settings s ON s.id = r.setting WHERE r.batch = ? AND r.finished IS NULL ORDER BY r.id",
+            (batch,),
         )
-        return dict(rows.fetchall())
+        return [OpenRequest(*columns, tuple(json.loads(params)["stop"])) for *columns, params in rows]
 
     def finish_batch(self, batch: int, status: str, error: str) -> int:
         """End a job. Its requests that are still open brought nothing and may be claimed again. Returns how many."""

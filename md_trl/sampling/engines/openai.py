@@ -163,9 +163,9 @@ class OpenAIEngine:
         except openai.APITimeoutError:
             pass  # A busy server: it accepted the connection, and requests have a longer time-out.
         except openai.APIConnectionError as error:
-            raise self._no_server(error) from None
+            raise self.no_server(error) from None
         except openai.AuthenticationError as error:
-            raise self._no_entry(error) from None
+            raise self.no_entry(error) from None
         except (openai.APIError, ValueError):
             pass  # Not every server lists its models (`transformers serve` fails offline).
 
@@ -189,14 +189,14 @@ class OpenAIEngine:
                 if len(faults) >= self.max_retries:
                     await self._probe(client)
             except openai.AuthenticationError as error:
-                raise self._no_entry(error) from None
+                raise self.no_entry(error) from None
             except openai.NotFoundError as error:
                 raise ValueError(
                     f"{self.base_url} does not know the model {self.model!r} or has no such API "
-                    f"({self._message(error)}). Check `--model` and `--base_url` (it usually ends in /v1)."
+                    f"({self.message(error)}). Check `--model` and `--base_url` (it usually ends in /v1)."
                 ) from None
             except openai.APIStatusError as error:
-                fault, wait = self._message(error), _retry_after(error.response.headers)
+                fault, wait = self.message(error), _retry_after(error.response.headers)
                 if error.code == "insufficient_quota" or (wait or 0) > LONGEST_RETRY_AFTER:
                     raise ValueError(
                         f"{self.base_url} gives no more for now ({fault}). What has arrived is stored: run the same "
@@ -213,7 +213,7 @@ class OpenAIEngine:
                 # Those who were told to come back at the same time do not.
                 pause = pause if wait is None else wait + 0.1 * pause
             except openai.APIError as error:
-                return SampleResult(request, error=self._message(error), lost=True, faults=faults)
+                return SampleResult(request, error=self.message(error), lost=True, faults=faults)
             else:
                 return self._result(request, answer.content, faults, estimate)
             finally:
@@ -227,36 +227,45 @@ class OpenAIEngine:
         try:
             choices, usage, served = read_answer(data, request)
         except ValueError as error:
-            message = f"the answer cannot be read: {self._clean(str(error))}"
+            message = f"the answer cannot be read: {self.clean(str(error))}"
             return SampleResult(request, error=message, lost=True, faults=faults)
         self._accepted = True
         self._throttle.answered(request, estimate, usage, len(choices))
         return SampleResult(request, choices, usage, faults=faults, served=served)
 
-    def _no_server(self, error: openai.APIConnectionError) -> ConnectionError:
-        cause = f" ({self._clean(str(error.__cause__))})" if error.__cause__ else ""
+    def sync_client(self) -> openai.OpenAI:
+        """A plain client, for what is not sampling."""
+        return openai.OpenAI(
+            api_key=self._key, base_url=self.base_url, max_retries=self.max_retries, timeout=self.timeout
+        )
+
+    def no_server(self, error: openai.APIConnectionError) -> ConnectionError:
+        """What to raise if nobody answers."""
+        cause = f" ({self.clean(str(error.__cause__))})" if error.__cause__ else ""
         return ConnectionError(
             f"No server answers at {self.base_url}{cause}. Start one there, for example `md-trl teacher --port 8000`, "
             f"`vllm serve {self.model}` or `transformers serve`, or correct `--base_url`. What has arrived is stored: "
             "run the same command again to go on."
         )
 
-    def _no_entry(self, error: openai.AuthenticationError) -> ValueError:
+    def no_entry(self, error: openai.AuthenticationError) -> ValueError:
+        """What to raise if the key is refused."""
         return ValueError(
             f"{self.base_url} refuses the key (HTTP {error.status_code}): it is wrong or has expired. Set the "
             "environment variable `OPENAI_API_KEY` to a valid one. What has arrived is stored: run the same command "
             "again to go on."
         )
 
-    def _message(self, error: openai.APIError) -> str:
+    def message(self, error: openai.APIError) -> str:
+        """What the server says, in one line."""
         message = error.message
         if isinstance(error.body, dict) and isinstance(error.body.get("message"), str):
             message = error.body["message"]
         if isinstance(error, openai.APIStatusError):
             message = f"HTTP {error.status_code}: {message}"
-        return self._clean(message)
+        return self.clean(message)
 
-    def _clean(self, text: str) -> str:
+    def clean(self, text: str) -> str:
         """One line, not too long, and without the key, which some servers repeat."""
         text = " ".join(text.replace(self._key, "***").split())
         return text if len(text) <= 300 else f"{text[:297]}..."
