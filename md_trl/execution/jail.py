@@ -157,7 +157,7 @@ class JailEngine:
         return Result(status, value, kind, error, stdout, seconds, self.name)
 
     def _check(self, report: bytes) -> tuple:
-        """What the child wrote. A hostile program can write it itself, so it is believed in nothing but its own result."""
+        """What the child wrote. A hostile program may have written it, so only its own result is taken from it."""
         try:
             report = json.loads(report, parse_constant=_refuse)
             status, kind, error = report["status"], report.get("type"), report.get("error")

@@ -42,8 +42,8 @@ _USER_NAMESPACE = 0x10000000
 # What a program may import: there is no way to read another module's file later.
 _MODULES = (
     "abc array ast bisect calendar cmath collections collections.abc copy csv dataclasses datetime decimal enum "
-    "fractions functools hashlib heapq inspect itertools json math numbers operator pprint random re statistics string "
-    "textwrap time timeit traceback typing unicodedata uuid warnings zoneinfo "
+    "fractions functools hashlib heapq inspect itertools json math numbers operator pprint random re statistics "
+    "string textwrap time timeit traceback typing unicodedata uuid warnings zoneinfo "
     "numpy numpy.linalg numpy.fft numpy.random "
     "numpy.polynomial "
     "sympy sympy.abc sympy.solvers sympy.solvers.inequalities sympy.physics.units sympy.stats mpmath"
@@ -89,23 +89,22 @@ def _warm_up() -> None:
         except ImportError:  # numpy and sympy are not required; a program that needs them is told
             pass
     if "sympy" in sys.modules:
-        from sympy import Eq, Integer, Rational, ceiling, diophantine, factorint, integrate, latex, limit, linsolve
-        from sympy import log, nsolve, pi, pretty, simplify, solve, solveset, sqrt, summation, symbols, sympify
+        import sympy as sp
 
         # sympy imports much of itself at first use.
-        x, y, n = symbols("x y n")
-        str([solve([Eq(x + y, 3), Eq(x - y, 1)], [x, y]), solve(x**2 - 2, x), solve(2 * x - 3 > 0, x)])
-        str([solveset(x**2 - 1, x), linsolve([x - 1], x), nsolve(x**2 - 2, 1), diophantine(2 * x + 3 * y - 5)])
-        str([integrate(x**2, (x, 0, 1)), limit(1 / x, x, 0), summation(n, (n, 1, 5)), simplify(x + x), factorint(12)])
-        str([(sqrt(2) + pi + log(2)).evalf(), Rational(1, 3), ceiling(Integer(3) / 2), sympify("x + 1/2")])
-        pretty(x / 2), latex(x / 2), solve(x**3 - x - 1, x), solve(2**x - 8, x)
+        x, y = sp.symbols("x y")
+        str([sp.solve([sp.Eq(x + y, 3), sp.Eq(x - y, 1)], [x, y]), sp.solve(x**2 - 2, x), sp.solve(2 * x - 3 > 0, x)])
+        str([sp.solveset(x**2 - 1, x), sp.linsolve([x - 1], x), sp.nsolve(x**2 - 2, 1), sp.solve(x**3 - x - 1, x)])
+        str([sp.diophantine(2 * x + 3 * y - 5), sp.solve(2**x - 8, x), sp.factorint(12), sp.simplify(x + x)])
+        str([sp.integrate(x**2, (x, 0, 1)), sp.limit(1 / x, x, 0), sp.summation(x, (x, 1, 5)), sp.sympify("x + 1/2")])
+        str([(sp.sqrt(2) + sp.pi + sp.log(2)).evalf(), sp.ceiling(sp.Rational(3, 2)), sp.pretty(x / 2), sp.latex(x)])
     if "numpy" in sys.modules:
         import numpy
 
         numpy.linalg.solve(numpy.eye(2), numpy.ones(2))
-        str([numpy.random.default_rng(0).normal(), numpy.roots([1, -3, 2]), numpy.median([1, 2]), numpy.std([1.0, 2])])
+        str([numpy.random.default_rng(0).normal(), numpy.roots([1, -3, 2]), numpy.median([1, 2]), numpy.std([1, 2])])
     time.strptime("2024", "%Y")
-    # From here on a module that is not loaded does not exist, sleeping costs nothing, and chance is the same every time.
+    # From here on a module that is not loaded does not exist, sleep costs nothing, and chance is the same every time.
     sys.meta_path.clear()
     time.sleep = lambda seconds: None
     random.seed(0)

@@ -10,7 +10,7 @@ from pydantic_monty import Monty, MontyCrashedError, MontyError
 
 from .programs import Program, printed_answer
 from .results import Limits, Result
-from .values import MAX_DIGITS, MAX_INT_DIGITS, MAX_ITEMS, MAX_TEXT, NoAnswer, to_json
+from .values import MAX_DIGITS, MAX_INT_DIGITS, MAX_ITEMS, MAX_TEXT, to_json
 
 
 # Monty 1.4.0 rounds near ties as if floats were decimals: its `round(2.675, 2)` is 2.68. CPython says 2.67, as the
@@ -56,7 +56,8 @@ def _hand_over(value):
 
 _UNSUPPORTED = re.compile(
     r"NotImplementedError: (?:The monty|Wildcard)|ModuleNotFoundError: No module named|.*Internal error in monty"
-    r"|ImportError: cannot import name|AttributeError: module '\w+' has no attribute|TypeError: cannot create '\w+' instances"
+    r"|ImportError: cannot import name|AttributeError: module '\w+' has no attribute"
+    r"|TypeError: cannot create '\w+' instances"
 )
 _UNKNOWN_NAME = re.compile(r"NameError: name '(\w+)' is not defined")
 

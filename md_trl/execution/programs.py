@@ -17,7 +17,7 @@ import ast
 import re
 import textwrap
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -30,10 +30,14 @@ MAX_TRIES = 20
 
 # What Monty 1.4.0 can import.
 _MONTY_MODULES = frozenset(
-    "asyncio base64 binascii bisect collections copy csv dataclasses datetime decimal functools hashlib itertools json "
-    "math os pathlib posixpath random re sys time tomllib typing unicodedata".split()
+    "asyncio base64 binascii bisect collections copy csv dataclasses datetime decimal functools hashlib itertools "
+    "json math os pathlib posixpath random re sys time tomllib typing unicodedata".split()
 )
 _ITERATORS = ("map", "filter", "zip", "enumerate", "reversed", "iter")
+_MAY_NEED = re.compile(rf"\b(?:import|yield|class|try|async|await|for|{'|'.join(_ITERATORS)})\b")
+_SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
+_WORTH_A_LOOK = (ast.expr, ast.arguments)  # a single child that is not merely `Load` or `Add`
+_SCOPES += (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 _PARSER = threading.Lock()
 _FENCE = re.compile(
     r"^[ \t]*(?:```|~~~)[ \t]*(?P<language>[\w+-]*)[^\n]*\n(?P<code>.*?)(?:^[ \t]*(?:```|~~~)|\Z)", re.M | re.S
@@ -81,8 +85,11 @@ def prepare(text: str) -> Program:
     if len(text) > MAX_CHARS:
         raise NotAProgram(f"the program has {len(text):,} characters, more than {MAX_CHARS:,}")
     source, tree = _find(text)
-    program = _with_answer(source, tree)
-    needs = next(filter(None, map(_need, ast.walk(tree))), None)
+    # What runs with the module, and what waits in the bodies of functions and classes.
+    outside = _walk([tree], _SCOPES)
+    inside = _walk(child for node in outside if isinstance(node, _SCOPES) for child in ast.iter_child_nodes(node))
+    program = _with_answer(source, tree, outside, inside)
+    needs = next(filter(None, map(_need, outside + inside)), None) if _MAY_NEED.search(source) else None
     return replace(program, needs=needs) if needs else program
 
 
@@ -107,21 +114,21 @@ def printed_answer(stdout: str, complete: bool) -> str:
     return lines[-1].strip()
 
 
-def _with_answer(source: str, tree: ast.Module) -> Program:
+def _with_answer(source: str, tree: ast.Module, outside: list[ast.AST], inside: list[ast.AST]) -> Program:
     statements = tree.body
     if not statements:
         raise NotAProgram("the text has no statement")
-    if any(isinstance(node, ast.Return) for node in _outside_functions(tree)):
+    if any(isinstance(node, ast.Return) for node in outside):
         body = "def _program():\n" + textwrap.indent(source, "    ", _starts_code(source))
         return Program(body, ("_program()",))
 
-    calls = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
     uncalled = [
-        node.name
-        for node in statements
-        if isinstance(node, ast.FunctionDef) and node.name not in calls and not _required_arguments(node)
+        node.name for node in statements if isinstance(node, ast.FunctionDef) and not _required_arguments(node)
     ]
-    name = _named_answer(tree)
+    if uncalled:
+        calls = {n.func.id for n in outside + inside if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+        uncalled = [name for name in uncalled if name not in calls]
+    name = _named_answer(outside)
     named = (name,) if name else ()
     last = statements[-1]
     printed = _print_call(last)
@@ -213,22 +220,26 @@ def _is_iterator(node: ast.expr | None) -> bool:
 # ---------------------------------------------------------------------------------------- the answer in the program
 
 
-def _outside_functions(tree: ast.AST) -> Iterator[ast.AST]:
-    """Nodes that run when the module does, the bodies of functions and classes left out."""
-    scopes = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
-    scopes += (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
-    pending = list(ast.iter_child_nodes(tree))
-    while pending:
-        node = pending.pop()
-        yield node
-        if not isinstance(node, scopes):
-            pending.extend(ast.iter_child_nodes(node))
+def _walk(roots: Iterable[ast.AST], closed: tuple = ()) -> list[ast.AST]:
+    """All nodes, those within `closed` ones left out; `ast.walk` is slower."""
+    nodes = list(roots)
+    for node in nodes:
+        if isinstance(node, closed):
+            continue
+        for value in vars(node).values():
+            if type(value) is int:  # four of them say where the node is
+                continue
+            if type(value) is list:
+                nodes += [item for item in value if isinstance(item, ast.AST)]
+            elif isinstance(value, _WORTH_A_LOOK):
+                nodes.append(value)
+    return nodes
 
 
-def _named_answer(tree: ast.Module) -> str | None:
+def _named_answer(outside: list[ast.AST]) -> str | None:
     assigned = [
         ((node.lineno, node.col_offset), node.id)
-        for node in _outside_functions(tree)
+        for node in outside
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id in NAMES
     ]
     return max(assigned)[1] if assigned else None

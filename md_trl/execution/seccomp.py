@@ -62,7 +62,7 @@ class _Program(ctypes.Structure):
 
 
 def reason_against() -> str | None:
-    """Why this machine has no filter, or `None` if it may have one; whether the kernel agrees shows when it is used."""
+    """Why this machine has no filter, or `None` if it may have one: whether the kernel agrees shows in use."""
     if sys.platform != "linux":
         return f"there is no seccomp on {sys.platform}"
     if platform.machine() not in _MACHINES or struct.calcsize("P") != 8:

@@ -1,4 +1,4 @@
-"""Values that programs compute, as strict JSON. It needs the standard library only, for the jail imports it by itself."""
+"""Values that programs compute, as strict JSON. The jail imports this file alone: it needs no other module of ours."""
 
 from __future__ import annotations
 

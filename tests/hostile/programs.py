@@ -307,8 +307,8 @@ TRAPS = {
         "ok",
     ),
     "rewrite the runner's frames": (
-        "import sys\nf = sys._getframe()\nwhile f:\n    f.f_globals['to_json'] = f.f_globals['json'] = None\n    f = f.f_back\n"
-        "answer = 1",
+        "import sys\nf = sys._getframe()\nwhile f:\n    f.f_globals['to_json'] = f.f_globals['json'] = None\n"
+        "    f = f.f_back\nanswer = 1",
         REFUSED,
     ),
     "subclasses": (
