@@ -32,13 +32,11 @@ from types import SimpleNamespace
 from ..records import Question
 
 
-NAMES = (
-    "Ann Ben Carl Dora Emma Finn Gina Hugo Ivy Jack Kate Liam Mona Nora Owen Paul Ruth Sam Tina Zoe"
-).split()  # fmt: skip
-OBJECTS = (
+NAMES = tuple("Ann Ben Carl Dora Emma Finn Gina Hugo Ivy Jack Kate Liam Mona Nora Owen Paul Ruth Sam Tina Zoe".split())
+OBJECTS = tuple(
     "apples books cards coins cups eggs flowers hats kites lamps marbles nuts pears pens plates roses shells stamps "
-    "stones toys"
-).split()  # fmt: skip
+    "stones toys".split()
+)
 
 SIZES = {"train": 3000, "test": 400}
 
@@ -127,8 +125,10 @@ class Story:
     def slip(self, rng: random.Random) -> str:
         """A chain of thought with one wrong result in it, and the wrong answer that follows from it."""
         right = self._results()
-        # A wrong number within a comparison may not change the outcome, so the outcome itself slips.
-        places = [place for place, result in enumerate(right) if isinstance(result, type(right[-1]))]
+        places = range(len(right))
+        if isinstance(right[-1], str):
+            # A wrong number before a comparison may not change its outcome, so the comparison itself goes wrong.
+            places = [place for place, result in enumerate(right) if result in _RELATIONS]
         results = right
         while results[-1] == right[-1]:
             results = self._results(rng.choice(places), rng)
@@ -211,9 +211,9 @@ def parse(question: str) -> Story | None:
     return None
 
 
-def in_split(name: str, object: str, split: str) -> bool:
-    """Whether the sentences of a split may bring this name and this object together."""
-    return ((NAMES.index(name) + OBJECTS.index(object)) % 5 == 0) == (split == "test")
+def in_split(name: str, thing: str, split: str) -> bool:
+    """Whether the sentences of a split may bring this name and this kind of object together."""
+    return ((NAMES.index(name) + OBJECTS.index(thing)) % 5 == 0) == (split == "test")
 
 
 def _cast(rng: random.Random, split: str) -> dict[str, str]:
