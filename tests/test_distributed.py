@@ -1,6 +1,7 @@
 """Two processes on gloo train as one does, and as a slow loop over single sequences."""
 
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -57,3 +58,21 @@ def test_training_equals_a_slow_loop(tmp_path, processes):
             torch.testing.assert_close(result["weights"][name], weight, rtol=1e-4, atol=1e-5, msg=f"{setting} {name}")
         expected = reference_loss(model, byte_tokenizer(), ROWS).item()
         assert result["eval_loss"] == pytest.approx(expected, rel=2e-5), setting
+
+
+def test_a_killed_run_resumes_bit_for_bit(tmp_path):
+    script = SCRIPT.with_name("train_resume.py")
+
+    def run(mode, folder):
+        command = [sys.executable, str(script), mode, str(tmp_path / folder)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=500)
+
+    whole, killed = run("whole", "whole"), run("killed", "parts")
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    assert killed.returncode == -signal.SIGKILL
+    resumed = run("resumed", "parts")
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    expected, found = (torch.load(tmp_path / folder / "result.pt") for folder in ("whole", "parts"))
+    assert found["logs"] == expected["logs"]
+    for name, weight in expected["weights"].items():
+        assert torch.equal(found["weights"][name], weight), name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import sys
 import traceback
@@ -48,7 +49,8 @@ def run_verb(verb: str, arguments: Sequence[str]) -> None:
         arguments (`Sequence[str]`):
             Its command line.
     """
-    # What the libraries underneath would say about models they do not find here is not what a user asked for.
+    # A kernel that bitsandbytes would like to have for CPUs is not what a user asked for
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from trl import TrlParser
 

@@ -1,0 +1,244 @@
+"""Training speed and memory of `MDTrainer` in its layouts against TRL's `SFTTrainer` on the same thoughts.
+
+Both train SmolLM2-135M on a CPU on the same questions, as many a step; `SFTTrainer` gets every thought as a flat
+prompt-completion row, without weights. Its best is the faster of plain batches and length-grouped ones: its packing
+needs FlashAttention. Every run is a process of its own on one thread, so its peak memory is its own; runs alternate.
+
+Data: with `--thoughts 1` the real GPT-3.5 thoughts of `../shared/data/svamp_teacher`; with `--thoughts 10` 10 + 10
+thoughts a question of the student that the recipe `recipes/smollm2-135m` trains, sampled once into
+`outputs/bench/thoughts.db`.
+
+Usage: python tests/benchmarks/bench_training.py [--thoughts 1 10] [--steps 3] [--rounds 2]
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+
+ROOT = Path(__file__).parents[2]
+SHARED = ROOT.parent / "shared"
+OUTPUT = ROOT / "outputs" / "bench"
+MODEL = ROOT / "build" / "smollm2"
+STUDENT = ROOT / "outputs" / "smollm2-svamp" / "student"
+RUNS = ("md-tree", "md-packed", "md-padded", "sft-padded", "sft-grouped")
+
+
+def real_rows(count):
+    """Mixed rows of one CoT and one PoT each, from the thoughts of GPT-3.5-Turbo."""
+    sys.path.insert(0, str(ROOT / "recipes" / "smollm2-135m"))
+    from gpt35_to_thoughts import without_docstring
+
+    cot, pot = (json.loads((SHARED / "data" / "svamp_teacher" / f"{p}.json").read_text()) for p in ("cot", "pot"))
+    pot = {row["item_id"]: without_docstring(row["answer_cot"]) for row in pot}
+    rows = [row for row in cot if row["item_id"] in pot][:count]
+    return [
+        {"id": r["item_id"], "question": r["question"], "cot": [r["answer_cot"]], "pot": [pot[r["item_id"]]]}
+        for r in rows
+    ]
+
+
+def sampled_rows(count, n=10):
+    """The first questions again, with thoughts that a trained student sampled; all count as correct here."""
+    from md_trl.prompts import student_prompt
+    from md_trl.records import Question
+    from md_trl.sampling.engines.transformers import TransformersEngine
+    from md_trl.sampling.sampler import sample
+    from md_trl.sampling.store import Store
+
+    questions = [
+        Question(f"svamp/train/{row['id']}", "svamp", "train", row["question"], "?") for row in real_rows(count)
+    ]
+    engine = TransformersEngine(str(STUDENT))
+    with Store(OUTPUT / "thoughts.db") as store:
+        summary = sample(
+            questions,
+            ["cot", "pot"],
+            n,
+            engine,
+            store,
+            lambda question, path: student_prompt(question.question, path),
+            max_tokens=200,
+        )
+        thoughts = store.thoughts(settings=summary.settings)
+    by_path = {(q.id, path): [] for q in questions for path in ("cot", "pot")}
+    for thought in thoughts:
+        if (thought.id, thought.path) in by_path:
+            by_path[thought.id, thought.path].append(thought.text)
+    return [
+        {"id": q.id, "question": q.question, "cot": by_path[q.id, "cot"], "pot": by_path[q.id, "pot"]}
+        for q in questions
+    ]
+
+
+def train(run, thoughts, steps):
+    """One run: seconds of each step, tokens, peak memory."""
+    import torch
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    from md_trl import MDConfig, MDTrainer
+    from md_trl.prompts import student_prompt
+
+    questions = 8 if thoughts == 1 else 1
+    rows = json.loads((OUTPUT / f"rows-{thoughts}.json").read_text())[: questions * steps]
+    times = []
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *args, **kwargs):
+            times.append(-time.perf_counter())
+
+        def on_step_end(self, *args, **kwargs):
+            times[-1] += time.perf_counter()
+
+    trainer_name, layout = run.split("-")
+    common = {
+        "output_dir": str(OUTPUT / "run"),
+        "max_steps": steps,
+        "learning_rate": 1e-5,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "bf16": False,
+        "disable_tqdm": True,
+        "max_length": 512,
+        "activation_checkpointing": False,
+        "gradient_checkpointing": False,
+    }
+    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if trainer_name == "md":
+        mixed = [row | {"type": 3, "lambda": 0.5} for row in rows]
+        args = MDConfig(
+            **common,
+            layout=layout,
+            rationales_per_path="all",
+            per_device_train_batch_size=questions,
+            prompt_format="plain",
+        )
+        trainer = MDTrainer(
+            model=model,
+            args=args,
+            train_dataset=Dataset.from_list(mixed),
+            processing_class=tokenizer,
+            callbacks=[Clock()],
+        )
+    else:
+        flat = [
+            {"prompt": student_prompt(row["question"], path), "completion": text}
+            for row in rows
+            for path in ("cot", "pot")
+            for text in dict.fromkeys(map(str.strip, row[path]))
+        ]
+        # As many questions a step: 2 or about 20 rows each
+        size = round(len(flat) / steps)
+        strategy = "group_by_length" if layout == "grouped" else "random"
+        args = SFTConfig(**common, per_device_train_batch_size=size, train_sampling_strategy=strategy)
+        trainer = SFTTrainer(
+            model=model,
+            args=args,
+            train_dataset=Dataset.from_list(flat),
+            processing_class=tokenizer,
+            callbacks=[Clock()],
+        )
+    trainer.train()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    tokens = next(log["num_tokens"] for log in reversed(trainer.state.log_history) if "num_tokens" in log)
+    return {
+        "seconds_per_step": times,
+        "questions_per_step": questions,
+        "tokens": tokens,
+        "peak_mb": peak / 1024,
+        "peak_over_model_mb": (peak - before) / 1024,
+    }
+
+
+def matrix_speed():
+    """FLOPs a second of this machine on matrices of the model's shapes, on one thread."""
+    import torch
+
+    torch.set_num_threads(1)
+    a, b = torch.randn(2048, 576), torch.randn(576, 1536)
+    best = min(_timed(lambda: a @ b) for _ in range(20))
+    return 2 * 2048 * 576 * 1536 / best
+
+
+def _timed(function):
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--thoughts", type=int, nargs="+", default=[1, 10], choices=[1, 10])
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--run", choices=RUNS, help="one run in this process, as JSON")
+    args = parser.parse_args()
+    if args.run:
+        print(json.dumps(train(args.run, args.thoughts[0], args.steps)))
+        return
+    if not MODEL.is_dir() or not SHARED.is_dir():
+        print(f"bench_training: skipped, it needs {MODEL} and {SHARED}")
+        return
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    for thoughts in args.thoughts:
+        if thoughts == 10 and not STUDENT.is_dir():
+            print(f"bench_training: 10 + 10 thoughts skipped, they need {STUDENT}")
+            continue
+        rows = real_rows(64) if thoughts == 1 else sampled_rows(8)
+        (OUTPUT / f"rows-{thoughts}.json").write_text(json.dumps(rows))
+        runs = {name: [] for name in RUNS}
+        for _ in range(args.rounds):
+            for name in RUNS:
+                command = [sys.executable, __file__, "--run", name, "--thoughts", str(thoughts)]
+                command += ["--steps", str(args.steps)]
+                done = subprocess.run(command, capture_output=True, text=True, env=environment)
+                if done.returncode:
+                    sys.exit(done.stderr[-3000:])
+                runs[name].append(json.loads(done.stdout.splitlines()[-1]))
+        figures = {}
+        for name, results in runs.items():
+            # The first step also warms up
+            seconds = [s for result in results for s in result["seconds_per_step"][1:]]
+            figures[name] = {
+                "questions_per_second": results[0]["questions_per_step"] / statistics.mean(seconds),
+                "seconds_per_step": {"mean": statistics.mean(seconds), "min": min(seconds), "max": max(seconds)},
+                "tokens_per_step": results[0]["tokens"] / args.steps,
+                "peak_mb": statistics.median(result["peak_mb"] for result in results),
+                "peak_over_model_mb": statistics.median(result["peak_over_model_mb"] for result in results),
+            }
+        best = max(("sft-padded", "sft-grouped"), key=lambda name: figures[name]["questions_per_second"])
+        ratios = {
+            name: {
+                f"questions_per_second, against {peer}": figures[name]["questions_per_second"]
+                / figures[peer]["questions_per_second"]
+                for peer in ("sft-padded", best)
+            }
+            | {"peak memory, against sft-padded": figures[name]["peak_mb"] / figures["sft-padded"]["peak_mb"]}
+            for name in RUNS[:3]
+        }
+        report = {
+            "peer": "trl.SFTTrainer",
+            "thoughts_per_path": thoughts,
+            "figures": figures,
+            "ratios": ratios,
+            "matrix_gflops": matrix_speed() / 1e9,
+        }
+        (OUTPUT / f"training-{thoughts}.json").write_text(json.dumps(report, indent=2) + "\n")
+        print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Run by `test_distributed.py`: 10 steps; or killed by SIGKILL after 5; or the other 5 from the checkpoint."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback
+
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from students import byte_tokenizer, tiny_gpt2
+from test_trainer import ROWS
+
+from md_trl import MDConfig, MDTrainer
+
+
+class Kill(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 6:  # after the checkpoint of step 5 is on disk
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main(mode: str, output: str) -> None:
+    model = tiny_gpt2()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.2  # random numbers of the model go on as well
+    args = MDConfig(
+        output_dir=output,
+        max_steps=10,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=1,
+        learning_rate=1e-2,
+        rationales_per_path="1",
+        logging_steps=1,
+        save_steps=5,
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    trainer = MDTrainer(
+        model=model,
+        args=args,
+        train_dataset=Dataset.from_list(ROWS),
+        processing_class=byte_tokenizer(),
+        callbacks=[Kill()] if mode == "killed" else [],
+    )
+    trainer.train(resume_from_checkpoint=mode == "resumed")
+    keep = ("step", "epoch", "loss", "grad_norm", "cot_loss", "pot_loss", "num_questions", "num_tokens")
+    logs = [{k: log[k] for k in keep if k in log} for log in trainer.state.log_history if "num_tokens" in log]
+    torch.save({"logs": logs, "weights": trainer.model.state_dict()}, f"{output}/result.pt")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
