@@ -270,28 +270,32 @@ def sample(
         # Lazy: samples are claimed and prompts made at the moment they are asked for.
         for question, path, setting, _ in lacking:
             text = prompt(question, path)
-            most = most_tokens(text) if budget else 0
+            most = most_tokens(text)
 
             def allow(samples: list[int], most: int = most) -> bool:
-                return budget.allows(most, sum(samples) * max_tokens, len(samples))
+                return budget is None or budget.allows(most, sum(samples) * max_tokens, len(samples))
 
-            claims = store.claim(
-                question.id, path, setting, n, at_most, most_prompt=most, allow=allow if budget else None
-            )
+            claims = store.claim(question.id, path, setting, n, at_most, most_prompt=most, allow=allow)
             if budget and budget.refused:
                 return
-            for claim in claims:
-                summary.requests += 1
-                yield job.request(question, path, text, claim)
+            try:
+                while claims:
+                    summary.requests += 1
+                    yield job.request(question, path, text, claims.pop(0))
+            finally:
+                for claim in claims:
+                    store.fail(claim.key, "not asked")
 
     lacking = job.missing()
     missing = sum(count for *_, count in lacking)
     total = len(job.pairs) * n
+    asking = requests(())
     bar = tqdm(total=total, initial=total - missing, unit="thought", desc=engine.model, disable=not progress)
     try:
         while lacking and in_a_row < GIVE_UP_AFTER:
             asked = summary.requests
-            for result in engine.generate(requests(lacking)):
+            asking = requests(lacking)
+            for result in engine.generate(asking):
                 pair = (result.request.question_id, result.request.path)
                 _count(summary, result)
                 if budget:
@@ -323,6 +327,7 @@ def sample(
                 break
     finally:
         bar.close()
+        asking.close()
         store.release()
     summary.missing = sum(count for *_, count in job.missing())
     summary.cost = (

@@ -1,7 +1,7 @@
 """An OpenAI-compatible server on loopback: small, fast, and as well or badly behaved as a test asks for.
 
-The text of a choice depends on (prompt, seed, index of the choice) only. The server keeps books of what it sold.
-Run it on its own with `python tests/servers/openai_server.py --port 8001`.
+The text of a choice depends on (prompt, seed, index of the choice) only. The server keeps books of what it sold, and
+has files and batches. Run it on its own with `python tests/servers/openai_server.py --port 8001`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import hashlib
 import json
+import random
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -24,16 +25,23 @@ def text_of(prompt: Any, seed: int, index: int) -> str:
 
 @dataclass
 class Reply:
-    """What goes over the wire. A status of 0 closes the connection without an answer."""
+    """
+    What goes over the wire. A status of 0 closes the connection without an answer.
+
+    `cut` sends only so many bytes of the body and closes the connection; `after` waits so many seconds first.
+    """
 
     status: int
     body: bytes
     headers: dict[str, str] = field(default_factory=dict)
+    cut: int | None = None
+    after: float = 0.0
 
 
-def error(status: int, message: str = "no", **headers: str) -> Reply:
+def error(status: int, message: str = "no", code: str | None = None, **headers: str) -> Reply:
     """An error in OpenAI's form."""
-    return Reply(status, json.dumps({"error": {"message": message, "type": "test"}}).encode(), headers)
+    body = {"error": {"message": message, "type": "test", "code": code}}
+    return Reply(status, json.dumps(body).encode(), headers)
 
 
 class OpenAIServer:
@@ -41,25 +49,35 @@ class OpenAIServer:
     Runs in a thread from `with OpenAIServer() as server:` on, at `server.url`.
 
     `choices(body)` says how many choices a request gets, `finish(body, text)` may alter a text and names its finish
-    reason, `fault(number, body)` may answer the numbered request in another way.
+    reason, `fault(number, body)` may answer the numbered request in another way; if it gives a function, the request
+    is answered and sold, and the function spoils the reply. `batch_steps` are the states that a batch goes through,
+    one a look; `batch_row(number, body, row)` may give a row of a batch another result, or `None` for none at all.
     """
 
     def __init__(
         self,
         choices: Callable[[dict], int] = lambda body: body.get("n") or 1,
         finish: Callable[[dict, str], tuple[str, str]] = lambda body, text: (text, "stop"),
-        fault: Callable[[int, dict], Reply | None] = lambda number, body: None,
+        fault: Callable[[int, dict], Reply | Callable[[Reply], Reply] | None] = lambda number, body: None,
         models: Reply | None = None,
         delay: float = 0.0,
         port: int = 0,
+        most_under_way: int | None = None,
+        batch_steps: tuple[str, ...] = ("validating", "in_progress", "finalizing", "completed"),
+        batch_row: Callable[[int, dict, dict], dict | None] = lambda number, body, row: row,
     ):
         self.choices, self.finish, self.fault, self.delay, self.port = choices, finish, fault, delay, port
+        self.limit, self.batch_steps, self.batch_row = most_under_way, batch_steps, batch_row
         self.models = models or Reply(200, b'{"object": "list", "data": [{"id": "m", "object": "model"}]}')
         self.bodies: list[dict] = []
         self.sold: Counter[tuple[str, int]] = Counter()
-        self.prompt_tokens = self.completion_tokens = 0
+        self.prompt_tokens = self.cached_tokens = self.completion_tokens = 0
+        self.unread: list[dict] = []  # Usage of answers that were sold and spoilt
         self.keys: set[str] = set()
-        self.under_way = self.most_under_way = 0
+        self.under_way = self.most_under_way = self.too_many = 0
+        self.files: dict[str, bytes] = {}
+        self.batches: dict[str, dict] = {}
+        self.looks: Counter[str] = Counter()
 
     def __enter__(self) -> OpenAIServer:
         started = threading.Event()
@@ -93,22 +111,30 @@ class OpenAIServer:
                 headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:])}
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
                 self.keys.add(headers.get("authorization", ""))
-                target = head[0].split(" ")[1]
+                target = head[0].split(" ")[1].partition("?")[0]
                 if target.endswith("/models"):
                     reply = self.models
-                else:
+                elif target.endswith("/completions"):
                     self.under_way += 1
                     self.most_under_way = max(self.most_under_way, self.under_way)
-                    if self.delay:
+                    crowded = self.limit is not None and self.under_way > self.limit
+                    if self.delay and not crowded:
                         await asyncio.sleep(self.delay)
                     self.under_way -= 1
-                    reply = self._answer(target, json.loads(body))
+                    self.too_many += crowded
+                    reply = error(429, "too many at once") if crowded else self._answer(target, json.loads(body))
+                else:
+                    reply = self._batch_api(head[0].split(" ")[0], target, headers, body)
+                if reply.after:
+                    await asyncio.sleep(reply.after)
                 if reply.status == 0:
                     break
                 lines = {"content-type": "application/json", "content-length": len(reply.body)} | reply.headers
                 text = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
-                writer.write(f"HTTP/1.1 {reply.status} X\r\n{text}\r\n".encode() + reply.body)
+                writer.write(f"HTTP/1.1 {reply.status} X\r\n{text}\r\n".encode() + reply.body[: reply.cut])
                 await writer.drain()
+                if reply.cut is not None:
+                    break
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             pass
         writer.close()
@@ -117,8 +143,13 @@ class OpenAIServer:
         number = len(self.bodies)
         self.bodies.append(body)
         fault = self.fault(number, body)
-        if fault is not None:
+        if isinstance(fault, Reply):
             return fault
+        answer = self._sell(target, body, number, unread=fault is not None)
+        reply = Reply(200, json.dumps(answer).encode())
+        return reply if fault is None else fault(reply)
+
+    def _sell(self, target: str, body: dict, number: int, unread: bool = False) -> dict:
         chat = target.endswith("/chat/completions")
         prompt = body["messages"] if chat else body["prompt"]
         key = json.dumps(prompt)
@@ -128,11 +159,17 @@ class OpenAIServer:
             content = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
             choices.append({"index": index, "finish_reason": reason, "logprobs": None, **content})
         self.sold[key, body["seed"]] += len(choices)
-        usage = {"prompt_tokens": len(key.split()), "completion_tokens": 4 * len(choices)}
+        completion_tokens = sum(4 + body["seed"] % 7 for _ in choices)
+        usage = {"prompt_tokens": len(key.split()), "completion_tokens": completion_tokens}
         usage["total_tokens"] = sum(usage.values())
-        self.prompt_tokens += usage["prompt_tokens"]
-        self.completion_tokens += usage["completion_tokens"]
-        answer = {
+        usage["prompt_tokens_details"] = {"cached_tokens": usage["prompt_tokens"] // 2}
+        if unread:
+            self.unread.append(usage)
+        else:
+            self.prompt_tokens += usage["prompt_tokens"]
+            self.cached_tokens += usage["prompt_tokens"] // 2
+            self.completion_tokens += usage["completion_tokens"]
+        return {
             "id": f"answer-{number}",
             "object": "chat.completion" if chat else "text_completion",
             "created": 0,
@@ -140,7 +177,86 @@ class OpenAIServer:
             "choices": choices,
             "usage": usage,
         }
-        return Reply(200, json.dumps(answer).encode())
+
+    # Files and batches
+
+    def _batch_api(self, method: str, target: str, headers: dict, body: bytes) -> Reply:
+        parts = target.strip("/").split("/")[1:]
+        match method, parts:
+            case "POST", ["files"]:
+                id_ = f"file-{len(self.files)}"
+                self.files[id_] = _uploaded(headers["content-type"], body)
+                return _json({"id": id_, "object": "file", "purpose": "batch", "bytes": len(self.files[id_])})
+            case "GET", ["files", id_, "content"]:
+                return Reply(200, self.files[id_])
+            case "POST", ["batches"]:
+                asked = json.loads(body)
+                id_ = f"batch-{len(self.batches)}"
+                self.batches[id_] = {
+                    "id": id_,
+                    "object": "batch",
+                    "endpoint": asked["endpoint"],
+                    "input_file_id": asked["input_file_id"],
+                    "completion_window": asked["completion_window"],
+                    "status": self.batch_steps[0],
+                    "created_at": 0,
+                }
+                return _json(self.batches[id_])
+            case "GET", ["batches"]:
+                data = list(reversed(self.batches.values()))
+                return _json({"object": "list", "data": data, "has_more": False})
+            case "GET", ["batches", id_]:
+                return _json(self._look(self.batches[id_]))
+        return error(404, f"no {target}")
+
+    def _look(self, batch: dict) -> dict:
+        """Each look at a batch takes it a step on."""
+        steps = self.batch_steps
+        if batch["status"] == steps[-1]:
+            return batch
+        batch["status"] = steps[steps.index(batch["status"]) + 1]
+        if batch["status"] == steps[-1] and batch["status"] != "failed":
+            results: dict[str, list[bytes]] = {"output": [], "error": []}
+            for line in self.files[batch["input_file_id"]].splitlines():
+                asked = json.loads(line)
+                assert asked["url"] == batch["endpoint"] and asked["method"] == "POST"
+                number = len(self.bodies)
+                self.bodies.append(asked["body"])
+                row = {"id": f"row-{number}", "custom_id": asked["custom_id"], "error": None}
+                row["response"] = {"status_code": 200, "body": None}
+                other = self.batch_row(number, asked["body"], row)
+                if other is None:
+                    continue
+                if other["error"] is None and other["response"]["status_code"] == 200:
+                    other["response"]["body"] = self._sell(asked["url"], asked["body"], number)
+                    results["output"].append(json.dumps(other).encode())
+                else:
+                    results["error"].append(json.dumps(other).encode())
+            random.Random(0).shuffle(results["output"])
+            for kind, lines in results.items():
+                if lines:
+                    batch[f"{kind}_file_id"] = f"file-{len(self.files)}"
+                    self.files[batch[f"{kind}_file_id"]] = b"\n".join(lines) + b"\n"
+        if batch["status"] == "failed":
+            batch["errors"] = {
+                "object": "list",
+                "data": [{"code": "token_limit_exceeded", "message": "queue is full"}],
+            }
+        return batch
+
+
+def _json(body: dict) -> Reply:
+    return Reply(200, json.dumps(body).encode())
+
+
+def _uploaded(content_type: str, body: bytes) -> bytes:
+    """The file in a multipart form."""
+    boundary = content_type.partition("boundary=")[2].encode()
+    for part in body.split(b"--" + boundary):
+        head, _, content = part.partition(b"\r\n\r\n")
+        if b'name="file"' in head:
+            return content.removesuffix(b"\r\n")
+    raise ValueError("no file")
 
 
 if __name__ == "__main__":
