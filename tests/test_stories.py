@@ -16,6 +16,7 @@ from md_trl.tasks.stories import FAMILIES, KINDS, LARGEST, NAMES, OBJECTS, load,
 
 
 SEEDS = range(8)
+TEXTS = {"yes", "no", "first day", "second day", "neither day"}
 
 
 def sentences(questions):
@@ -112,7 +113,10 @@ def test_parse_is_the_inverse_and_every_thought_is_what_it_claims_to_be(seed):
             # an independent look at the arithmetic that the chain spells out
             for left, right in re.findall(r"(\d+(?: [-+*] \d+)+) = (\d+)", chain):
                 assert eval(left) == int(right), chain
-        for chain in [*story.misread("cot"), *(story.slip(random.Random(i)) for i in range(5))]:
+        slips = [story.slip(random.Random(i)) for i in range(5)]
+        # a slip keeps to the kind of answer that was asked for
+        assert {stated(chain) in TEXTS for chain in slips} == {question.answer in TEXTS}
+        for chain in [*story.misread("cot"), *slips]:
             assert stated(chain) != question.answer, chain
             assert all(int(number) <= LARGEST for number in re.findall(r"\d+", chain)), chain
 
