@@ -17,6 +17,7 @@ import pytest
 
 from md_trl.answers import equal
 from md_trl.prompts import STOP, TRIGGERS, teacher_messages, teacher_prompt
+from md_trl.sampling import teacher
 from md_trl.sampling.teacher import FINGERPRINT, LUCK, MODEL, SLIPS, SOLVED_BY, TeacherServer, think
 from md_trl.tasks.stories import FAMILIES, load, parse
 
@@ -233,7 +234,9 @@ def test_many_clients_at_once(client):
 
 
 def test_the_documented_shares_hold():
-    for shares in SOLVED_BY.values():
+    for family, shares in SOLVED_BY.items():
+        row = " | ".join(f"{100 * shares[solver]:.0f}" for solver in ("pot", "cot", "both", "neither"))
+        assert f"| `{family}` | {row} |" in teacher.__doc__
         assert sum(shares.values()) == pytest.approx(1)
     solved, votes = defaultdict(list), defaultdict(dict)
     for question, path, right, vote in sampled(load("train")):

@@ -1,8 +1,9 @@
 """A SIMULATED teacher for Stories behind an OpenAI-compatible HTTP server. No language model is involved.
 
 It takes a question apart with [`~md_trl.tasks.stories.parse`] and writes a right or a wrong thought about it, so that
-the whole method runs offline in minutes. Figures reached with it tell whether the method works as built, and nothing
-about any real teacher.
+the whole method runs offline in minutes. It fails where the paper says that each path fails (Sec. 3.1), so the gain of
+mixing both is built into its thoughts: figures reached with it tell whether the machinery brings that gain home, and
+nothing about any real teacher.
 
 **How it errs.** A hash of the question decides which paths solve it, with these shares in percent:
 
