@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--train_questions", type=int, default=2000, help="questions to sample the teacher on")
     parser.add_argument("--test_questions", type=int, default=300, help="questions to evaluate on")
     parser.add_argument("--n", type=int, default=20, help="thoughts a path, of the teacher and of the students")
-    parser.add_argument("--steps", type=int, default=900, help="optimizer steps of 32 questions, of each student")
+    parser.add_argument("--steps", type=int, default=1200, help="optimizer steps of 32 questions, of each student")
     parser.add_argument("--workers", type=int, default=2, help="students trained at a time, one core each")
     args = parser.parse_args()
     started = time.time()
