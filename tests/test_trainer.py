@@ -13,7 +13,7 @@ from md_trl import MDConfig, MDTrainer
 from md_trl.trainer.thoughts import DrawnQuestions, QuestionSampler, draw, thoughts_to_learn
 
 
-OBJECTIVES = ["md", "cot", "pot", "uniform", "label", "label_all"]
+OBJECTIVES = ["md", "cot", "pot", "uniform", "step_by_step", "label", "label_all"]
 
 
 def thought(text, answer, correct):
@@ -92,7 +92,10 @@ def reference_loss(model, tokenizer, rows, objective="md", unsolved="correct", r
         if objective in ("label", "label_all"):
             total = total + r["repeat"] * cross_entropy(f"{r['question']}\n", r["answer"])
             continue
-        if objective in ("cot", "pot"):
+        if objective == "step_by_step":
+            total = total + r["repeat"] * cross_entropy(f"{r['question']}\n", r["answer"])
+            weights = {"cot": 0.3}
+        elif objective in ("cot", "pot"):
             weights = {objective: 1.0}
         elif r["type"] in (1, 2):
             weights = {"cot": 1.0, "pot": 1.0}
@@ -165,6 +168,7 @@ def test_loss_and_gradients_equal_the_slow_reference(tmp_path, objective, accumu
             model,
             ROWS,
             objective=objective,
+            rationale_weight=0.3,
             layout=layout,
             unsolved_path=unsolved,
             token_reduction=reduction,

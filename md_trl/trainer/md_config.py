@@ -6,7 +6,7 @@ import torch
 from trl import SFTConfig
 
 
-OBJECTIVES = ("md", "cot", "pot", "uniform", "label", "label_all")
+OBJECTIVES = ("md", "cot", "pot", "uniform", "step_by_step", "label", "label_all")
 LAYOUTS = ("padded", "packed", "tree")
 
 
@@ -29,11 +29,15 @@ class MDConfig(SFTConfig):
             - `"md"`: both paths of a question, weighted by its type and lambda (Eq. 2 and 4).
             - `"uniform"`: as `"md"` with lambda = 1/2 in type 3.
             - `"cot"`, `"pot"`: single-path distillation, weight 1 on that path.
+            - `"step_by_step"`: the bare gold answer as one task and the CoT as another, weighted by `rationale_weight`
+              ([Distilling Step-by-Step](https://huggingface.co/papers/2305.02301)).
             - `"label"`: the bare gold answer of the same questions.
             - `"label_all"`: the bare gold answer of all rows given, type 4 included (Appendix C).
         unsolved_path (`str`, *optional*, defaults to `"correct"`):
             What the path that did not solve a question of type 1 or 2 contributes: its `"correct"` thoughts if it has
             any, or with `"majority"`, the literal reading of Eq. 2, the thoughts whose answer equals its (wrong) vote.
+        rationale_weight (`float`, *optional*, defaults to `1.0`):
+            Weight of the CoT path in `objective="step_by_step"`; the label has weight 1.
         token_reduction (`str`, *optional*, defaults to `"mean"`):
             Whether the cross-entropy of a thought is the `"mean"` or the `"sum"` over its tokens.
         rationales_per_path (`str` or `int`, *optional*, defaults to `1`):
@@ -72,6 +76,9 @@ class MDConfig(SFTConfig):
             "the thoughts of its (wrong) majority, the literal reading of Eq. 2.",
             "choices": ["correct", "majority"],
         },
+    )
+    rationale_weight: float = field(
+        default=1.0, metadata={"help": "Weight of the CoT path in `objective=step_by_step`; the label has weight 1."}
     )
     token_reduction: str = field(
         default="mean",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from datasets import Dataset, Features, List, Value
@@ -17,7 +17,7 @@ from ..prompts import encode, is_chat, student_prompt
 from .md_config import MDConfig
 
 
-def path_weights(objective: str, type_: int, lambda_: float | None) -> dict[str, float]:
+def path_weights(objective: str, type_: int, lambda_: float | None, rationale_weight: float = 1.0) -> dict[str, float]:
     r"""
     The weights w(i,p) of the objective (Eq. 2 for types 1 and 2, Eq. 4 for type 3; the other objectives are
     baselines).
@@ -29,12 +29,16 @@ def path_weights(objective: str, type_: int, lambda_: float | None) -> dict[str,
             Type of the question, 1 to 3.
         lambda_ (`float` or `None`):
             Weight of the PoT path in type 3.
+        rationale_weight (`float`, *optional*, defaults to `1.0`):
+            Weight of the CoT path in the objective `step_by_step`.
 
     Returns:
         `dict[str, float]`: a weight for each path that the objective learns.
     """
     if objective in ("label", "label_all"):
         return {"label": 1.0}
+    if objective == "step_by_step":
+        return {"label": 1.0, "cot": rationale_weight}
     if objective in ("cot", "pot"):
         return {objective: 1.0}
     if type_ != 3:
@@ -140,7 +144,11 @@ def check_lossless(tokenizer: PreTrainedTokenizerBase, program: str, ids: list[i
 
 
 def prepare_questions(
-    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, args: MDConfig, name: str
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    args: MDConfig,
+    name: str,
+    tokenize: Callable[..., list[dict[str, Any]]] = tokenize_thoughts,
 ) -> tuple[Dataset, dict[str, int]]:
     r"""
     Turn mixed rows into tokenized questions.
@@ -154,6 +162,8 @@ def prepare_questions(
             Objective, `max_length` and prompt format are read from it.
         name (`str`):
             What errors and progress bars call the dataset, for example `train`.
+        tokenize (`Callable`, *optional*, defaults to [`tokenize_thoughts`]):
+            What makes token ids of a question and its thoughts; another architecture needs another.
 
     Returns:
         `tuple[Dataset, dict[str, int]]`: the questions kept, with `id`, `type` (0 if it has none), `lambda`, `repeat`
@@ -169,9 +179,8 @@ def prepare_questions(
             f"The tokenizer {tokenizer.name_or_path!r} has no EOS token, so the student would never learn to stop. "
             "Set `tokenizer.eos_token` to a token of its vocabulary."
         )
-    needed = {"label": ["question", "answer", "type", "cot", "pot"], "label_all": ["question", "answer"]}.get(
-        args.objective, ["question", "type", "cot", "pot"]
-    )
+    needed = ["question", "answer"] if args.objective == "label_all" else ["question", "type", "cot", "pot"]
+    needed += ["answer"] if args.objective in ("label", "step_by_step") else []
     if missing := [column for column in needed if column not in dataset.column_names]:
         raise ValueError(
             f"The {name} dataset has no column {', '.join(missing)}, which `objective={args.objective!r}` needs; it "
@@ -181,7 +190,7 @@ def prepare_questions(
     thoughts = List({"input_ids": List(ids), "start": ids})
     prepared = dataset.map(
         _prepare_question,
-        fn_kwargs={"tokenizer": tokenizer, "args": args, "name": name},
+        fn_kwargs={"tokenizer": tokenizer, "args": args, "name": name, "tokenize_thoughts": tokenize},
         with_indices=True,
         remove_columns=dataset.column_names,
         features=Features(
@@ -211,7 +220,12 @@ def prepare_questions(
 
 
 def _prepare_question(
-    row: dict[str, Any], index: int, tokenizer: PreTrainedTokenizerBase, args: MDConfig, name: str
+    row: dict[str, Any],
+    index: int,
+    tokenizer: PreTrainedTokenizerBase,
+    args: MDConfig,
+    name: str,
+    tokenize_thoughts: Callable[..., list[dict[str, Any]]],
 ) -> dict[str, Any]:
     row = {"id": f"{name}/{index}", "type": None, "lambda": None, "repeat": 1} | dict(row)
     where = f"Row {index} ({row['id']!r}) of the {name} dataset"
@@ -244,9 +258,10 @@ def _prepare_question(
     # A question without a thought is dropped whatever the objective, so that all objectives see the same questions.
     if not learned["cot"] and not learned["pot"]:
         return out | {"dropped": "no_thought"}
-    if args.objective == "label":
-        return out | {"label": tokenize("label", [row["answer"].strip()])}
-    return out | {path: learned[path] for path in path_weights(args.objective, row["type"], row["lambda"])}
+    paths = path_weights(args.objective, row["type"], row["lambda"])
+    if "label" in paths:
+        learned["label"] = tokenize("label", [row["answer"].strip()])
+    return out | {path: learned[path] for path in paths}
 
 
 def draw(count: int, k: str, seed: int, epoch: int, id: str, path: str, occurrence: int) -> list[int]:
@@ -301,8 +316,10 @@ class DrawnQuestions(TorchDataset):
         index, occurrence = self.occurrences[position]
         row = self.questions[index]
         thoughts = []
-        for path, weight in path_weights(self.args.objective, row["type"], row["lambda"]).items():
-            k, seed = self.args.rationales_per_path, self.args.seed
+        args = self.args
+        weights = path_weights(args.objective, row["type"], row["lambda"], args.rationale_weight)
+        for path, weight in weights.items():
+            k, seed = args.rationales_per_path, args.seed
             drawn = draw(len(row[path]), k, seed, epoch, row["id"], path, occurrence)
             thoughts += [row[path][i] | {"path": path, "share": 1 / len(drawn), "weight": weight} for i in drawn]
         return {"type": row["type"], "lambda": row["lambda"], "thoughts": thoughts}
