@@ -19,12 +19,11 @@ STUDENTS = {"llama": tiny_llama, "gpt2": tiny_gpt2, "mistral": tiny_mistral}
 SETTINGS = ["tree-llama-4-1", "tree-mistral-1-3", "packed-gpt2-3-1", "padded-llama-2-2"]
 
 
-def launch(processes, output, settings):
+def launch(processes, script, *arguments):
     # `accelerate launch --cpu --num_processes 2` runs a single process
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    done = subprocess.run([*command, str(SCRIPT), str(output), *settings], capture_output=True, text=True, timeout=500)
+    done = subprocess.run([*command, *map(str, (script, *arguments))], capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-4000:]
-    return {setting: torch.load(output / f"{setting}.pt") for setting in settings}
 
 
 def reference_run(student, per_step, steps=5, seed=42):
@@ -50,7 +49,9 @@ def reference_run(student, per_step, steps=5, seed=42):
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_training_equals_a_slow_loop(tmp_path, processes):
-    for setting, result in launch(processes, tmp_path, SETTINGS).items():
+    launch(processes, SCRIPT, tmp_path, *SETTINGS)
+    for setting in SETTINGS:
+        result = torch.load(tmp_path / f"{setting}.pt")
         _, student, batch, accumulation = setting.split("-")
         losses, model = reference_run(student, int(batch) * int(accumulation) * processes)
         assert [log["loss"] for log in result["logs"]] == pytest.approx(losses, rel=2e-5), setting
@@ -76,3 +77,23 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path):
     assert found["logs"] == expected["logs"]
     for name, weight in expected["weights"].items():
         assert torch.equal(found["weights"][name], weight), name
+
+
+def test_a_student_sharded_with_fsdp2_has_the_same_gradients(tmp_path):
+    launch(2, SCRIPT.with_name("shard_fsdp2.py"), tmp_path)
+    found = torch.load(tmp_path / "fsdp2.pt")
+    model = tiny_llama()
+    loss = reference_loss(model, byte_tokenizer(), ROWS)
+    loss.backward()
+    assert found["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(found["gradients"][name], parameter.grad, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("name", ["single_gpu", "ddp", "fsdp2", "zero2", "zero3"])
+def test_launch_configurations_are_read_by_accelerate(name):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    file = Path(__file__).parents[1] / "recipes" / "accelerate_configs" / f"{name}.yaml"
+    config = load_config_from_file(str(file))
+    assert config.mixed_precision == "bf16" and not config.use_cpu
