@@ -1,20 +1,18 @@
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from datasets import Dataset
 from peft import PeftConfig
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.utils import logging
 from trl import SFTTrainer
 
-from .collator import PATH_NAMES, MDCollator
+from .collator import MDCollator
 from .md_config import MDConfig
+from .mixed_objective import MixedObjective
 from .prefix_tree import attention_mask, block_mask
-from .thoughts import DrawnQuestions, QuestionSampler, prepare_questions
 
 
 logger = logging.get_logger(__name__)
@@ -53,7 +51,7 @@ def sliding_window(config: PreTrainedConfig, max_length: int | None) -> int | No
     return window
 
 
-class MDTrainer(SFTTrainer):
+class MDTrainer(MixedObjective, SFTTrainer):
     r"""
     Trainer for Mixed Distillation: a student learns to reason in prose and in programs at once.
 
@@ -105,15 +103,6 @@ class MDTrainer(SFTTrainer):
         `ValueError`: the dataset leaves no question, the tokenizer has no EOS or loses characters of programs, or the
             model's own loss has a part that the objective does not know.
     """
-
-    _tag_names = ["trl", "md_trl", "mixed-distillation"]
-    _name = "Mixed Distillation"
-    _paper = {
-        "title": "Mixed Distillation Helps Smaller Language Models Reason Better",
-        "id": "2312.10730",
-    }
-    # `compute_loss` divides by the questions of the whole optimizer step, see `_get_num_items_in_batch`
-    loss_is_scaled_for_ga = True
 
     def __init__(
         self,
@@ -172,53 +161,11 @@ class MDTrainer(SFTTrainer):
             layout = "padded"
         self._window = None if layout == "padded" else sliding_window(text_config, args.max_length)
         self.data_collator = MDCollator(self._tokenizer.pad_token_id, layout, args.token_reduction, args.max_length)
-        self._parents = None
-        self.model.get_output_embeddings().register_forward_pre_hook(self._gather_parents)
-        # Sums and counts since the last log, on this process; quotients are taken over all processes in `log`
-        self._totals = {mode: defaultdict(float) for mode in ("train", "eval")}
+        self._hook_lm_head()
 
     # What `SFTTrainer` calls on every dataset, in `__init__` and in `evaluate`
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
-        questions, self.dropped[dataset_name] = prepare_questions(dataset, processing_class, args, dataset_name)
-        if any(self.dropped[dataset_name].values()):
-            logger.warning(
-                "The %s dataset keeps %d of %d questions; dropped: %s",
-                dataset_name,
-                len(questions),
-                len(dataset),
-                ", ".join(f"{count} {reason}" for reason, count in self.dropped[dataset_name].items() if count),
-            )
-        return questions
-
-    def _get_dataloader(self, dataset, *args, **kwargs):
-        return super()._get_dataloader(DrawnQuestions(dataset, self.args), *args, **kwargs)
-
-    def _get_train_sampler(self, train_dataset: DrawnQuestions) -> QuestionSampler:
-        self._train_sampler = QuestionSampler(
-            train_dataset,
-            multiple_of=self.args.train_batch_size * self.accelerator.num_processes // self.get_tp_size(),
-            shuffle=True,
-            drop_last=self.args.dataloader_drop_last,
-            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
-        )
-        return self._train_sampler
-
-    # `accelerate` does not find the sampler below the batches that a resumed epoch skips
-    def _run_epoch(self, *, epoch: int, **kwargs):
-        self._train_sampler.set_epoch(epoch)
-        return super()._run_epoch(epoch=epoch, **kwargs)
-
-    def _get_eval_sampler(self, eval_dataset: DrawnQuestions) -> QuestionSampler:
-        return QuestionSampler(
-            eval_dataset,
-            multiple_of=self.args.eval_batch_size * self.accelerator.num_processes // self.get_tp_size(),
-            shuffle=False,
-        )
-
-    # N of the objective: the questions of the whole optimizer step, over accumulation steps and processes
-    def _get_num_items_in_batch(self, batch_samples: list[dict[str, torch.Tensor]], device: torch.device):
-        count = sum(batch["num_questions"].sum() for batch in batch_samples)
-        return self.accelerator.gather(torch.as_tensor(count, device=device)).sum() / self.get_tp_size()
+        return self._prepare_questions(dataset, processing_class, args, dataset_name)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if "ends" in inputs:
@@ -238,75 +185,5 @@ class MDTrainer(SFTTrainer):
             )
         finally:
             self._parents = None
-        logits = outputs.logits.flatten(0, 1)
-        if logits.dtype in (torch.bfloat16, torch.float16):
-            logits = logits.float()
-        losses = F.cross_entropy(logits, inputs["targets"], reduction="none")
-        weighted = losses * inputs["weights"]
-        if num_items_in_batch is None:
-            loss = weighted.sum() / inputs["num_questions"].sum().clamp(min=1)
-        else:
-            # DDP averages the gradients over processes, and N already counts the questions of all of them
-            loss = weighted.sum() / num_items_in_batch.clamp(min=1)
-            loss = loss * (self.accelerator.num_processes // self.get_tp_size())
-        with torch.no_grad():
-            self._count(inputs, logits, losses, weighted)
+        loss = self._objective(inputs, outputs, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
-
-    # A hook before the LM head: only the states that edges start from meet it, in place of the (B, T) positions
-    def _gather_parents(self, lm_head, args):
-        if self._parents is None:
-            return None
-        (states,) = args
-        return (states.flatten(0, 1)[self._parents][None],)
-
-    def _count(self, inputs, logits, losses, weighted) -> None:
-        totals = self._totals["train" if self.model.training else "eval"]
-        totals["loss", "sum"] += weighted.sum()
-        totals["loss", "count"] += inputs["num_questions"].sum()
-        totals["mean_token_accuracy", "sum"] += ((logits.argmax(-1) == inputs["targets"]) * inputs["counts"]).sum()
-        totals["mean_token_accuracy", "count"] += inputs["counts"].sum()
-        for i, path in enumerate(PATH_NAMES):
-            totals[f"{path}_loss", "sum"] += (losses * inputs["shares"][i]).sum()
-            totals[f"{path}_loss", "count"] += inputs["path_counts"][i]
-        for type_ in (1, 2, 3):
-            totals[f"type_{type_}_loss", "sum"] += (weighted * (inputs["types"] == type_)).sum()
-            totals[f"type_{type_}_loss", "count"] += inputs["num_questions"][type_]
-        totals["mean_lambda", "sum"] += inputs["lambda_sum"].sum()
-        totals["mean_lambda", "count"] += inputs["num_questions"][3]
-        totals["tokens", "sum"] += inputs["num_tokens"].sum()
-
-    def _gathered_totals(self, mode: str) -> dict[tuple[str, str], float]:
-        totals = self._totals[mode]
-        if not totals:
-            return {}
-        values = torch.stack([torch.as_tensor(value, dtype=torch.float32) for value in totals.values()])
-        gathered = self.accelerator.reduce(values.to(self.accelerator.device), reduction="sum")
-        return dict(zip(totals, (gathered / self.get_tp_size()).tolist(), strict=True))
-
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            return self.compute_loss(model, inputs), None, None
-
-    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
-        self._totals["eval"].clear()
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        # `Trainer` averages the losses of batches; the objective is one quotient over the whole dataset
-        totals = self._gathered_totals("eval")
-        output.metrics[f"{metric_key_prefix}_loss"] = totals["loss", "sum"] / max(totals["loss", "count"], 1)
-        return output
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        mode = "train" if self.model.training else "eval"
-        totals = self._gathered_totals(mode)
-        for name in dict.fromkeys(name for name, _ in totals):
-            if name not in ("loss", "tokens") and totals[name, "count"]:
-                self._metrics[mode][name] = [totals[name, "sum"] / totals[name, "count"]]
-        if mode == "train" and totals:
-            # Running counts go on from the last log, which a checkpoint keeps
-            last = next((log for log in reversed(self.state.log_history) if "num_tokens" in log), {})
-            self._metrics[mode]["num_questions"] = [last.get("num_questions", 0.0) + totals["loss", "count"]]
-            self._metrics[mode]["num_tokens"] = [last.get("num_tokens", 0.0) + totals["tokens", "sum"]]
-        self._totals[mode].clear()
-        super().log(logs, start_time)
