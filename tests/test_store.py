@@ -104,6 +104,98 @@ def test_newer_schema(tmp_path):
         Store(tmp_path / "t.db")
 
 
+VERSION_1 = """
+CREATE TABLE questions (
+    key INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, task TEXT NOT NULL, split TEXT NOT NULL, question TEXT NOT NULL,
+    answer TEXT NOT NULL
+);
+CREATE TABLE settings (
+    id INTEGER PRIMARY KEY, model TEXT NOT NULL, prompt_hash TEXT NOT NULL, params TEXT NOT NULL,
+    UNIQUE (model, prompt_hash, params)
+);
+CREATE TABLE requests (
+    id INTEGER PRIMARY KEY, question INTEGER NOT NULL REFERENCES questions, path TEXT NOT NULL,
+    setting INTEGER NOT NULL REFERENCES settings, first_index INTEGER NOT NULL, n INTEGER NOT NULL,
+    owner TEXT NOT NULL, created REAL NOT NULL, finished REAL, usage TEXT NOT NULL DEFAULT '{}', error TEXT
+);
+CREATE INDEX requests_of_a_question ON requests (question, path, setting);
+CREATE TABLE thoughts (
+    request INTEGER NOT NULL REFERENCES requests, question INTEGER NOT NULL REFERENCES questions, path TEXT NOT NULL,
+    setting INTEGER NOT NULL REFERENCES settings, sample_index INTEGER NOT NULL, choice_index INTEGER NOT NULL,
+    text TEXT NOT NULL, finish_reason TEXT NOT NULL, stated TEXT, UNIQUE (question, path, setting, sample_index)
+);
+INSERT INTO questions VALUES (1, 'svamp/train/q-0', 'svamp', 'train', 'How much is 0 plus one?', '1');
+INSERT INTO settings VALUES (1, 'm', 'p',
+    '{"max_tokens": 64, "seed": 42, "stop": [], "temperature": 0.7, "top_p": 1.0}');
+INSERT INTO requests VALUES
+    (1, 1, 'cot', 1, 0, 2, '1.0 1 a host', 5.0, 6.0, '{"completion_tokens": 9, "prompt_tokens": 7}', NULL),
+    (2, 1, 'pot', 1, 0, 2, '1.0 1 a host', 5.0, 6.0, '{}', 'abandoned: the process that asked for it ended'),
+    (3, 1, 'pot', 1, 0, 2, '1.0 1 a host', 7.0, 8.0, '{}', 'HTTP 500: no'),
+    (4, 1, 'label', 1, 0, 1, 'import', 7.0, 8.0, '{}', NULL);
+INSERT INTO thoughts VALUES (1, 1, 'cot', 1, 0, 0, 'a', 'stop', NULL), (1, 1, 'cot', 1, 1, 1, 'b', 'length', NULL),
+    (4, 1, 'label', 1, 0, 0, 'c', 'stop', '1');
+PRAGMA application_id=1835294580;
+PRAGMA user_version=1;
+"""
+"""A store as the first version of md_trl made it."""
+
+
+def _schema(path):
+    db = sqlite3.connect(path)
+    tables = [name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")]
+    columns = {table: [row[1:] for row in db.execute(f"PRAGMA table_info({table})")] for table in tables}
+    indices = db.execute("SELECT name, tbl_name FROM sqlite_master WHERE type = 'index' ORDER BY name").fetchall()
+    version = db.execute("PRAGMA user_version").fetchone(), db.execute("PRAGMA application_id").fetchone()
+    db.close()
+    return columns, indices, version
+
+
+def test_migration_from_version_1(tmp_path):
+    """An old store opens, keeps what it holds, and is from then on as if made today."""
+    db = sqlite3.connect(tmp_path / "old.db")
+    db.executescript(VERSION_1)
+    db.close()
+    with Store(tmp_path / "old.db") as store:
+        q = question(0)
+        assert store.questions() == [q]
+        assert store.thoughts() == [
+            Thought(q.id, "cot", 0, "a", "m"),
+            Thought(q.id, "cot", 1, "b", "m", "length"),
+            Thought(q.id, "label", 0, "c", "m", stated="1"),
+        ]
+        (spent,) = store.spending()
+        assert (spent.requests, spent.failed, spent.prompt_tokens, spent.completion_tokens) == (3, 2, 7, 9)
+        assert spent.unknown == 1  # The abandoned one may have been billed.
+        assert store.setting("m", "p", PARAMS) == 1
+        fill(store, q.id, "pot", ["x", "y"])
+        assert [t.text for t in store.thoughts(path="pot")] == ["x", "y"]
+        batch = store.add_batch("http://x/v1", "/v1/completions")
+        assert store.claim(q.id, "cot", 1, 3, batch=batch)
+    Store(tmp_path / "new.db").close()
+    assert _schema(tmp_path / "old.db") == _schema(tmp_path / "new.db")
+    Store(tmp_path / "old.db").close()
+
+
+def _open(path, barrier):
+    barrier.wait()
+    with Store(path) as store:
+        assert len(store.thoughts()) == 3
+
+
+def test_many_processes_migrate_one_store(tmp_path):
+    db = sqlite3.connect(tmp_path / "old.db")
+    db.executescript(VERSION_1)
+    db.close()
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(5)
+    processes = [context.Process(target=_open, args=(tmp_path / "old.db", barrier)) for _ in range(5)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 5
+
+
 def _open_at_once(path, barrier, number):
     barrier.wait()
     with Store(path) as store:
@@ -208,6 +300,30 @@ def test_claims_of_the_dead_are_taken_over_and_of_the_living_not(store):
         assert living.claim(question(0).id, "cot", setting, 2) == [Claim(2, 0, 2)]
         assert store.claim(question(0).id, "cot", setting, 4) == [Claim(3, 2, 2)]
         assert store.claim(question(0).id, "cot", setting, 4) == []
+
+
+def test_claims_of_a_batch_outlive_their_process(store):
+    setting = store.setting("m", "p", PARAMS)
+    with Store(store.path) as other:
+        batch = other.add_batch("http://x/v1", "/v1/completions")
+        (claim,) = other.claim(question(0).id, "cot", setting, 2, batch=batch, most_prompt=30)
+        other.release()
+    assert store.claim(question(0).id, "cot", setting, 2) == []
+    (request,) = store.open_requests(batch)
+    assert request == (claim.key, question(0).id, "cot", 2, ())
+    (spent,) = store.spending()
+    assert (spent.batch, spent.unknown, spent.most_prompt_tokens, spent.most_completion_tokens) == (True, 1, 30, 128)
+    assert store.finish_batch(batch, "expired", "too late") == 1
+    assert store.claim(question(0).id, "cot", setting, 2) == [Claim(claim.key + 1, 0, 2)]
+
+
+def test_a_claim_that_is_not_allowed_claims_nothing(store):
+    setting = store.setting("m", "p", PARAMS)
+    asked = []
+    assert store.claim(question(0).id, "cot", setting, 5, 2, allow=lambda samples: asked.append(samples)) == []
+    assert asked == [[2, 2, 1]]
+    assert len(store.claim(question(0).id, "cot", setting, 5, 2, allow=lambda samples: True)) == 3
+    assert store.claim(question(0).id, "cot", setting, 5, 2, allow=lambda samples: 1 / 0) == []  # Nothing to ask
 
 
 def test_unknown_question_id(store):
@@ -335,6 +451,7 @@ USAGES = st.fixed_dictionaries(
 )
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 def test_export_import_export(tmp_path_factory, answers, texts, sampled):
+    """Through JSONL and through Parquet, in any order, the same file comes out."""
     folder = tmp_path_factory.mktemp("export")
     questions = [Question(f"svamp/test/{i}", "svamp", "test", texts[i], answers[i]) for i in range(3)]
     with Store(folder / "a.db") as store:
@@ -352,6 +469,13 @@ def test_export_import_export(tmp_path_factory, answers, texts, sampled):
         assert set(store.questions()) <= set(questions)
         store.export_thoughts(folder / "b.jsonl")
         assert (folder / "a.jsonl").read_bytes() == (folder / "b.jsonl").read_bytes()
+        assert store.export_thoughts(folder / "b.parquet") == written
+    with Store(folder / "c.db") as other:
+        assert other.import_thoughts(folder / "b.parquet").thoughts == written
+        other.export_thoughts(folder / "c.jsonl")
+        assert (folder / "a.jsonl").read_bytes() == (folder / "c.jsonl").read_bytes()
+        assert other.import_thoughts(folder / "b.parquet") == (0, 0, written)
+    with Store(folder / "b.db") as store:
         again = store.import_thoughts(folder / "b.jsonl")
         assert (again.questions, again.thoughts, again.known) == (0, 0, written)
 
@@ -485,6 +609,31 @@ def test_bad_lines(store, tmp_path, line, message):
         store.import_thoughts(file)
     assert store.thoughts() == []
     assert len(store.questions()) == 3
+
+
+def test_parquet_of_others(store, tmp_path):
+    """Files written with other tools: columns left out, nulls, larger integers; a bad row is named."""
+    import pyarrow
+    from pyarrow.parquet import write_table
+
+    rows = [GOOD | {"index": 4, "params": {"temperature": 0.5}}, GOOD | {"text": "b", "answer": "7"}]
+    write_table(pyarrow.Table.from_pylist(rows, pyarrow.schema([
+        *((name, pyarrow.large_string()) for name in ("task", "id", "path", "text", "answer")),
+        ("index", pyarrow.int64()), ("params", pyarrow.struct([("temperature", pyarrow.float64())])),
+    ])), tmp_path / "t.parquet")  # fmt: skip
+    assert store.import_thoughts(tmp_path / "t.parquet").thoughts == 2
+    found = [thought for setting in (1, 2) for thought in store.thoughts(settings=[setting])]
+    assert [(t.index, t.text, t.stated) for t in found] == [(4, "a", None), (0, "b", "7")]
+    for bad, message in (
+        (GOOD | {"path": "cott"}, "row 2: unknown path 'cott'"),
+        (GOOD | {"params": "{"}, "row 2, column 'params': '{' is not JSON"),
+    ):
+        write_table(pyarrow.Table.from_pylist([{"params": None, **GOOD}, bad]), tmp_path / "bad.parquet")
+        with pytest.raises(ValueError, match=f"bad.parquet, {message}"):
+            store.import_thoughts(tmp_path / "bad.parquet")
+    (tmp_path / "no.parquet").write_text("{}")
+    with pytest.raises(ValueError, match="no.parquet is not Parquet"):
+        store.import_thoughts(tmp_path / "no.parquet")
 
 
 def test_import_ignores_blank_lines_and_a_byte_order_mark(store, tmp_path):

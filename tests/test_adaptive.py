@@ -1,0 +1,173 @@
+"""Adaptive sampling: the rule against counting by hand and against teachers drawn at random; the sampler over it."""
+
+import itertools
+import random
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from md_trl.cli.sample import SampleArguments, run
+from md_trl.mixing import mix
+from md_trl.records import Question
+from md_trl.sampling import Store
+from md_trl.sampling.adaptive import AdaptiveRule, _at_least, sample_adaptively
+from md_trl.sampling.engines import Choice, SampleResult
+from md_trl.voting import majority
+
+
+N = 20
+RULE = AdaptiveRule()
+
+
+def prompt(question, path):
+    return f"{question.question} {path}"
+
+
+@given(n=st.integers(1, 9), data=st.data())
+def test_probabilities_are_counts(n, data):
+    """The tail of a hypergeometric distribution, by listing all draws."""
+    marked, k = data.draw(st.integers(0, n)), data.draw(st.integers(1, n))
+    count = data.draw(st.integers(-1, n + 1))
+    draws = list(itertools.combinations([1] * marked + [0] * (n - marked), k))
+    assert _at_least(n, marked, k, count) == pytest.approx(sum(sum(draw) >= count for draw in draws) / len(draws))
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 10, 20, 40])
+def test_looks_spend_delta_and_no_more(n):
+    counts = RULE.counts(n)
+    assert all(0 < k < n for k in counts) and counts == sorted(set(counts))
+    assert sum(RULE.share(n, k) for k in counts) == pytest.approx(RULE.delta)
+    assert RULE.counts(20) == [6, 10, 14]
+
+
+def test_clear_cases():
+    assert RULE.settled(N, 6, "7", ["7"] * 6, ["7"] * 6)
+    assert RULE.settled(N, 6, "7", ["7"] * 6, ["5"] * 6)  # Type 2 needs no lambda.
+    assert RULE.settled(N, 6, "7", ["4"] * 6, ["5"] * 6)
+    assert not RULE.settled(N, 6, "7", ["7"] * 6, ["7", "7", "7", "5", "5", "5"])
+    assert not RULE.settled(N, 6, "7", [None] * 6, ["7"] * 6)  # One usable thought more would win.
+    assert not AdaptiveRule(tolerance=0.05).settled(N, 6, "7", ["7"] * 6, ["7"] * 6)
+    # Different wrong answers never lead, but gold can hardly come back.
+    assert RULE.settled(N, 14, "7", ["5"] * 8 + list("abcdef"), ["7"] * 14)
+
+
+def type_and_lambda(gold, cot, pot):
+    n1, n2 = cot.count(gold), pot.count(gold)
+    solved = majority(cot) == gold, majority(pot) == gold
+    return solved, n2 / (n1 + n2) if all(solved) else None
+
+
+def stop_at(rule, gold, cot, pot):
+    for k in rule.counts(N):
+        if rule.settled(N, k, gold, cot[:k], pot[:k]):
+            return k
+    return N
+
+
+def test_the_bound_holds_for_all_kinds_of_teachers():
+    """Of each kind of teacher the share of questions whose type or lambda ends otherwise than in a full run."""
+    rng = random.Random(0)
+    kinds = [
+        [("7", p), ("5", q), ("a", (1 - p - q) / 2), ("b", (1 - p - q) / 2)]
+        for p, q in [
+            (0.95, 0.02),
+            (0.7, 0.2),
+            (0.55, 0.45),
+            (0.5, 0.5),
+            (0.45, 0.55),
+            (0.4, 0.3),
+            (0.2, 0.2),
+            (0.1, 0.6),
+        ]
+    ]
+    kinds.append([("7", 0.15), *((str(i), 0.085) for i in range(100, 110))])
+    kinds.append([("7", 0.5), (None, 0.5)])
+    worst_type = worst_lambda = 0.0
+    for cot_kind, pot_kind in itertools.product(kinds, kinds):
+        wrong_type = wrong_lambda = 0
+        trials = 150
+        for _ in range(trials):
+            cot, pot = (rng.choices([a for a, _ in kind], [p for _, p in kind], k=N) for kind in (cot_kind, pot_kind))
+            k = stop_at(RULE, "7", cot, pot)
+            now, full = type_and_lambda("7", cot[:k], pot[:k]), type_and_lambda("7", cot, pot)
+            wrong_type += now[0] != full[0]
+            if None not in (now[1], full[1]):
+                wrong_lambda += abs(now[1] - full[1]) > RULE.tolerance
+        worst_type = max(worst_type, wrong_type / trials)
+        worst_lambda = max(worst_lambda, wrong_lambda / trials)
+    print(f"worst kind of teacher: {worst_type:.1%} other types, {worst_lambda:.1%} lambdas off by more")
+    # Three standard deviations above delta for the chance in it
+    assert max(worst_type, worst_lambda) < RULE.delta + 3 * (RULE.delta * 0.9 / 150) ** 0.5
+
+
+class Teacher:
+    """Answers `7` with a probability of its own for each question and path."""
+
+    model = "t"
+
+    def __init__(self):
+        self.asked = Counter()
+
+    def generate(self, requests):
+        for request in requests:
+            self.asked[request.question_id, request.path] += request.n
+            share = random.Random(request.question_id + request.path).choice([0.02, 0.5, 0.98])
+            rng = random.Random(f"{request.question_id}{request.path}{request.first_index}")
+            texts = ["7" if rng.random() < share else rng.choice("45") for _ in range(request.n)]
+            yield SampleResult(request, [Choice(text, "stop") for text in texts])
+
+
+def judge(thoughts):
+    return [replace(thought, answer=thought.text, correct=thought.text == "7") for thought in thoughts]
+
+
+QUESTIONS = [Question(f"svamp/train/{i}", "svamp", "train", f"Question {i}", "7") for i in range(40)]
+
+
+def test_asks_on_only_where_it_is_open(tmp_path):
+    teacher = Teacher()
+    with Store(tmp_path / "t.db") as store:
+        summary = sample_adaptively(QUESTIONS, N, teacher, store, prompt, judge, progress=False)
+        thoughts = judge(store.thoughts())
+        again = sample_adaptively(QUESTIONS, N, Teacher(), store, prompt, judge, progress=False)
+    counts = {question.id: teacher.asked[question.id, "cot"] for question in QUESTIONS}
+    assert all(teacher.asked[id_, "pot"] == count for id_, count in counts.items())  # Equally many on both paths
+    assert set(counts.values()) == {6, 10, 14, 20}
+    assert summary.saved == sum(2 * (20 - count) for count in counts.values()) > 200
+    assert (summary.thoughts, summary.missing) == (sum(teacher.asked.values()), 0)
+    assert (again.requests, again.saved) == (0, summary.saved)
+    answers = {}
+    for thought in thoughts:
+        answers.setdefault((thought.id, thought.path), []).append(thought.answer)
+    for id_, count in counts.items():
+        assert stop_at(RULE, "7", answers[id_, "cot"], answers[id_, "pot"]) == count
+    assert [row.n_cot for row in mix(QUESTIONS, thoughts)] == list(counts.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"delta": 0}, "`delta` is 0"), ({"tolerance": 2}, "`tolerance` is 2"), ({"looks": (0.5, 0.2)}, "`looks` is")],
+)
+def test_bad_rules(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        AdaptiveRule(**arguments)
+
+
+def test_command(tmp_path, capsys):
+    """With the simulated teacher, programs and all."""
+    import threading
+
+    from md_trl.sampling.teacher import TeacherServer
+
+    args = {"task": "stories", "limit": 12, "model": "simulated-teacher", "store": str(tmp_path / "t.db")}
+    with TeacherServer() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        run(SampleArguments(**args, base_url=server.url, adaptive=True))
+        server.shutdown()
+    out = capsys.readouterr().out
+    assert "saved by stopping early" in out and "0 missing" in out
+    with pytest.raises(ValueError, match="`--paths cot pot`"):
+        run(SampleArguments(**args, adaptive=True, paths=["cot"]))
