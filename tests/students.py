@@ -1,6 +1,7 @@
 """Tiny real students for tests: random Llamas, Mistrals and GPT-2s of two layers, and a tokenizer of single bytes."""
 
 import torch
+from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     GPT2Config,
@@ -78,3 +79,14 @@ def tiny_gpt2(vocab_size: int = 258, seed: int = 0) -> GPT2LMHeadModel:
         initializer_range=0.2,
     )
     return GPT2LMHeadModel(config)
+
+
+def make_student(name: str, lora: bool = False) -> torch.nn.Module:
+    """A student by name, the same at every call; with LoRA on its attention, far from zero, if asked for."""
+    student = {"llama": tiny_llama, "mistral": tiny_mistral, "gpt2": tiny_gpt2}[name]()
+    if not lora:
+        return student
+    target_modules = ["c_attn"] if name == "gpt2" else ["q_proj", "v_proj"]
+    return get_peft_model(
+        student, LoraConfig(r=4, lora_dropout=0.0, target_modules=target_modules, init_lora_weights=False)
+    )

@@ -415,22 +415,28 @@ def test_targets_start_at_the_first_token_that_differs_from_the_prompt(tmp_path)
     assert tokenizer.decode(apart["input_ids"][apart["start"] :]) == "x = 1</s>"
 
 
-def test_random_rows_equal_the_reference(tmp_path):
-    rng = random.Random(0)
-    for _ in range(3):
-        rows = []
-        for i in range(6):
-            type_ = rng.choice([1, 2, 3, 3])
-            texts = {
-                path: [
-                    thought("".join(rng.choices("ab =+1\n", k=rng.randint(1, 30))).strip() or "a", "5", True)
-                    for _ in range(rng.randint(1 if (type_, path) not in ((1, "cot"), (2, "pot")) else 0, 4))
-                ]
-                for path in ("cot", "pot")
-            }
-            texts = {p: list({t["text"]: t for t in ts}.values()) for p, ts in texts.items()}
-            rows.append(row(f"{i}", type_, texts["cot"], texts["pot"], lambda_=rng.random(), repeat=rng.randint(1, 2)))
-        model = tiny_llama(seed=rng.randint(0, 99))
-        trainer, _ = train(tmp_path, model, rows, per_device_train_batch_size=16)
+def random_rows(count, seed):
+    """Typed rows with wild short thoughts, some without any on the path that did not solve the question."""
+    rng = random.Random(seed)
+    rows = []
+    for i in range(count):
+        type_ = rng.choice([1, 2, 3, 3])
+        thoughts = {}
+        for path in ("cot", "pot"):
+            fewest = 0 if (type_, path) in ((1, "cot"), (2, "pot")) else 1
+            texts = {"".join(rng.choices("ab =+1\n", k=rng.randint(1, 30))).strip() or "a": None for _ in range(4)}
+            thoughts[path] = [thought(text, "5", True) for text in list(texts)[: rng.randint(fewest, 4)]]
+        rows.append(
+            row(str(i), type_, thoughts["cot"], thoughts["pot"], lambda_=rng.random(), repeat=rng.randint(1, 2))
+        )
+    return rows
+
+
+@pytest.mark.parametrize("layout", ["padded", "tree"])
+def test_random_rows_equal_the_reference(tmp_path, layout):
+    for seed in range(3):
+        rows = random_rows(6, seed)
+        model = tiny_llama(seed=seed)
+        trainer, _ = train(tmp_path, model, rows, per_device_train_batch_size=16, layout=layout)
         expected = reference_loss(model, byte_tokenizer(), rows).item()
         assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, rel=1e-5)

@@ -9,26 +9,23 @@ from datasets import Dataset
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from students import byte_tokenizer, tiny_gpt2, tiny_llama, tiny_mistral
-from test_trainer import ROWS
+from students import byte_tokenizer, make_student
+from test_trainer import random_rows
 
 from md_trl import MDConfig, MDTrainer
 
 
-STUDENTS = {"llama": tiny_llama, "gpt2": tiny_gpt2, "mistral": tiny_mistral}
-
-
 def main(output: str) -> None:
+    rows = Dataset.from_list(random_rows(24, seed=1))
     for setting in sys.argv[2:]:
-        layout, student, batch, accumulation = setting.split("-")
-        model = STUDENTS[student]()
+        layout, student, tuning, batch, accumulation = setting.split("-")
         args = MDConfig(
             output_dir=f"{output}/{setting}",
             layout=layout,
             max_steps=5,
             per_device_train_batch_size=int(batch),
             gradient_accumulation_steps=int(accumulation),
-            per_device_eval_batch_size=2,
+            per_device_eval_batch_size=5,
             rationales_per_path="all",
             optim="sgd",
             learning_rate=0.05,
@@ -40,15 +37,14 @@ def main(output: str) -> None:
             use_cpu=True,
             disable_tqdm=True,
         )
-        rows = Dataset.from_list(ROWS)
+        model = make_student(student, lora=tuning == "lora")
         trainer = MDTrainer(model=model, args=args, train_dataset=rows, processing_class=byte_tokenizer())
         trainer.train()
         eval_loss = trainer.evaluate(rows)["eval_loss"]
         if trainer.accelerator.is_main_process:
-            logs = [log for log in trainer.state.log_history if "num_questions" in log]
-            torch.save(
-                {"logs": logs, "weights": trainer.model.state_dict(), "eval_loss": eval_loss}, f"{output}/{setting}.pt"
-            )
+            losses = [log["loss"] for log in trainer.state.log_history if "num_questions" in log]
+            result = {"losses": losses, "weights": trainer.model.state_dict(), "eval_loss": eval_loss}
+            torch.save(result, f"{output}/{setting}.pt")
         trainer.accelerator.wait_for_everyone()
 
 
