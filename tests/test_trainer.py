@@ -440,3 +440,21 @@ def test_random_rows_equal_the_reference(tmp_path, layout):
         trainer, _ = train(tmp_path, model, rows, per_device_train_batch_size=16, layout=layout)
         expected = reference_loss(model, byte_tokenizer(), rows).item()
         assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_card_of_a_student_names_method_objective_and_lambda(tmp_path):
+    from huggingface_hub import ModelCard
+
+    trainer, _ = train(tmp_path, tiny_llama(), ROWS, save_strategy="steps", save_steps=1)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert {"md_trl", "mixed-distillation"} <= set(card.data.tags)
+    for text in (
+        "https://huggingface.co/papers/2312.10730",
+        "| objective | md |",
+        "| 1 | PoT only | 1 | 3 |",
+        "| 3 | both | 2 | 2 |",
+        "Mean lambda over type 3: 0.500",
+        "| questions seen | 7 |",
+        'prompt_format="plain"',
+    ):
+        assert text in card.content, card.content

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 
 import torch
@@ -10,8 +11,10 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from ..prompts import is_chat
 from .collator import PATH_NAMES
 from .md_config import MDConfig
+from .model_card import student_card
 from .thoughts import DrawnQuestions, QuestionSampler, prepare_questions, tokenize_thoughts
 
 
@@ -134,6 +137,36 @@ class MixedObjective:
         values = torch.stack([torch.as_tensor(value, dtype=torch.float32) for value in totals.values()])
         gathered = self.accelerator.reduce(values.to(self.accelerator.device), reduction="sum")
         return dict(zip(totals, (gathered / self.get_tp_size()).tolist(), strict=True))
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        r"""
+        Write the card of the student: method, data, objective, lambda.
+
+        Args:
+            model_name (`str`, *optional*):
+                Name of the model.
+            dataset_name (`str`, *optional*):
+                Hub id of the dataset.
+            tags (`str` or `list[str]`, *optional*):
+                Further tags.
+        """
+        if not self.is_world_process_zero():
+            return
+        name_or_path = self.model.config.name_or_path
+        card = student_card(
+            self.train_dataset,
+            self.args,
+            self.state.log_history,
+            model_name=model_name,
+            hub_model_id=self.hub_model_id,
+            base_model=name_or_path if name_or_path and not os.path.isdir(name_or_path) else None,
+            dataset_name=dataset_name,
+            prompt_format="chat" if is_chat(self.processing_class, self.args.prompt_format) else "plain",
+            tags=[*self._tag_names, *([tags] if isinstance(tags, str) else tags or [])],
+        )
+        card.save(os.path.join(self.args.output_dir, "README.md"))
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs = self._prepare_inputs(inputs)

@@ -1,0 +1,81 @@
+"""Programs need characters that the vocabulary of T5 lacks: newlines, indents, `{ } <`."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterable
+
+import torch
+from tokenizers import AddedToken, decoders, pre_tokenizers
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+
+INDENTS = tuple(" " * width for width in (2, 4, 8, 12))
+"""Any run of spaces is some of these and at most one single space."""
+
+
+def _survives(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
+    ids = tokenizer(f"a{text}b", add_special_tokens=False)["input_ids"]
+    return tokenizer.decode(ids, clean_up_tokenization_spaces=False) == f"a{text}b"
+
+
+def add_program_tokens(
+    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, programs: Iterable[str] = ()
+) -> tuple[PreTrainedTokenizerBase, list[int]]:
+    r"""
+    Make a tokenizer write programs without loss, and give the model an embedding for each token that this adds.
+
+    Added are the characters of ASCII and of `programs` that do not survive, newlines and indents included. SentencePiece
+    tokenizers such as T5's also stop splitting at white space and writing a space after each added token. An embedding
+    starts as the mean of the others; under LoRA it is trained with `trainable_token_indices`, as [`MDSeq2SeqTrainer`]
+    does.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the student. It is not changed.
+        model ([`~transformers.PreTrainedModel`]):
+            The student, whose embeddings are resized in place if they have no rows to spare.
+        programs (iterable of `str`, *optional*, defaults to `()`):
+            Programs whose characters must survive too.
+
+    Returns:
+        `tuple[PreTrainedTokenizerBase, list[int]]`: the tokenizer to use and save with the model, and the ids of its
+        new tokens. If all characters survive already, the tokenizer given and no ids.
+
+    Example:
+
+    ```python
+    >>> from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+    >>> from md_trl.trainer import add_program_tokens
+
+    >>> model = AutoModelForSeq2SeqLM.from_pretrained("google-t5/t5-large")
+    >>> tokenizer, new_ids = add_program_tokens(AutoTokenizer.from_pretrained("google-t5/t5-large"), model)
+    ```
+    """
+    needed = [*INDENTS, *sorted({"\n", "\t", *string.punctuation}.union(*programs) - set(string.ascii_letters + " "))]
+    if all(_survives(tokenizer, text) for text in needed):
+        return tokenizer, []
+    # A class of its own such as `T5Tokenizer` builds its pre-tokenizer anew when it is loaded; this one reads it
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer,
+        name_or_path=tokenizer.name_or_path,
+        model_max_length=tokenizer.model_max_length,
+        model_input_names=tokenizer.model_input_names,
+        chat_template=tokenizer.chat_template,
+        **tokenizer.special_tokens_map,
+    )
+    if isinstance(tokenizer.backend_tokenizer.decoder, decoders.Metaspace):
+        # `first`: a space of its own only before the first word, not before what follows an added token
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+        tokenizer.backend_tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
+    known = len(tokenizer)
+    lost = [text for text in needed if text in INDENTS or not _survives(tokenizer, text)]
+    # Found before the text is normalized, which would turn a newline into a space
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in lost])
+    new_ids = tokenizer.convert_tokens_to_ids(lost)
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    with torch.no_grad():
+        for embeddings in (model.get_input_embeddings(), model.get_output_embeddings()):
+            embeddings.weight[new_ids] = embeddings.weight[:known].mean(dim=0)
+    return tokenizer, new_ids
