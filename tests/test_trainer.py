@@ -458,3 +458,43 @@ def test_the_card_of_a_student_names_method_objective_and_lambda(tmp_path):
         'prompt_format="plain"',
     ):
         assert text in card.content, card.content
+
+
+@pytest.mark.parametrize("layout", ["padded", "tree"])
+def test_path_rows_with_weights_equal_the_mixed_rows(tmp_path, layout):
+    triggers = {"cot": "Let's think step by step.", "pot": "Let's break down the code step by step."}
+    path_rows = []
+    for r in ROWS:
+        for path in ("cot", "pot"):
+            texts = thoughts_to_learn(r, path, "correct") if r["type"] != 4 else []
+            weight = 1.0 if r["type"] != 3 else r["lambda"] if path == "pot" else 1 - r["lambda"]
+            path_rows += [
+                {
+                    "id": r["id"],
+                    "path": path,
+                    "type": r["type"],
+                    "prompt": f"{r['question']}\n{triggers[path]}\n",
+                    "completion": text,
+                    "weight": r["repeat"] * weight / len(texts),
+                }
+                for text in texts
+            ]
+    model = tiny_llama()
+    trainer, [found] = train(tmp_path, model, path_rows, layout=layout, per_device_train_batch_size=32)
+    # Trained alone, the loss of path rows is their mean; of mixed rows, the mean over questions
+    model.zero_grad()
+    expected = reference_loss(model, byte_tokenizer(), ROWS) * 7 / len(path_rows)
+    expected.backward()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected.item(), rel=1e-5)
+    assert relative_error(found, {n: p.grad for n, p in model.named_parameters()}) < 1e-5
+
+
+def test_bad_path_rows_are_named(tmp_path):
+    good = {"prompt": "a", "completion": " b", "weight": 1.0, "path": "cot"}
+    for bad, message in (
+        ({"weight": -1.0}, "Row 0 .* has weight -1.0"),
+        ({"weight": float("nan")}, "has weight nan"),
+        ({"path": "prose"}, "has path 'prose'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(tmp_path, tiny_llama(), [good | bad])

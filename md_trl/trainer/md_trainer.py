@@ -84,7 +84,8 @@ class MDTrainer(MixedObjective, SFTTrainer):
             Configuration for this trainer. If `None`, a default configuration is used.
         train_dataset ([`~datasets.Dataset`]):
             Mixed rows, one a question, as `md-trl mix` writes them. Rows of type 4 are dropped and counted in
-            `trainer.dropped`, as are thoughts longer than `max_length`.
+            `trainer.dropped`, as are thoughts longer than `max_length`. Flat rows of `prompt`, `completion` and
+            `weight` are accepted as well: the loss is then the mean over rows of weight times cross-entropy.
         eval_dataset ([`~datasets.Dataset`] or `dict[str, Dataset]`, *optional*):
             Mixed rows for evaluation. The evaluation loss is the same quotient over the whole dataset.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):

@@ -102,10 +102,16 @@ def tokenize_thoughts(
     Returns:
         `list[dict]`: for each thought `input_ids`, with EOS, and `start`, the index of its first target.
     """
+    prompt = student_prompt(question, path, tokenizer, prompt_format)
+    return tokenize_completions(prompt, texts, tokenizer, is_chat(tokenizer, prompt_format))
+
+
+def tokenize_completions(
+    prompt: str, texts: list[str], tokenizer: PreTrainedTokenizerBase, chat: bool = False
+) -> list[dict[str, Any]]:
+    """The same for a prompt that is written already; `chat` says whether a chat template wrote it."""
     if not texts:
         return []
-    prompt = student_prompt(question, path, tokenizer, prompt_format)
-    chat = is_chat(tokenizer, prompt_format)
     prompt_ids, *all_ids = encode(tokenizer, [prompt, *(prompt + text for text in texts)], chat)
     tokenized = []
     for ids in all_ids:
@@ -155,7 +161,8 @@ def prepare_questions(
 
     Args:
         dataset ([`~datasets.Dataset`]):
-            Mixed rows, or for `objective="label_all"` any rows with `question` and `answer`.
+            Mixed rows; for `objective="label_all"` any rows with `question` and `answer`; or path rows, that is, flat
+            rows with `prompt`, `completion` and optionally `weight`, of which the loss is the mean of weight * l.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the student.
         args ([`MDConfig`]):
@@ -179,8 +186,12 @@ def prepare_questions(
             f"The tokenizer {tokenizer.name_or_path!r} has no EOS token, so the student would never learn to stop. "
             "Set `tokenizer.eos_token` to a token of its vocabulary."
         )
-    needed = ["question", "answer"] if args.objective == "label_all" else ["question", "type", "cot", "pot"]
-    needed += ["answer"] if args.objective in ("label", "step_by_step") else []
+    flat = "completion" in dataset.column_names
+    if flat:
+        needed = ["prompt", "completion"]
+    else:
+        needed = ["question", "answer"] if args.objective == "label_all" else ["question", "type", "cot", "pot"]
+        needed += ["answer"] if args.objective in ("label", "step_by_step") else []
     if missing := [column for column in needed if column not in dataset.column_names]:
         raise ValueError(
             f"The {name} dataset has no column {', '.join(missing)}, which `objective={args.objective!r}` needs; it "
@@ -188,13 +199,14 @@ def prepare_questions(
         )
     ids, count = Value("int32"), Value("int64")
     thoughts = List({"input_ids": List(ids), "start": ids})
+    arguments = {"tokenizer": tokenizer, "args": args, "name": name}
     prepared = dataset.map(
-        _prepare_question,
-        fn_kwargs={"tokenizer": tokenizer, "args": args, "name": name, "tokenize_thoughts": tokenize},
+        _prepare_path_row if flat else _prepare_question,
+        fn_kwargs=arguments if flat else arguments | {"tokenize_thoughts": tokenize},
         with_indices=True,
         remove_columns=dataset.column_names,
         features=Features(
-            {"id": Value("string"), "type": ids, "lambda": Value("float64"), "repeat": ids}
+            {"id": Value("string"), "type": ids, "lambda": Value("float64"), "repeat": ids, "weight": Value("float64")}
             | {"cot": thoughts, "pot": thoughts, "label": thoughts}
             | {"dropped": Value("string"), "too_long": count}
         ),
@@ -229,7 +241,7 @@ def _prepare_question(
 ) -> dict[str, Any]:
     row = {"id": f"{name}/{index}", "type": None, "lambda": None, "repeat": 1} | dict(row)
     where = f"Row {index} ({row['id']!r}) of the {name} dataset"
-    out = {"id": row["id"], "type": row["type"] or 0, "lambda": row["lambda"], "repeat": row["repeat"]}
+    out = {"id": row["id"], "type": row["type"] or 0, "lambda": row["lambda"], "repeat": row["repeat"], "weight": None}
     out |= {"cot": [], "pot": [], "label": [], "dropped": "", "too_long": 0}
 
     def tokenize(path: str, texts: list[str]) -> list[dict[str, Any]]:
@@ -262,6 +274,24 @@ def _prepare_question(
     if "label" in paths:
         learned["label"] = tokenize("label", [row["answer"].strip()])
     return out | {path: learned[path] for path in paths}
+
+
+def _prepare_path_row(
+    row: dict[str, Any], index: int, tokenizer: PreTrainedTokenizerBase, args: MDConfig, name: str
+) -> dict[str, Any]:
+    row = {"id": f"{name}/{index}", "path": "label", "weight": 1.0} | dict(row)
+    where = f"Row {index} ({row['id']!r}) of the {name} dataset"
+    if row["path"] not in ("cot", "pot", "label"):
+        raise ValueError(f"{where} has path {row['path']!r}. It must be cot, pot or label.")
+    if not isinstance(row["weight"], (int, float)) or not 0 <= row["weight"] < float("inf"):
+        raise ValueError(f"{where} has weight {row['weight']!r}. It must be a number from 0 up.")
+    out = {"id": row["id"], "type": 0, "lambda": None, "repeat": 1, "weight": row["weight"], "dropped": ""}
+    [tokenized] = tokenize_completions(row["prompt"], [row["completion"]], tokenizer)
+    if row["path"] == "pot":
+        check_lossless(tokenizer, row["completion"], tokenized["input_ids"], where)
+    fits = args.max_length is None or len(tokenized["input_ids"]) <= args.max_length
+    out |= {"cot": [], "pot": [], "label": [], row["path"]: [tokenized] if fits else []}
+    return out | ({"too_long": 0} if fits else {"dropped": "no_thought", "too_long": 1})
 
 
 def draw(count: int, k: str, seed: int, epoch: int, id: str, path: str, occurrence: int) -> list[int]:
@@ -317,7 +347,10 @@ class DrawnQuestions(TorchDataset):
         row = self.questions[index]
         thoughts = []
         args = self.args
-        weights = path_weights(args.objective, row["type"], row["lambda"], args.rationale_weight)
+        if row["weight"] is None:
+            weights = path_weights(args.objective, row["type"], row["lambda"], args.rationale_weight)
+        else:
+            weights = {path: row["weight"] for path in ("cot", "pot", "label") if row[path]}
         for path, weight in weights.items():
             k, seed = args.rationales_per_path, args.seed
             drawn = draw(len(row[path]), k, seed, epoch, row["id"], path, occurrence)
