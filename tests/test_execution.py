@@ -7,12 +7,13 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from md_trl.answers import equal
-from md_trl.execution import Executor, Limits, Result
+from md_trl.execution import Executor, Limits, Result, seccomp
 from md_trl.execution.programs import MAX_CHARS, NotAProgram, prepare
 
 
@@ -24,9 +25,25 @@ needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs the original fi
 SOLUTION = 'def solution():\n    """How many are 29 times 7?"""\n    birds = 29\n    return birds * 7\n'
 
 
+needs_jail = pytest.mark.skipif(seccomp.reason_against() is not None, reason="the jail needs seccomp")
+
+
 @pytest.fixture(scope="module")
 def executor():
     with Executor(limits=Limits(seconds=1.0)) as executor:
+        yield executor
+
+
+@pytest.fixture(scope="module")
+def monty():
+    with Executor("monty", limits=Limits(seconds=1.0)) as executor:
+        yield executor
+
+
+@pytest.fixture(scope="module", params=["monty", pytest.param("jail", marks=needs_jail)])
+def each(request):
+    """An executor for each engine alone."""
+    with Executor(request.param) as executor:
         yield executor
 
 
@@ -142,8 +159,8 @@ FAILURES = {
     "no answer": ("x = 5", "no_result", "neither"),
     "returns nothing": ("def solution():\n    x = 5", "no_result", "neither"),
     "function": ("def f(x):\n    return x\nanswer = f", "no_result", "function"),
-    "builtin": ("answer = len", "no_result", "MontyStdTypeProxy"),
-    "object": ("class A:\n    pass\nanswer = A()", "no_result", "MontyClassProxy"),
+    "builtin": ("answer = len", "no_result", "builtin_function"),
+    "object": ("class A:\n    pass\nanswer = A()", "no_result", "type A"),
     "long text": ("answer = 'a' * 20_000", "no_result", "10,000 characters"),
     "many items": ("answer = list(range(2_000))", "no_result", "1,000 items"),
     "many nested items": ("answer = [[0] * 100] * 100", "no_result", "1,000 items"),
@@ -156,9 +173,9 @@ FAILURES = {
 
 class TestForms:
     @pytest.mark.parametrize("form", FORMS)
-    def test_the_answer_is_found(self, executor, form):
+    def test_the_answer_is_found(self, each, form):
         program, expected = FORMS[form]
-        result = run(executor, program)
+        result = run(each, program)
         assert (result.status, result.value, type(result.value)) == ("ok", expected, type(expected)), result.error
 
     def test_many_threads_parse_at_once(self):
@@ -187,17 +204,17 @@ class TestForms:
 
 class TestValues:
     @pytest.mark.parametrize("kind", VALUES)
-    def test_as_strict_json(self, executor, kind):
+    def test_as_strict_json(self, each, kind):
         program, expected, type_name = VALUES[kind]
-        result = run(executor, program)
+        result = run(each, program)
         assert (result.status, result.value, result.type, result.error) == ("ok", expected, type_name, None)
         json.dumps(result.value, allow_nan=False)
 
-    def test_a_value_that_forges_a_large_int_is_only_an_int(self, executor):
-        assert run(executor, "answer = {'_int': '0x10'}").value == 16
-        assert run(executor, "answer = {'_int': 'x'}").status == "no_result"
+    def test_a_value_that_forges_a_large_int_is_only_an_int(self, monty):
+        assert run(monty, "answer = {'_int': '0x10'}").value == 16
+        assert run(monty, "answer = {'_int': 'x'}").status == "no_result"
 
-    def test_round_agrees_with_cpython(self, executor):
+    def test_round_agrees_with_cpython(self, monty):
         draw = random.Random(0)
         pairs = [(2.675, 2), (0.5, 0), (1.5, 0), (2.5, None), (-2.675, 2), (1e22, 2), (5e-324, 323), (1.5, 400)]
         pairs += [(draw.randint(-(10**6), 10**6) / 1000 + 0.0005, draw.randint(0, 4)) for _ in range(2_000)]
@@ -208,55 +225,32 @@ class TestValues:
         pairs += [(5.0 * 10**n, -n - 1) for n in range(20)] + [(True, 0), (15, -1), (25, -1), (0.0, -400), (-0.1, 0)]
         chunks = [pairs[i : i + 500] for i in range(0, len(pairs), 500)]
         programs = [f"answer = [repr(round(x) if n is None else round(x, n)) for x, n in {c}]" for c in chunks]
-        for chunk, result in zip(chunks, executor.run_many(programs), strict=True):
+        for chunk, result in zip(chunks, monty.run_many(programs), strict=True):
             assert result.value == [repr(round(x) if n is None else round(x, n)) for x, n in chunk]
 
-    def test_round_in_a_last_expression(self, executor):
-        assert run(executor, "round(2.675, 2)").value == 2.67
+    def test_round_in_a_last_expression(self, monty):
+        assert run(monty, "round(2.675, 2)").value == 2.67
 
     @pytest.mark.parametrize("call", ["round(float('nan'))", "round(float('inf'))", "round(2.5, 1.0)", "round('2')"])
-    def test_round_raises_where_cpython_does(self, executor, call):
-        assert run(executor, f"answer = {call}").status == "error"
+    def test_round_raises_where_cpython_does(self, monty, call):
+        assert run(monty, f"answer = {call}").status == "error"
 
     @pytest.mark.parametrize("call", ["round(2.675, ndigits=2)", "round(number=2.5)", "round(float('nan'), 2)"])
-    def test_round_in_other_spellings(self, executor, call):
-        assert run(executor, f"answer = repr({call})").value == repr(eval(call))
-
-    def test_arithmetic_agrees_with_cpython(self, executor):
-        draw = random.Random(1)
-
-        def expression(depth):
-            if depth == 0:
-                return draw.choice([str(draw.randint(0, 99)), f"{draw.uniform(0, 99):.2f}"])
-            left, right = expression(depth - 1), expression(depth - 1)
-            form = draw.choice(
-                ["({} + {})", "({} - {})", "({} * {})", "({} / {})", "({} // {})", "({} % {})", "max({}, {})"]
-                + ["round({} - {}, 2)", "int({} + {})", "abs({} - {})", "float('%.2f' % ({} + {}))"]
-            )
-            return form.format(left, right)
-
-        expressions = [expression(3) for _ in range(2_000)]
-        results = executor.run_many([f"answer = {e}" for e in expressions])
-        for source, result in zip(expressions, results, strict=True):
-            try:
-                expected = eval(source)
-            except ArithmeticError:
-                assert result.status == "error", source
-            else:
-                assert (result.value, type(result.value)) == (expected, type(expected)), source
+    def test_round_in_other_spellings(self, monty, call):
+        assert run(monty, f"answer = repr({call})").value == repr(eval(call))
 
 
 class TestLimits:
     @pytest.mark.parametrize("kind", FAILURES)
-    def test_a_program_that_fails_says_why(self, executor, kind):
+    def test_a_program_that_fails_says_why(self, monty, kind):
         program, status, error = FAILURES[kind]
-        result = run(executor, program)
+        result = run(monty, program)
         assert (result.status, result.value, result.type) == (status, None, None)
         assert error in result.error
 
     def test_bad_programs_leave_good_ones_alone(self, executor):
         good = [f"answer = {n} * 7" for n in range(300)]
-        bad = [program + "  # again" for program, _, _ in FAILURES.values()]
+        bad = [program + "  # again" for program, status, _ in FAILURES.values() if status != "unsupported"]
         mixed = [(program, None) for program in bad] + [(program, 7 * n) for n, program in enumerate(good)]
         random.Random(0).shuffle(mixed)
         results = executor.run_many([program for program, _ in mixed])
@@ -270,20 +264,23 @@ class TestLimits:
         results = executor.run_many([trap, *(f"import math\nanswer = round(max(math.pi, {n}))" for n in range(50))])
         assert [result.value for result in results[1:]] == [max(3, n) for n in range(50)]
 
-    def test_output_is_kept_up_to_the_limit(self):
-        with Executor(limits=Limits(stdout_chars=10)) as executor:
+    @pytest.mark.parametrize("engine", ["monty", pytest.param("jail", marks=needs_jail)])
+    def test_output_is_kept_up_to_the_limit(self, engine):
+        with Executor(engine, limits=Limits(stdout_chars=10)) as executor:
             result = run(executor, "print('é' * 8)\nprint('abc')\nanswer = 5")
             assert (result.value, result.stdout) == (5, "é" * 8 + "\na")
             assert run(executor, "print('hello')\nanswer = 5").stdout == "hello\n"
 
-    def test_sleep_is_skipped_and_chance_is_seeded(self, executor):
-        assert run(executor, "import time\ntime.sleep(1000)\nanswer = 5").value == 5
-        draws = executor.run_many([f"import random\nanswer = random.random()  # {n}" for n in range(5)])
+    def test_sleep_is_skipped_and_chance_is_seeded(self, each):
+        assert run(each, "import time\ntime.sleep(1000)\nanswer = 5").value == 5
+        draws = each.run_many([f"import random\nanswer = random.random()  # {n}" for n in range(5)])
         assert len({result.value for result in draws}) == 1
 
-    def test_memory_is_what_was_asked_for(self):
+    @pytest.mark.parametrize("engine", ["monty", pytest.param("jail", marks=needs_jail)])
+    def test_memory_is_what_was_asked_for(self, engine):
         program = "answer = len('a' * 20_000_000)"
-        with Executor(limits=Limits(memory_mb=10)) as small, Executor(limits=Limits(memory_mb=50)) as large:
+        small, large = (Executor(engine, limits=Limits(memory_mb=megabytes)) for megabytes in (10, 50))
+        with small, large:
             assert run(small, program).status == "memory"
             assert run(large, program).value == 20_000_000
 
@@ -322,9 +319,8 @@ class TestExecutor:
                 assert [result.value for result in results] == [n + k for n in range(30)]
 
     def test_leaves_no_process_behind(self):
-        psutil = pytest.importorskip("psutil")
         before = set(psutil.Process().children(recursive=True))
-        with Executor(limits=Limits(seconds=0.2)) as executor:
+        with Executor("monty", limits=Limits(seconds=0.2)) as executor:
             executor.run_many(["while True:\n    pass", "answer = 10 ** 10 ** 8", "answer = 5"])
             workers = set(psutil.Process().children(recursive=True)) - before
             assert {worker.name() for worker in workers} == {"monty"}
@@ -334,8 +330,6 @@ class TestExecutor:
     def test_unknown_engine(self):
         with pytest.raises(ValueError, match="Unknown engine 'docker'. Choose one of auto, monty, jail"):
             Executor(engine="docker")
-        with pytest.raises(NotImplementedError, match="Use engine='monty'"):
-            Executor(engine="jail")
 
     def test_outside_of_its_context(self):
         with pytest.raises(RuntimeError, match="Use it as `with"):

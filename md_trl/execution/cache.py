@@ -11,7 +11,7 @@ from dataclasses import astuple
 from importlib.metadata import version
 from pathlib import Path
 
-from .results import Limits, Result
+from .results import LOST, Limits, Result
 
 
 # Higher whenever a program's result may come out differently: forms, engines, values.
@@ -57,7 +57,7 @@ class Cache:
         rows = [
             (self._key(text), json.dumps(astuple(result)))
             for text, result in results.items()
-            if result.status != "unsupported" and "worker was lost" not in (result.error or "")
+            if result.status != "unsupported" and not (result.error or "").startswith(LOST)
         ]
         if rows:
             with closing(self._connect()) as db, db:

@@ -10,15 +10,18 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from . import monty
 from .cache import Cache
 from .jail import JailEngine
 from .monty import MontyEngine
 from .programs import NotAProgram, prepare
-from .results import Limits, Result
+from .results import LOST, Limits, Result
 
 
 ENGINES = ("auto", "monty", "jail")
-DOUBTFUL = ("AttributeError:", "TypeError:", "ValueError:", "SyntaxError:")
+# Errors of a program in Monty that may be Monty's own: it may lack a method, an operator or a format that the program
+# rightly uses.
+DOUBTFUL = ("AttributeError:", "TypeError:", "ValueError:", "SyntaxError:", LOST)
 
 
 class Executor:
@@ -29,7 +32,8 @@ class Executor:
         engine (`str`, *optional*, defaults to `"auto"`):
             - `"monty"`: a sandboxed interpreter of a part of Python; what else a program needs is `unsupported`.
             - `"jail"`: CPython in a confined process, with its standard library, numpy and sympy. Linux only.
-            - `"auto"`: Monty, and the jail for the programs that Monty cannot run.
+            - `"auto"`: Monty, and the jail for the programs that Monty cannot run. In a fork of a process that has used
+              Monty, such as a worker of a DataLoader, the jail runs all.
         limits ([`Limits`], *optional*):
             What one program may use.
         cache (`str` or `Path`, *optional*):
@@ -59,8 +63,14 @@ class Executor:
         self._process: int | None = None
 
     def __enter__(self) -> Executor:
-        self._monty, self._jail = MontyEngine(self.limits, self._workers), JailEngine(self.limits)
-        self._monty.__enter__()
+        self._monty, self._jail = None, JailEngine(self.limits)
+        if self.engine != "jail" and monty.is_usable():
+            self._monty = MontyEngine(self.limits, self._workers).__enter__()
+        elif self.engine == "monty":
+            raise RuntimeError(
+                "Monty cannot run in a fork of a process that has used it. Choose engine='auto', which takes the jail "
+                "there, or start the process with 'spawn'."
+            )
         self._process = os.getpid()
         return self
 
@@ -69,7 +79,8 @@ class Executor:
             return
         self._process = None
         self._jail.__exit__(*exception)
-        self._monty.__exit__(*exception)
+        if self._monty:
+            self._monty.__exit__(*exception)
 
     def run_many(self, programs: Iterable[str], progress: bool = False) -> list[Result]:
         r"""
@@ -86,7 +97,9 @@ class Executor:
         if self._process is None:
             raise RuntimeError("The executor is not running. Use it as `with Executor() as executor:`.")
         if self._process != os.getpid():
-            # A fork, such as a worker of a DataLoader: the old workers answer the parent only, so it gets its own.
+            # A fork, such as a worker of a DataLoader: the old workers are the parent's, so it gets its own. The old
+            # engines are kept, for to forget them is to end them.
+            self._of_parents = (self._monty, self._jail)
             self.__enter__()
         programs = list(programs)
         pending = [text for text in dict.fromkeys(programs) if text not in self._results]
@@ -133,15 +146,14 @@ class Executor:
             self.cache.write({text: self._results[text] for text in texts})
 
     def _run(self, text: str) -> Result:
-        engine = self._jail if self.engine == "jail" else self._monty
+        engine = self._monty or self._jail
         try:
             program = prepare(text)
         except NotAProgram as failure:
             return Result("error", error=str(failure), engine=engine.name)
-        if self.engine == "auto" and program.needs:
+        if engine is self._jail or self.engine == "auto" and program.needs:
             return self._jail.run(program)
         result = engine.run(program)
-        # Monty may lack a method, an operator or a format that the program rightly uses: CPython has the last word.
         doubtful = result.status == "error" and result.error.startswith(DOUBTFUL)
         if self.engine == "auto" and (doubtful or result.status == "unsupported"):
             confined = self._jail.run(program)

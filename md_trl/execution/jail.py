@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from . import seccomp
 from .programs import Program, printed_answer
-from .results import Limits, Result
+from .results import LOST, Limits, Result
 from .values import NoAnswer, to_json
 
 
@@ -63,7 +63,7 @@ class JailEngine:
                 return self._ask(program, new=attempt > 0)
             except OSError as failure:  # the worker was killed by someone else, say for want of memory
                 if attempt:
-                    error = f"the worker was lost: {failure or type(failure).__name__}"
+                    error = f"{LOST}: {failure or type(failure).__name__}"
                     return Result("error", error=error, engine=self.name)
 
     # --------------------------------------------------------------------------------------------------- the server

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import builtins
+import os
 import re
 import time
 
 from pydantic_monty import Monty, MontyCrashedError, MontyError
 
 from .programs import Program, printed_answer
-from .results import Limits, Result
+from .results import LOST, Limits, Result
 from .values import MAX_DIGITS, MAX_INT_DIGITS, MAX_ITEMS, MAX_TEXT, to_json
 
 
@@ -62,6 +63,15 @@ _UNSUPPORTED = re.compile(
 _UNKNOWN_NAME = re.compile(r"NameError: name '(\w+)' is not defined")
 
 
+# The process that runs Monty's threads. A fork does not have them, and Monty waits for them there for ever.
+_process: int | None = None
+
+
+def is_usable() -> bool:
+    """Whether Monty can run in this process: it cannot in a fork of a process that has used it."""
+    return _process in (None, os.getpid())
+
+
 class MontyEngine:
     r"""
     A pool of Monty workers. Use it as a context manager; `run` may be called from several threads.
@@ -97,6 +107,8 @@ class MontyEngine:
         }
 
     def __enter__(self) -> MontyEngine:
+        global _process
+        _process = os.getpid()
         self._pool.__enter__()
         return self
 
@@ -104,7 +116,11 @@ class MontyEngine:
         self._pool.__exit__(*exception)
 
     def run(self, program: Program) -> Result:
-        """Run one program in a fresh session."""
+        """Run one program in a fresh session; once more if its worker was lost, for someone else may have killed it."""
+        result = self._run(program)
+        return self._run(program) if result.status == "error" and result.error.startswith(LOST) else result
+
+    def _run(self, program: Program) -> Result:
         started = time.perf_counter()
         output = _Output(self.limits.stdout_chars)
         try:
@@ -159,7 +175,7 @@ def _outcome(value, program: Program, output: _Output) -> tuple:
 
 def _failure(failure: MontyError) -> tuple[str, str]:
     if isinstance(failure, MontyCrashedError):
-        return ("timeout" if failure.timed_out else "error"), f"the worker was lost: {failure}"[:500]
+        return ("timeout" if failure.timed_out else "error"), f"{LOST}: {failure}"[:500]
     error = failure.display("type-msg")[:500]
     if error.startswith(("TimeoutError: feed time limit", "TimeoutError: sleep limit")):
         return "timeout", error

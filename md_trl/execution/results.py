@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 
+# How the error of a program begins that did not fail itself: its worker was killed.
+LOST = "the worker was lost"
+
+
 @dataclass(frozen=True)
 class Limits:
     r"""
