@@ -11,17 +11,27 @@ __version__ = "0.1.0.dev0"
 # Heavy rooms are loaded on first use, so that `import md_trl` stays light and never imports torch.
 _ROOMS = {
     "MDConfig": "md_trl.trainer",
+    "MDSeq2SeqConfig": "md_trl.trainer",
+    "MDSeq2SeqTrainer": "md_trl.trainer",
     "MDTrainer": "md_trl.trainer",
     "MixedReasoner": "md_trl.reasoner",
     "MixedThoughts": "md_trl.builder",
 }
 
-__all__ = ["MDConfig", "MDTrainer", "MixedReasoner", "MixedThoughts", "__version__"]
+__all__ = [
+    "MDConfig",
+    "MDSeq2SeqConfig",
+    "MDSeq2SeqTrainer",
+    "MDTrainer",
+    "MixedReasoner",
+    "MixedThoughts",
+    "__version__",
+]
 
 if TYPE_CHECKING:
     from .builder import MixedThoughts
     from .reasoner import MixedReasoner
-    from .trainer import MDConfig, MDTrainer
+    from .trainer import MDConfig, MDSeq2SeqConfig, MDSeq2SeqTrainer, MDTrainer
 
 
 def __getattr__(name: str):

@@ -1,4 +1,4 @@
-"""Tiny real students for tests: random Llamas, Mistrals and GPT-2s of two layers, and a tokenizer of single bytes."""
+"""Tiny real students for tests: random Llamas, Mistrals, GPT-2s, T5s of 2 layers, and a tokenizer of single bytes."""
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -11,6 +11,8 @@ from transformers import (
     MistralConfig,
     MistralForCausalLM,
     PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 
@@ -90,3 +92,10 @@ def make_student(name: str, lora: bool = False) -> torch.nn.Module:
     return get_peft_model(
         student, LoraConfig(r=4, lora_dropout=0.0, target_modules=target_modules, init_lora_weights=False)
     )
+
+
+def tiny_t5(vocab_size: int = 110, seed: int = 0, **config) -> T5ForConditionalGeneration:
+    torch.manual_seed(seed)
+    config = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4} | config
+    config = T5Config(vocab_size=vocab_size, dropout_rate=0.0, decoder_start_token_id=0, **config)
+    return T5ForConditionalGeneration(config)

@@ -1,7 +1,10 @@
 """The students: [`MDTrainer`] minimizes the typed, lambda-weighted two-path loss (Sec. 3.2)."""
 
 from .md_config import MDConfig
+from .md_seq2seq_config import MDSeq2SeqConfig
+from .md_seq2seq_trainer import MDSeq2SeqTrainer
 from .md_trainer import MDTrainer
+from .program_tokens import add_program_tokens
 
 
-__all__ = ["MDConfig", "MDTrainer"]
+__all__ = ["MDConfig", "MDSeq2SeqConfig", "MDSeq2SeqTrainer", "MDTrainer", "add_program_tokens"]

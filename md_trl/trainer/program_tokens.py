@@ -25,10 +25,10 @@ def add_program_tokens(
     r"""
     Make a tokenizer write programs without loss, and give the model an embedding for each token that this adds.
 
-    Added are the characters of ASCII and of `programs` that do not survive, newlines and indents included. SentencePiece
-    tokenizers such as T5's also stop splitting at white space and writing a space after each added token. An embedding
-    starts as the mean of the others; under LoRA it is trained with `trainable_token_indices`, as [`MDSeq2SeqTrainer`]
-    does.
+    Added are the characters of ASCII and of `programs` that do not survive, newlines and indents included.
+    SentencePiece tokenizers such as T5's also stop dropping white space and writing a space after each added token. An
+    embedding starts as the mean of the others; under LoRA it is trained with `trainable_token_indices`, as
+    [`MDSeq2SeqTrainer`] does.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
