@@ -9,7 +9,6 @@ import textwrap
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import psutil
 import pytest
@@ -305,20 +304,30 @@ class TestPlaces:
             assert torch.cat(list(loader)).tolist() == [n + 1 for n in range(6)]
 
     @pytest.mark.slow
-    def test_under_accelerate_launch(self, tmp_path):
+    @pytest.mark.parametrize(
+        ("launcher", "processes"),
+        [
+            (["accelerate.commands.launch", "--cpu"], 1),
+            # What `accelerate launch` starts for several processes.
+            (["torch.distributed.run", "--standalone", "--nproc_per_node", "2"], 2),
+        ],
+        ids=["accelerate launch", "torchrun"],
+    )
+    def test_under_a_launcher(self, tmp_path, launcher, processes):
         script = tmp_path / "script.py"
         script.write_text(
             "from accelerate import PartialState\n"
             "from md_trl.execution import Executor\n"
             "state = PartialState(cpu=True)\n"
             "with Executor() as executor:\n"
-            "    results = executor.run_many(['answer = 6 * 7', 'import numpy\\nanswer = numpy.prod([6, 7])'])\n"
+            f"    results = executor.run_many({self.PROGRAMS!r})\n"
             "print(f'process {state.process_index}:', [result.value for result in results], flush=True)\n"
+            "state.wait_for_everyone()\n"
         )
-        launch = [str(Path(sys.executable).with_name("accelerate")), "launch", "--cpu", "--num_processes", "2"]
-        done = subprocess.run([*launch, str(script)], capture_output=True, text=True, timeout=300)
+        command = [sys.executable, "-m", *launcher, str(script)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
-        for process in range(2):
+        for process in range(processes):
             assert f"process {process}: [42, 42]" in done.stdout
 
 

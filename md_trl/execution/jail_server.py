@@ -107,7 +107,6 @@ def _warm_up() -> None:
     # From here on a module that is not loaded does not exist, sleep costs nothing, and chance is the same every time.
     sys.meta_path.clear()
     time.sleep = lambda seconds: None
-    random.seed(0)
     if "numpy" in sys.modules:
         numpy.random.seed(0)
     warnings.simplefilter("ignore")
@@ -239,6 +238,7 @@ def _report(task: dict) -> bytes:
     main = sys.modules["__main__"] = types.ModuleType("__main__")
     output = sys.stdout = _Output(task["stdout"])
     sys.stderr = _Output(0)
+    random.seed(0)  # a fork has made it random again
     try:
         status, value, kind, error = _run(task, main.__dict__)
     except BaseException as failure:

@@ -1,0 +1,288 @@
+"""Programs per second and peak memory: md_trl's executor against evaluate's `code_eval` and one `python -I` a program.
+
+    python tests/benchmarks/bench_execution.py            # ordinary programs, all peers
+    python tests/benchmarks/bench_execution.py --large    # 100,000 programs in one call, with and without time-outs
+
+Every measurement is a process of its own. Peak memory is the largest sum, sampled ten times a second, of the private
+and shared memory (PSS) of the process and all it started.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+
+
+OUTPUT = Path("outputs/bench/execution.json")
+POT = Path(__file__).parents[2].parent / "shared" / "data" / "svamp_teacher" / "pot.json"
+N = 2_000
+ENDLESS = {
+    "spin": "while True:\n    pass  # {}",
+    # Waits for ever, and takes no processor.
+    "block": "import _thread\nlock = _thread.allocate_lock()\nlock.acquire()\nlock.acquire()  # {}",
+}
+CODE_EVAL_N = 2_000
+PROCESS_N = 2_000
+
+
+def ordinary(n: int) -> list[str]:
+    """GPT-3.5's programs for word problems, or generated ones of the same form where there is no such file."""
+    programs = []
+    if POT.is_file():
+        programs = list(dict.fromkeys(row["answer_cot"] for row in json.loads(POT.read_text())))
+    form = "def solution():\n    apples = {}\n    boxes = {}\n    total = apples * boxes\n    return total - {}\n"
+    return (programs + [form.format(i, i % 9 + 1, i % 7) for i in range(n - len(programs))])[:n]
+
+
+class Memory:
+    """Watches the peak of this process and of what it starts, less what it was at first, in MB."""
+
+    def __enter__(self) -> Memory:
+        self.first = self.peak = self.now()
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self.watch)
+        self.thread.start()
+        return self
+
+    def now(self) -> float:
+        total = 0
+        for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+            try:
+                total += process.memory_full_info().pss
+            except psutil.Error:  # it has ended
+                pass
+        return total / 2**20
+
+    def watch(self) -> None:
+        while not self.over.wait(0.1):
+            self.peak = max(self.peak, self.now())
+
+    def __exit__(self, *exception) -> None:
+        self.over.set()
+        self.thread.join()
+
+
+def cpu_seconds() -> float:
+    """Of this process and all it started that still runs."""
+    times = [process.cpu_times() for process in [psutil.Process(), *psutil.Process().children(recursive=True)]]
+    return sum(t.user + t.system + t.children_user + t.children_system for t in times)
+
+
+def run_md_trl(engine: str, programs: list[str]) -> dict:
+    from md_trl.execution import Executor
+
+    with Memory() as memory, Executor(engine) as executor:
+        executor.run_many([f"answer = {n}  # warm" for n in range(20)])
+        cpu, started = cpu_seconds(), time.perf_counter()
+        results = executor.run_many(programs)
+        seconds, cpu = time.perf_counter() - started, cpu_seconds() - cpu
+    assert {result.status for result in results} == {"ok"}
+    return figures(len(programs), seconds, memory) | {"cpu_ms_per_program": round(1_000 * cpu / len(programs), 3)}
+
+
+def run_code_eval(programs: list[str]) -> dict:
+    """evaluate's metric, from the Hub or its cache; without either, its mechanism written again."""
+    os.environ["HF_ALLOW_CODE_EVAL"] = "1"
+    tests = [f"assert {result_of(program)} is not None" for program in programs]
+    try:
+        import evaluate
+
+        metric, name = evaluate.load("code_eval"), "evaluate's code_eval"
+    except Exception as failure:  # offline, each library raises what it likes
+        print(
+            f"evaluate's code_eval cannot be loaded ({type(failure).__name__}): its mechanism stands in.", flush=True
+        )
+        metric, name = None, "the mechanism of evaluate's code_eval, written again"
+    with Memory() as memory:
+        started = time.perf_counter()
+        if metric:
+            score, _ = metric.compute(references=tests, predictions=[[program] for program in programs], k=[1])
+            right = round(score["pass@1"] * len(programs))
+        else:
+            texts = [f"{program}\n{test}" for program, test in zip(programs, tests, strict=True)]
+            with ThreadPoolExecutor(4) as threads:
+                right = sum(threads.map(check_as_code_eval_does, texts))
+        seconds = time.perf_counter() - started
+    assert right == len(programs), f"{right} of {len(programs)} ran"
+    return {"name": name} | figures(len(programs), seconds, memory)
+
+
+def result_of(program: str) -> str:
+    from md_trl.execution.programs import prepare
+
+    return prepare(program).expressions[0]
+
+
+def check_as_code_eval_does(program: str) -> bool:
+    """A manager process for the verdict, and a forked process with a guard that runs the program with `exec`."""
+    with multiprocessing.Manager() as manager:
+        verdict = manager.list()
+        process = multiprocessing.Process(target=exec_guarded, args=(program, verdict))
+        process.start()
+        process.join(timeout=4.0)
+        if process.is_alive():
+            process.kill()
+        return list(verdict) == ["passed"]
+
+
+def exec_guarded(program: str, verdict: list) -> None:
+    def late(number: int, frame: object) -> None:
+        raise TimeoutError
+
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        signal.signal(signal.SIGALRM, late)
+        signal.setitimer(signal.ITIMER_REAL, 3.0)
+        try:
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                exec(program, {})
+            verdict.append("passed")
+        except BaseException as failure:
+            verdict.append(f"failed: {failure}")
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        os.chdir("/")
+
+
+def run_process_each(programs: list[str]) -> dict:
+    def run(program: str) -> int:
+        text = f"{program}\nprint({result_of(program)})"
+        return subprocess.run([sys.executable, "-I", "-c", text], capture_output=True, timeout=60).returncode
+
+    with Memory() as memory, ThreadPoolExecutor(os.cpu_count()) as threads:
+        started = time.perf_counter()
+        codes = list(threads.map(run, programs))
+        seconds = time.perf_counter() - started
+    assert not any(codes)
+    return figures(len(programs), seconds, memory)
+
+
+def run_large(timeouts: str) -> dict:
+    """100,000 programs in one call; 0.3% of them do not end."""
+    from md_trl.execution import Executor
+
+    n = 100_000
+    programs = [f"def solution():\n    a = {i}\n    b = a * 7\n    return b - {i % 9}\n" for i in range(n)]
+    endless = range(0, n, 333) if timeouts != "none" else ()
+    for i in endless:
+        programs[i] = ENDLESS[timeouts].format(i)
+    descriptors = len(os.listdir("/proc/self/fd"))
+    with Executor() as executor:
+        executor.run_many(["answer = 1", "import numpy\nanswer = 1"])
+        before = set(psutil.Process().children(recursive=True))
+        memory_of = samples(executor.run_many, programs)
+        results = memory_of.pop("results")
+        statuses = {status: sum(result.status == status for result in results) for status in ("ok", "timeout")}
+        assert all(results[i].status == "timeout" for i in endless)
+        assert all(r.value == i * 7 - i % 9 for i, r in enumerate(results) if r.status == "ok")
+        grown = len(set(psutil.Process().children(recursive=True)) - before)
+    _, alive = psutil.wait_procs(list(before), timeout=10)
+    return memory_of | {
+        "statuses": statuses,
+        "workers_started_later": grown,
+        "processes_left": len(alive) + len(psutil.Process().children(recursive=True)),
+        "descriptors_left": len(os.listdir("/proc/self/fd")) - descriptors,
+    }
+
+
+def samples(run_many, programs: list[str]) -> dict:
+    """Resident memory of this process and the workers at each tenth of the run, besides the results themselves."""
+    ours, theirs, over = [], [], threading.Event()
+
+    def resident() -> tuple[float, float]:
+        workers = 0
+        for process in psutil.Process().children(recursive=True):
+            try:
+                workers += process.memory_info().rss
+            except psutil.Error:
+                pass
+        return psutil.Process().memory_info().rss / 2**20, workers / 2**20
+
+    def watch() -> None:
+        while not over.wait(0.5):
+            for series, value in zip((ours, theirs), resident(), strict=True):
+                series.append(value)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    cpu, started = cpu_seconds(), time.perf_counter()
+    results = run_many(programs, progress=True)
+    seconds = time.perf_counter() - started
+    cpu = cpu_seconds() - cpu
+    over.set()
+    thread.join()
+    tenth = max(1, len(ours) // 10)
+    return {
+        "results": results,
+        "programs": len(programs),
+        "seconds": round(seconds, 1),
+        "cpu_seconds": round(cpu, 1),
+        "programs_per_second": round(len(programs) / seconds, 1),
+        "own_mb": [round(value) for value in ours[::tenth]],
+        "workers_mb": [round(value) for value in theirs[::tenth]],
+    }
+
+
+def figures(n: int, seconds: float, memory: Memory) -> dict:
+    return {
+        "programs": n,
+        "seconds": round(seconds, 3),
+        "programs_per_second": round(n / seconds, 1),
+        "peak_memory_mb": round(memory.peak - memory.first, 1),
+    }
+
+
+def measure(what: str) -> dict:
+    """One measurement in a process of its own, which prints a line of JSON last."""
+    done = subprocess.run([sys.executable, __file__, "--measure", what], stdout=subprocess.PIPE, text=True, check=True)
+    figures = json.loads(done.stdout.splitlines()[-1])
+    print(f"{what}: {json.dumps(figures)}", flush=True)
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--large", action="store_true", help="100,000 programs in one call, instead of the peers")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        what, _, variant = args.measure.partition(" ")
+        run = {
+            "md_trl": lambda: run_md_trl(variant, ordinary(N)),
+            "code_eval": lambda: run_code_eval(ordinary(CODE_EVAL_N)),
+            "process": lambda: run_process_each(ordinary(PROCESS_N)),
+            "large": lambda: run_large(variant),
+        }[what]
+        print(json.dumps(run()))
+        return
+    OUTPUT.parent.mkdir(parents=True, exist_ok=True)
+    if args.large:
+        report = {variant: measure(f"large {variant}") for variant in ("none", "block", "spin")}
+        OUTPUT.with_name("execution_large.json").write_text(json.dumps(report, indent=2) + "\n")
+        return
+    report = {"processors": os.cpu_count(), "load_before": os.getloadavg()[0]}
+    report |= {f"md_trl {engine}": measure(f"md_trl {engine}") for engine in ("monty", "jail", "auto")}
+    report |= {"code_eval": measure("code_eval"), "python -I each": measure("process")}
+    ours = report["md_trl auto"]["programs_per_second"]
+    report["peer"] = report["code_eval"]["name"]
+    report["ratio"] = round(ours / report["code_eval"]["programs_per_second"], 1)
+    report["ratio_to_python_each"] = round(ours / report["python -I each"]["programs_per_second"], 1)
+    OUTPUT.write_text(json.dumps(report, indent=2) + "\n")
+    print(f"{report['ratio']} times {report['peer']}. Wrote {OUTPUT}.")
+
+
+if __name__ == "__main__":
+    main()
