@@ -1,0 +1,125 @@
+"""The engine `transformers` against plain `generate`, a call a prompt: SmolLM2-135M and the student of the quickstart.
+
+Ten samples of each prompt, with the same prompts, temperature and longest sample. The peer is called in its two plain
+ways: once for each prompt with `num_return_sequences=10`, and once for each sample. Every pair of runs is repeated, in
+turns, and the medians are compared. Writes outputs/bench/transformers_engine.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch  # noqa: E402
+import transformers  # noqa: E402
+
+from md_trl.prompts import encode, student_prompt  # noqa: E402
+from md_trl.sampling.engines import SampleRequest  # noqa: E402
+from md_trl.sampling.engines.transformers import TransformersEngine  # noqa: E402
+from md_trl.tasks import load_questions  # noqa: E402
+
+
+N = 10
+TEMPERATURE = 0.7
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--smollm2", default="build/smollm2", help="made by tools/smollm2.py")
+    parser.add_argument("--student", default="outputs/quickstart/students/md", help="made by `make quickstart`")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--output", type=Path, default=Path("outputs/bench/transformers_engine.json"))
+    args = parser.parse_args()
+    figures = {}
+    for name, folder, prompts, max_tokens in (
+        ("smollm2-135m", args.smollm2, 8, 32),
+        ("quickstart student", args.student, 32, 64),
+    ):
+        if Path(folder).is_dir():
+            figures[name] = compare(folder, prompts, max_tokens, args.turns)
+        else:
+            print(f"No {folder}: {name} is left out.")
+    result = {
+        "peer": f"transformers {transformers.__version__} generate, a call a prompt (num_return_sequences={N})",
+        "models": figures,
+        "ratio": {name: of_model["ratio"] for name, of_model in figures.items()},
+        "load_average": os.getloadavg()[0],
+    }
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"Wrote {args.output}.")
+
+
+def compare(folder: str, count: int, max_tokens: int, turns: int) -> dict:
+    engine = TransformersEngine(folder, device="cpu")
+    model, tokenizer = engine._model, engine.tokenizer
+    questions = load_questions("stories", "test")[:count]
+    prompts = [student_prompt(question.question, "pot", prompt_format="plain") for question in questions]
+    ids = [torch.tensor([one]) for one in encode(tokenizer, prompts, False)]
+
+    def ours() -> int:
+        requests = (
+            SampleRequest(question.id, "pot", prompt, n=N, temperature=TEMPERATURE, max_tokens=max_tokens)
+            for question, prompt in zip(questions, prompts, strict=True)
+        )
+        return sum(result.usage["completion_tokens"] for result in engine.generate(requests))
+
+    def plain(samples: int) -> int:
+        torch.manual_seed(0)
+        tokens = 0
+        for one in ids:
+            for _ in range(N // samples):
+                output = model.generate(
+                    input_ids=one,
+                    attention_mask=torch.ones_like(one),
+                    do_sample=True,
+                    temperature=TEMPERATURE,
+                    top_k=0,
+                    top_p=1.0,
+                    max_new_tokens=max_tokens,
+                    num_return_sequences=samples,
+                    eos_token_id=engine._eos,
+                    pad_token_id=engine._eos[0],
+                )
+                new = output[:, one.shape[1] :]
+                ended = torch.isin(new, torch.tensor(engine._eos))
+                # Up to and with the first EOS
+                tokens += int((ended.cumsum(1) - ended.long() == 0).sum())
+        return tokens
+
+    runs: dict[str, Callable[[], int]] = {
+        "md_trl": ours,
+        "generate_per_prompt": lambda: plain(N),
+        "generate_per_sample": lambda: plain(1),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(turns):
+        for name, run in runs.items():
+            if name == "generate_per_sample" and turn:
+                continue  # Ten times as slow: once will do.
+            start = time.perf_counter()
+            tokens = run()
+            rates[name].append(tokens / (time.perf_counter() - start))
+            print(f"{folder}: {name}: {rates[name][-1]:.0f} tokens/s ({tokens} tokens)", flush=True)
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    return {
+        "prompts": count,
+        "n": N,
+        "max_tokens": max_tokens,
+        "tokens_per_second": medians,
+        "ratio": medians["md_trl"] / medians["generate_per_prompt"],
+        "ratio_per_sample": medians["md_trl"] / medians["generate_per_sample"],
+    }
+
+
+if __name__ == "__main__":
+    main()
