@@ -26,12 +26,12 @@ def byte_tokenizer(**special_tokens) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special_tokens)
 
 
-def tiny_llama(vocab_size: int = 258, seed: int = 0) -> LlamaForCausalLM:
+def tiny_llama(vocab_size: int = 258, seed: int = 0, hidden_size: int = 32) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocab_size,
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=hidden_size,
+        intermediate_size=2 * hidden_size,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -44,13 +44,15 @@ def tiny_llama(vocab_size: int = 258, seed: int = 0) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def tiny_mistral(vocab_size: int = 258, seed: int = 0, sliding_window: int = 40) -> MistralForCausalLM:
+def tiny_mistral(
+    vocab_size: int = 258, seed: int = 0, hidden_size: int = 32, sliding_window: int = 40
+) -> MistralForCausalLM:
     """A Mistral whose window is shorter than the texts of the tests."""
     torch.manual_seed(seed)
     config = MistralConfig(
         vocab_size=vocab_size,
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=hidden_size,
+        intermediate_size=2 * hidden_size,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,

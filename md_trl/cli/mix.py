@@ -21,6 +21,8 @@ class MixArguments:
             Splits to mix.
         model (`str`, *optional*), temperature (`float`, *optional*):
             Which thoughts to take, where the store has several for a question.
+        prices (`str`, *optional*):
+            Price table, as for `md-trl sample`: the summary says what each kept question has cost.
         repeat_cap (`int`, *optional*, defaults to `4`):
             How often a question of type 1 or 2 may count at most.
     """
@@ -31,6 +33,9 @@ class MixArguments:
     splits: list[str] = field(default_factory=lambda: ["train"], metadata={"help": "Splits to mix."})
     model: str | None = field(default=None, metadata={"help": "Take the thoughts of this model only."})
     temperature: float | None = field(default=None, metadata={"help": "Take the thoughts of this temperature only."})
+    prices: str | None = field(
+        default=None, metadata={"help": "Price table (YAML, per million tokens): what a kept question has cost."}
+    )
     repeat_cap: int = field(default=4, metadata={"help": "How often a question of type 1 or 2 may count at most."})
 
 
@@ -43,6 +48,7 @@ def run(args: MixArguments) -> None:
 
     from ..builder import rows_from_store, write_folder
     from ..mixing import describe
+    from ..sampling.ledger import Ledger, read_prices
     from ..sampling.store import Store
 
     if not Path(args.store).is_file():
@@ -57,6 +63,7 @@ def run(args: MixArguments) -> None:
             for split in args.splits
         }
         sampled = [row for row in store.status() if row.task == args.task and row.split in args.splits]
+        spending = store.spending(args.task, args.splits, args.model)
     settings = {
         "teacher": ", ".join(sorted({row.model for row in sampled if args.model in (None, row.model)})),
         "temperature": ", ".join(sorted({str(row.params.get("temperature", "unknown")) for row in sampled})),
@@ -65,4 +72,8 @@ def run(args: MixArguments) -> None:
     write_folder(args.output, args.task, rows, settings)
     for split, of_split in rows.items():
         print(f"{args.task}/{split}: {len(of_split):,} questions\n\n{describe(of_split)}\n")
+    if args.prices is not None:
+        ledger = Ledger(spending, read_prices(args.prices))
+        kept = sum(row.type != 4 for of_split in rows.values() for row in of_split)
+        print(f"Cost {ledger.cost:.4f}: {ledger.cost / max(kept, 1):.6f} for each of {kept:,} kept questions.\n")
     print(f"Wrote {args.output}. Open it with `load_dataset({args.output!r}, {args.task!r})`.")

@@ -32,8 +32,8 @@ class Executor:
         engine (`str`, *optional*, defaults to `"auto"`):
             - `"monty"`: a sandboxed interpreter of a part of Python; what else a program needs is `unsupported`.
             - `"jail"`: CPython in a confined process, with its standard library, numpy and sympy. Linux only.
-            - `"auto"`: Monty, and the jail for the programs that Monty cannot run. In a fork of a process that has used
-              Monty, such as a worker of a DataLoader, the jail runs all.
+            - `"auto"`: Monty, and the jail for the programs that Monty cannot run. In a fork of a process that has
+              used Monty, such as a worker of a DataLoader, the jail runs all.
         limits ([`Limits`], *optional*):
             What one program may use.
         cache (`str` or `Path`, *optional*):

@@ -116,7 +116,7 @@ class MontyEngine:
         self._pool.__exit__(*exception)
 
     def run(self, program: Program) -> Result:
-        """Run one program in a fresh session; once more if its worker was lost, for someone else may have killed it."""
+        """Run one program in a fresh session; once more if its worker was lost: someone else may have killed it."""
         result = self._run(program)
         return self._run(program) if result.status == "error" and result.error.startswith(LOST) else result
 
