@@ -31,6 +31,7 @@ def rows_from_store(
     temperature: float | None = None,
     repeat_cap: int = REPEAT_CAP,
     progress: bool = False,
+    settings: Sequence[int] | None = None,
 ) -> list[MixedRow]:
     r"""
     Judge and mix the thoughts of one task and split.
@@ -46,6 +47,8 @@ def rows_from_store(
             Largest `repeat`.
         progress (`bool`, *optional*, defaults to `False`):
             Whether to show a progress bar while programs run.
+        settings (`Sequence[int]`, *optional*):
+            The same as `model` and `temperature`, by the numbers that `md-trl sample --status` shows.
 
     Returns:
         `list[MixedRow]`: all rows, type 4 included.
@@ -54,7 +57,7 @@ def rows_from_store(
         `ValueError`: the store has no such thoughts, or thoughts that must not be mixed.
     """
     questions = store.questions(task, split)
-    thoughts = store.thoughts(task, split, model=model, temperature=temperature)
+    thoughts = store.thoughts(task, split, model=model, temperature=temperature, settings=settings)
     if not thoughts:
         held = sorted({f"{q.task}/{q.split}" for q in store.questions()}) or ["no question at all"]
         raise ValueError(

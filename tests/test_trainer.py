@@ -227,9 +227,10 @@ def test_every_split_of_an_epoch_gives_the_same_sum(tmp_path, batch, accumulatio
 def test_repeat_equals_listing_the_question_again(tmp_path):
     model = tiny_llama()
     listed = [r | {"repeat": 1} for r in ROWS for _ in range(r["repeat"])]
-    _, [one] = train(tmp_path, model, ROWS)
-    _, [other] = train(tmp_path, model, listed)
-    assert relative_error(one, other) < 1e-5
+    for k in ("all", "1"):
+        _, [one] = train(tmp_path, model, ROWS, rationales_per_path=k)
+        _, [other] = train(tmp_path, model, listed, rationales_per_path=k)
+        assert relative_error(one, other) < 1e-5
 
 
 def test_evaluation_loss_is_one_quotient_over_the_dataset(tmp_path):
@@ -346,6 +347,9 @@ def test_bad_input_is_refused_by_name(tmp_path):
         ([ROWS[0] | {"lambda": 1.5}], {}, r"lambda 1.5"),
         ([ROWS[0] | {"type": 5}], {}, r"type 5"),
         ([ROWS[0] | {"repeat": 0}], {}, r"repeat 0"),
+        ([ROWS[0] | {"question": None}], {}, r"question None"),
+        ([ROWS[0] | {"answer": None}], {"objective": "label"}, r"answer None"),
+        ([ROWS[0] | {"cot": [{"text": "a"}]}], {}, r"a cot thought without `text` or `correct`"),
         ([{k: v for k, v in ROWS[0].items() if k != "pot"}], {}, r"no column pot"),
         (ROWS, {"max_length": 10}, r"thoughts longer than `max_length=10`"),
     ]

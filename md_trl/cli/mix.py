@@ -21,6 +21,8 @@ class MixArguments:
             Splits to mix.
         model (`str`, *optional*), temperature (`float`, *optional*):
             Which thoughts to take, where the store has several for a question.
+        settings (`list[int]`, *optional*):
+            The same by the numbers that `md-trl sample --status` shows.
         prices (`str`, *optional*):
             Price table, as for `md-trl sample`: the summary says what each kept question has cost.
         repeat_cap (`int`, *optional*, defaults to `4`):
@@ -33,6 +35,9 @@ class MixArguments:
     splits: list[str] = field(default_factory=lambda: ["train"], metadata={"help": "Splits to mix."})
     model: str | None = field(default=None, metadata={"help": "Take the thoughts of this model only."})
     temperature: float | None = field(default=None, metadata={"help": "Take the thoughts of this temperature only."})
+    settings: list[int] | None = field(
+        default=None, metadata={"help": "Take the thoughts of these settings only; `md-trl sample --status` has them."}
+    )
     prices: str | None = field(
         default=None, metadata={"help": "Price table (YAML, per million tokens): what a kept question has cost."}
     )
@@ -58,7 +63,7 @@ def run(args: MixArguments) -> None:
     with Store(args.store) as store:
         rows = {
             split: rows_from_store(
-                store, args.task, split, args.model, args.temperature, args.repeat_cap, progress=True
+                store, args.task, split, args.model, args.temperature, args.repeat_cap, True, args.settings
             )
             for split in args.splits
         }
@@ -67,6 +72,8 @@ def run(args: MixArguments) -> None:
     settings = {
         "teacher": ", ".join(sorted({row.model for row in sampled if args.model in (None, row.model)})),
         "temperature": ", ".join(sorted({str(row.params.get("temperature", "unknown")) for row in sampled})),
+        "thoughts a path (CoT)": ", ".join(sorted({str(row.n_cot) for of_split in rows.values() for row in of_split})),
+        "thoughts a path (PoT)": ", ".join(sorted({str(row.n_pot) for of_split in rows.values() for row in of_split})),
         "repeat_cap": args.repeat_cap,
     }
     write_folder(args.output, args.task, rows, settings)

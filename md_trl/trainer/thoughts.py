@@ -75,7 +75,7 @@ def thoughts_to_learn(row: dict[str, Any], path: str, unsolved_path: str) -> lis
             learned = thought["correct"]
         if learned:
             texts.append(thought["text"].strip())
-    return list(dict.fromkeys(texts))
+    return [text for text in dict.fromkeys(texts) if text]
 
 
 def tokenize_thoughts(
@@ -240,7 +240,15 @@ def _prepare_question(
     tokenize_thoughts: Callable[..., list[dict[str, Any]]],
 ) -> dict[str, Any]:
     row = {"id": f"{name}/{index}", "type": None, "lambda": None, "repeat": 1} | dict(row)
+    row["id"] = row["id"] or f"{name}/{index}"
     where = f"Row {index} ({row['id']!r}) of the {name} dataset"
+    for column in ("question", *(("answer",) if args.objective in ("label", "label_all", "step_by_step") else ())):
+        if not isinstance(row[column], str):
+            raise ValueError(f"{where} has {column} {row[column]!r}. It must be a text.")
+    for path in ("cot", "pot"):
+        for thought in row.get(path) or []:
+            if isinstance(thought, dict) and (thought.get("text") is None or thought.get("correct") is None):
+                raise ValueError(f"{where} has a {path} thought without `text` or `correct`: {thought!r}.")
     out = {"id": row["id"], "type": row["type"] or 0, "lambda": row["lambda"], "repeat": row["repeat"], "weight": None}
     out |= {"cot": [], "pot": [], "label": [], "dropped": "", "too_long": 0}
 
@@ -334,7 +342,12 @@ class DrawnQuestions(TorchDataset):
     def __init__(self, questions: Dataset, args: MDConfig):
         self.questions = questions
         self.args = args
-        self.occurrences = [(i, o) for i, repeat in enumerate(questions["repeat"]) for o in range(repeat)]
+        # Counted by id, so that a question listed twice is the same as one with `repeat` 2
+        seen: Counter[str] = Counter()
+        self.occurrences = []
+        for i, (id, repeat) in enumerate(zip(questions["id"], questions["repeat"], strict=True)):
+            self.occurrences += [(i, seen[id] + o) for o in range(repeat)]
+            seen[id] += repeat
 
     def __len__(self) -> int:
         return len(self.occurrences)
