@@ -63,7 +63,14 @@ def run(args: MixArguments) -> None:
     with Store(args.store) as store:
         rows = {
             split: rows_from_store(
-                store, args.task, split, args.model, args.temperature, args.repeat_cap, True, args.settings
+                store,
+                args.task,
+                split,
+                model=args.model,
+                temperature=args.temperature,
+                repeat_cap=args.repeat_cap,
+                settings=args.settings,
+                progress=True,
             )
             for split in args.splits
         }
