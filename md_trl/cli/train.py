@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
 
@@ -82,14 +82,31 @@ def run(args: RecipeArguments, training_args: MDConfig, model_args: ModelConfig)
     from pathlib import Path
 
     from datasets import load_dataset
+    from transformers import AutoConfig
     from trl import get_peft_config, get_quantization_config
 
-    from ..trainer import MDTrainer
+    from ..trainer import MDSeq2SeqConfig, MDSeq2SeqTrainer, MDTrainer
     from . import eval as evaluation
     from . import mix
 
     if model_args.model_name_or_path is None:
         raise ValueError("`model_name_or_path` is missing. Give the student's folder or Hub id.")
+    student = AutoConfig.from_pretrained(
+        model_args.model_name_or_path,
+        revision=model_args.model_revision,
+        trust_remote_code=training_args.trust_remote_code,
+    )
+    trainer_class = MDTrainer
+    if student.is_encoder_decoder:
+        if args.eval_task is not None:
+            raise ValueError(
+                f"{model_args.model_name_or_path!r} is an encoder-decoder, and `md-trl eval` samples causal students "
+                "only. Leave out `eval_task`."
+            )
+        # Not `to_dict`, which hides every field whose name ends with `_token`
+        given = {f.name: getattr(training_args, f.name) for f in fields(training_args) if f.init}
+        training_args = MDSeq2SeqConfig(**given)
+        trainer_class = MDSeq2SeqTrainer
     with training_args.main_process_first(local=False, desc="building mixed thoughts"):
         if args.store is not None and not (Path(args.dataset) / args.task).is_dir():
             mix.run(mix.MixArguments(store=args.store, task=args.task, output=args.dataset))
@@ -102,7 +119,7 @@ def run(args: RecipeArguments, training_args: MDConfig, model_args: ModelConfig)
         "attn_implementation": model_args.attn_implementation,
         "dtype": model_args.dtype,
     } | (training_args.model_init_kwargs or {})
-    trainer = MDTrainer(
+    trainer = trainer_class(
         model=model_args.model_name_or_path,
         args=training_args,
         train_dataset=train_dataset,
