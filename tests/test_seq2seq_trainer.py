@@ -1,4 +1,5 @@
 import string
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from test_trainer import OBJECTIVES, ROWS, Gradients, relative_error, row, thoug
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, T5Tokenizer
 
 from md_trl import MDConfig, MDSeq2SeqConfig, MDSeq2SeqTrainer
+from md_trl.cli import run_verb
 from md_trl.prompts import student_prompt
 from md_trl.trainer import add_program_tokens
 from md_trl.trainer.thoughts import check_lossless
@@ -331,3 +333,21 @@ def test_what_it_cannot_do_is_refused_by_name(tmp_path):
         MDSeq2SeqTrainer(tiny_t5(), args=MDConfig(output_dir=str(tmp_path), use_cpu=True))
     with pytest.raises(ValueError, match="no encoder-decoder"):
         train(tmp_path, tiny_llama(), ROWS)
+
+
+def test_the_recipe_trains_on_the_command_line(tmp_path):
+    t5_tokenizer().save_pretrained(tmp_path / "t5")
+    tiny_t5().save_pretrained(tmp_path / "t5")
+    Dataset.from_list(ROWS).to_parquet(tmp_path / "mixed" / "toy" / "train.parquet")
+    (tmp_path / "mixed" / "README.md").write_text(
+        "---\nconfigs:\n- config_name: toy\n  data_files:\n  - split: train\n    path: toy/train.parquet\n---\n"
+    )
+    recipe = Path(__file__).parents[1] / "recipes" / "t5-large" / "svamp.yaml"
+    arguments = ["--config", str(recipe), "--task", "toy", "--max_steps", "2", "--use_cpu", "true", "--bf16", "false"]
+    for name, folder in (("dataset", "mixed"), ("model_name_or_path", "t5"), ("output_dir", "student")):
+        arguments += [f"--{name}", str(tmp_path / folder)]
+    run_verb("train", arguments)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "student")
+    assert tokenizer.decode(tokenizer(PROGRAM)["input_ids"], skip_special_tokens=True) == PROGRAM
+    with pytest.raises(SystemExit, match="is an encoder-decoder.*Leave out `eval_task`"):
+        run_verb("train", [*arguments, "--eval_task", "svamp"])
