@@ -238,6 +238,8 @@ def test_evaluation_loss_is_one_quotient_over_the_dataset(tmp_path):
     for batch in (1, 3, 8):
         trainer, _ = train(tmp_path, model, ROWS, per_device_eval_batch_size=batch)
         metrics = trainer.evaluate(Dataset.from_list(ROWS))
+        of_dictionary = trainer.evaluate({"some": Dataset.from_list(ROWS)})
+        assert of_dictionary["eval_some_loss"] == metrics["eval_loss"]
         assert metrics["eval_loss"] == pytest.approx(reference_loss(model, byte_tokenizer(), ROWS).item(), rel=1e-5)
 
 

@@ -166,6 +166,9 @@ class MDTrainer(MixedObjective, SFTTrainer):
 
     # What `SFTTrainer` calls on every dataset, in `__init__` and in `evaluate`
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
+        # `evaluate` brings the datasets of a dictionary a second time
+        if {"label", "weight", "repeat"} <= set(dataset.column_names):
+            return dataset
         return self._prepare_questions(dataset, processing_class, args, dataset_name)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
