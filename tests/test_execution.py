@@ -126,6 +126,7 @@ FAILURES = {
     "empty": ("", "error", "no statement"),
     "only comments": ("# nothing", "error", "no statement"),
     "only a text": ("'''Nothing.'''", "error", "not a program"),
+    "only a star": ("*0", "error", "starred expression"),
     "NUL": ("answer = 1\x00", "error", "null bytes"),
     "surrogate": ("answer = '\ud800'", "error", "surrogates"),
     "brackets": ("answer = " + "(" * 5000 + "1" + ")" * 5000, "error", "SyntaxError"),

@@ -133,6 +133,8 @@ def _with_answer(source: str, tree: ast.Module, outside: list[ast.AST], inside: 
     last = statements[-1]
     printed = _print_call(last)
     if isinstance(last, ast.Expr) and not printed:
+        if isinstance(last.value, ast.Starred):  # the parser lets it pass, the compiler does not
+            raise NotAProgram("SyntaxError: can't use starred expression here")
         if len(statements) == 1 and isinstance(last.value, ast.Constant) and isinstance(last.value.value, str):
             raise NotAProgram("the text is a string, not a program")
         return Program(_before(source, last), (_text(source, last.value), *named))
