@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .answers import equal
+from .mixing import type_of
 from .records import Question, Thought
 from .voting import majority, score, vote, vote_two
 
@@ -90,7 +91,7 @@ def _joint_by_type(cot, pot, questions: Sequence[Question]) -> dict[str, dict[st
         by_cot, by_pot, by_both = (
             answer is not None and equal(answer, question.answer) for answer in (majority(c), majority(p), vote(c, p))
         )
-        right[{(False, True): 1, (True, False): 2, (True, True): 3, (False, False): 4}[by_cot, by_pot]].append(by_both)
+        right[type_of(by_cot, by_pot)].append(by_both)
     return {
         str(type_): {"n_questions": len(hits), "accuracy": sum(hits) / len(hits) if hits else 0.0}
         for type_, hits in right.items()

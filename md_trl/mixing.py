@@ -14,6 +14,11 @@ from .voting import majority
 REPEAT_CAP = 4
 
 
+def type_of(solved_by_cot: bool, solved_by_pot: bool) -> int:
+    """Type of a question: 1 if only PoT solves it, 2 if only CoT does, 3 if both do, 4 if neither does (Sec. 3.1)."""
+    return {(False, True): 1, (True, False): 2, (True, True): 3, (False, False): 4}[solved_by_cot, solved_by_pot]
+
+
 def mix(questions: Iterable[Question], thoughts: Iterable[Thought], repeat_cap: int = REPEAT_CAP) -> list[MixedRow]:
     r"""
     Sort the questions of one task and split by which path solves them, and weigh them.
@@ -61,7 +66,7 @@ def mix(questions: Iterable[Question], thoughts: Iterable[Thought], repeat_cap: 
                 task=question.task,
                 question=question.question,
                 answer=question.answer,
-                type={(False, True): 1, (True, False): 2, (True, True): 3, (False, False): 4}[by_cot, by_pot],
+                type=type_of(by_cot, by_pot),
                 lambda_=n2 / (n1 + n2) if n1 + n2 else None,
                 repeat=1,
                 n_cot=len(cot),
