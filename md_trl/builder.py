@@ -79,6 +79,8 @@ class MixedThoughtsConfig(datasets.BuilderConfig):
             Path of the store.
         model (`str`, *optional*), temperature (`float`, *optional*), repeat_cap (`int`, *optional*, defaults to `4`):
             As in [`rows_from_store`].
+        settings (`list[int]`, *optional*):
+            As in [`rows_from_store`].
         fingerprint (`str`, *optional*):
             Digest of the store, set by [`MixedThoughts`], so that a cached dataset is not taken for a grown store.
     """
@@ -87,6 +89,7 @@ class MixedThoughtsConfig(datasets.BuilderConfig):
     model: str | None = None
     temperature: float | None = None
     repeat_cap: int = REPEAT_CAP
+    settings: list[int] | None = None
     fingerprint: str | None = None
 
 
@@ -152,7 +155,15 @@ class MixedThoughts(datasets.GeneratorBasedBuilder):
     def _generate_examples(self, split: str):
         config = self.config
         with Store(config.store) as store:
-            rows = rows_from_store(store, config.name, split, config.model, config.temperature, config.repeat_cap)
+            rows = rows_from_store(
+                store,
+                config.name,
+                split,
+                model=config.model,
+                temperature=config.temperature,
+                repeat_cap=config.repeat_cap,
+                settings=config.settings,
+            )
         for row in rows:
             if row.type != 4:
                 yield row.id, row.to_dict()

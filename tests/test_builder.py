@@ -90,3 +90,22 @@ def test_missing_stores_and_tasks_are_named(tmp_path):
     with Store(make_store(tmp_path / "t.db")) as store:
         with pytest.raises(ValueError, match="no thoughts of gsm8k/train; it holds svamp/train"):
             rows_from_store(store, "gsm8k", "train")
+
+
+def test_the_card_and_the_cost_speak_of_the_thoughts_that_were_mixed(tmp_path):
+    from md_trl.cli.mix import MixArguments, run
+
+    store = make_store(tmp_path / "t.db")
+    other = [{"task": "svamp", "question": "What is 2 plus 3?", **line, "model": "other"} for line in LINES]
+    file = tmp_path / "other.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in other))
+    with Store(store) as opened:
+        opened.import_thoughts(file)
+        numbers = [row.setting for row in opened.status() if row.model == "other"]
+    run(MixArguments(str(store), "svamp", str(tmp_path / "mixed"), settings=numbers))
+    metadata = json.loads((tmp_path / "mixed" / "svamp" / "mixing.json").read_text())
+    assert metadata["settings"]["teacher"] == "other"
+    builder = MixedThoughts("svamp", store=store, settings=numbers, cache_dir=str(tmp_path / "cache"))
+    builder.download_and_prepare()
+    [row] = load_dataset(str(tmp_path / "mixed"), "svamp", split="train", cache_dir=str(tmp_path / "cache"))
+    assert builder.as_dataset(split="train")[0] == row

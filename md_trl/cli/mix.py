@@ -74,10 +74,19 @@ def run(args: MixArguments) -> None:
             )
             for split in args.splits
         }
-        sampled = [row for row in store.status() if row.task == args.task and row.split in args.splits]
-        spending = store.spending(args.task, args.splits, args.model)
+        # The card and the cost speak of the thoughts that were mixed, not of all that the store holds
+        sampled = [
+            row
+            for row in store.status()
+            if row.task == args.task
+            and row.split in args.splits
+            and args.model in (None, row.model)
+            and args.temperature in (None, row.params.get("temperature"))
+            and (args.settings is None or row.setting in args.settings)
+        ]
+        spending = store.spending(args.task, args.splits, settings=sorted({row.setting for row in sampled}))
     settings = {
-        "teacher": ", ".join(sorted({row.model for row in sampled if args.model in (None, row.model)})),
+        "teacher": ", ".join(sorted({row.model for row in sampled})),
         "temperature": ", ".join(sorted({str(row.params.get("temperature", "unknown")) for row in sampled})),
         "thoughts a path (CoT)": ", ".join(sorted({str(row.n_cot) for of_split in rows.values() for row in of_split})),
         "thoughts a path (PoT)": ", ".join(sorted({str(row.n_pot) for of_split in rows.values() for row in of_split})),
