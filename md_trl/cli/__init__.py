@@ -69,7 +69,7 @@ def run_verb(verb: str, arguments: Sequence[str]) -> None:
             raise
         sys.exit(f"md-trl {verb}: {error}")
     except KeyboardInterrupt:
-        sys.exit(f"md-trl {verb}: interrupted; run the same command again to go on")
+        sys.exit(f"md-trl {verb}: interrupted; what is in a store or a checkpoint is kept")
 
 
 def _split_config(argument: str) -> list[str]:
