@@ -64,7 +64,7 @@ def rows_from_store(
             f"{store.path} has no thoughts of {task}/{split}{f' by {model}' if model else ''}; it holds "
             f"{', '.join(held)}. Sample some with `md-trl sample --task {task} --split {split} --store {store.path}`."
         )
-    with Executor() as executor:
+    with Executor(cache=store.path) as executor:
         judged = judge(thoughts, {q.id: q.answer for q in questions}, executor, progress=progress)
     return mix(questions, judged, repeat_cap=repeat_cap)
 

@@ -1,7 +1,9 @@
 import json
 import os
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 
 import pytest
 from datasets import load_dataset
@@ -45,6 +47,17 @@ def test_a_folder_opens_with_load_dataset_in_a_fresh_process(tmp_path):
     assert (loaded["type"], loaded["lambda"], loaded["repeat"]) == (3, 0.5, 1)
     card = (folder / "README.md").read_text()
     assert "config_name: svamp" in card and "| teacher | somebody |" in card and "{{" not in card
+
+
+def test_programs_run_once_and_their_results_stay_in_the_store(tmp_path):
+    with Store(make_store(tmp_path / "t.db")) as store:
+        [row] = rows_from_store(store, "svamp", "train")
+        assert row.pot_vote == "5"
+        # Were the program run again, it would not come to 6
+        with closing(sqlite3.connect(store.path)) as db, db:
+            db.execute("UPDATE execution_results SET result = replace(result, '\"ok\", 5', '\"ok\", 6')")
+        [row] = rows_from_store(store, "svamp", "train")
+        assert row.pot_vote == "6"
 
 
 def test_tasks_share_a_folder_and_can_be_written_again(tmp_path):

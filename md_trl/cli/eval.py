@@ -120,7 +120,7 @@ def run(args: EvalArguments) -> None:
             # An earlier run may have sampled more questions, or more thoughts of each
             thoughts += [t for t in found if t.path in paths and t.id in wanted and t.index < n]
     gold = {question.id: question.answer for question in questions}
-    with Executor() as executor:
+    with Executor(cache=args.store) as executor:
         judged = judge(thoughts, gold, executor, strict=args.extract == "strict", progress=True)
     seconds, tokens = sum(s.seconds for s in sampled), sum(s.completion_tokens for s in sampled)
     result = {

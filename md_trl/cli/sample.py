@@ -295,7 +295,7 @@ def _sample_adaptively(
     from ..sampling.adaptive import AdaptiveRule, sample_adaptively
 
     gold = {question.id: question.answer for question in questions}
-    with Executor() as executor:
+    with Executor(cache=store.path) as executor:
         return sample_adaptively(
             questions,
             args.n,

@@ -17,10 +17,10 @@ Two engines run them, and no program ever meets `exec` in this process:
 - **The jail**, for what Monty lacks (numpy, sympy, fractions, classes, generators, `try`): a warm CPython forks a
   child for every program. Before the program starts, the child closes all descriptors but its result pipe, gets hard
   limits, and takes a seccomp filter for good: the kernel then refuses to open, connect, fork, execute, signal or trace
-  anything. It was started with `python -I` and no environment, so that no secret of the host is in its memory. If the
-  host is root the jail becomes nobody; it leaves the host's network where the kernel lets it. A module that was not
-  loaded beforehand does not exist there. Where there is no seccomp (macOS) there is no jail: the result is
-  `unsupported`.
+  anything. It was started with `python -I` and no environment (but `LD_LIBRARY_PATH`, without which some builds of
+  Python do not start), so that no secret of the host is in its memory. If the host is root the jail becomes nobody; it
+  leaves the host's network where the kernel lets it. A module that was not loaded beforehand does not exist there.
+  Where there is no seccomp (macOS) there is no jail: the result is `unsupported`.
 
 What this covers: reading, changing or leaking anything of the machine; starting processes or threads that outlive the
 program; running on, filling memory or the output; a trap for the next program (each starts from nothing); results that

@@ -5,17 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+import sys
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import astuple
-from importlib.metadata import version
+from importlib.metadata import distributions
 from pathlib import Path
 
 from .results import LOST, Limits, Result
 
 
-# Higher whenever a program's result may come out differently: forms, engines, values.
-RULES = 1
 _TABLE = "CREATE TABLE IF NOT EXISTS execution_results (key BLOB PRIMARY KEY, result TEXT NOT NULL) WITHOUT ROWID"
 _BATCH = 500
 
@@ -24,8 +23,9 @@ class Cache:
     r"""
     Results of programs that ran before.
 
-    A result is found again for the same text, engine, limits and version of Monty. What a machine lacks
-    (`unsupported`) and a lost worker are not kept, a time-out is.
+    A result is found again for the same text, engine and limits, as long as nothing has changed that runs programs:
+    this package's execution, Python, Monty, numpy, sympy. What a machine lacks (`unsupported`) and a lost worker are
+    not kept, a time-out is.
 
     Args:
         path (`str` or `Path`):
@@ -38,7 +38,7 @@ class Cache:
 
     def __init__(self, path: str | Path, engine: str, limits: Limits):
         self.path = Path(path)
-        self._setting = repr((RULES, version("pydantic-monty"), engine, astuple(limits))).encode()
+        self._setting = repr((_rules(), engine, astuple(limits))).encode()
 
     def read(self, texts: Iterable[str]) -> dict[str, Result]:
         """The results of those texts that have one."""
@@ -70,3 +70,10 @@ class Cache:
 
     def _key(self, text: str) -> bytes:
         return hashlib.sha256(self._setting + text.encode("utf-8", "surrogatepass")).digest()
+
+
+def _rules() -> list[str]:
+    """Everything that may change what a program comes to: this room's own source, and what runs the programs."""
+    sources = b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
+    found = {name: [d.version for d in distributions(name=name)] for name in ("pydantic-monty", "numpy", "sympy")}
+    return [hashlib.sha256(sources).hexdigest(), repr(found), sys.version]
