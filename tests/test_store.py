@@ -414,14 +414,14 @@ def test_one_temperature_written_in_two_ways(store):
 
 def test_status(store):
     usage = {"prompt_tokens": 10, "completion_tokens": 5}
-    setting = fill(store, question(0).id, "cot", ["a", "b", "c", "d"], usage=usage)
+    setting = fill(store, question(0).id, "cot", ["a", "b", "a", "x"], usage=usage)
     (claim,) = store.claim(question(1).id, "cot", setting, 4)
     store.save(claim.key, [Choice("x", "length"), Choice("y", "stop")], usage)
     (claim,) = store.claim(question(2).id, "cot", setting, 3)
     store.fail(claim.key, "HTTP 500")
     (row,) = store.status()
     assert (row.task, row.split, row.path, row.model, row.params) == ("svamp", "train", "cot", "m", PARAMS)
-    assert (row.questions, row.thoughts, row.n, row.missing) == (2, 6, 4, 3 * 4 - 6)
+    assert (row.questions, row.thoughts, row.distinct, row.n, row.missing) == (2, 6, 5, 4, 3 * 4 - 6)
     assert (row.unusable, row.requests, row.failed) == ({"length": 1}, 3, 1)
     assert (row.prompt_tokens, row.completion_tokens) == (20, 10)
 

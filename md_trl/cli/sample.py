@@ -368,7 +368,7 @@ def format_summary(summary: SampleSummary, store: str) -> str:
 
 def format_status(store: Store) -> str:
     """The status of a store as a table."""
-    head = ("task", "split", "path", "setting", "questions", "thoughts", "missing", "unusable", "failed", "tokens")
+    head = "task split path setting questions thoughts distinct missing unusable failed tokens".split()
     rows = store.status()
     table = [head, *(_cells(row) for row in rows)]
     widths = [max(len(row[column]) for row in table) for column in range(len(head))]
@@ -392,6 +392,7 @@ def _cells(row: StatusRow) -> tuple[str, ...]:
         str(row.setting),
         f"{row.questions:,}",
         f"{row.thoughts:,}",
+        f"{row.distinct:,}",
         f"{row.missing:,} of {row.n} each" if row.n else "imported",
         unusable,
         f"{row.failed:,} of {row.requests:,}" + (f", {row.lost:,} lost" if row.lost else ""),

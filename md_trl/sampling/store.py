@@ -179,8 +179,9 @@ class StatusRow:
             Requests made, and those of them that brought nothing. An imported thought counts as a request.
         questions (`int`, *optional*, defaults to `0`):
             Questions with at least one thought.
-        thoughts (`int`, *optional*, defaults to `0`):
-            Thoughts, usable or not.
+        thoughts (`int`, *optional*, defaults to `0`), distinct (`int`, *optional*, defaults to `0`):
+            Thoughts, usable or not, and the different texts among them. Some servers ignore `temperature` or `seed`
+            and sell the same text again and again.
         missing (`int`, *optional*, defaults to `0`):
             Samples still to ask for until every question of the task and split has `n`.
         unusable (`dict[str, int]`, *optional*, defaults to `{}`):
@@ -205,6 +206,7 @@ class StatusRow:
     failed: int
     questions: int = 0
     thoughts: int = 0
+    distinct: int = 0
     missing: int = 0
     unusable: dict[str, int] = field(default_factory=dict)
     prompt_tokens: int = 0
@@ -759,8 +761,9 @@ class Store:
                 "FROM thoughts t JOIN questions q ON q.key = t.question "
                 "WHERE q.task = ? AND q.split = ? AND t.path = ? AND t.setting = ?"
             )
-            row.questions, row.thoughts, there = self._db.execute(
-                f"SELECT count(DISTINCT t.question), count(*), count(iif(t.sample_index < {n}, 1, NULL)) {selection}",
+            row.questions, row.thoughts, row.distinct, there = self._db.execute(
+                "SELECT count(DISTINCT t.question), count(*), count(DISTINCT t.question || ' ' || t.text), "
+                f"count(iif(t.sample_index < {n}, 1, NULL)) {selection}",
                 key,
             ).fetchone()
             row.missing = wanted * n - there
