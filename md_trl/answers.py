@@ -151,6 +151,29 @@ def extract(text: str, strict: bool = False) -> str | None:
     return None if strict else _last_answer(text)
 
 
+def read(value: Any) -> str:
+    r"""
+    The canonical answer that a program's result says: its number, if it is a sentence or has a label.
+
+    Args:
+        value (`Any`):
+            What the program returned or printed.
+
+    Examples:
+
+    ```python
+    >>> from md_trl.answers import read
+
+    >>> read("Total: $5.00"), read("Tom has 5 apples left."), read("neither day"), read(5.0)
+    ('5', '5', 'neither day', '5')
+    ```
+    """
+    if not isinstance(value, str):
+        return canonical(value)
+    value = value.strip().rpartition(": ")[2]
+    return _number_of_clause(canonical(value), value)
+
+
 # ------------------------------------------------------------------------------------------------- canonical numbers
 
 
@@ -588,12 +611,15 @@ def _read_span(span: str) -> str:
     whole = canonical(span)
     if re.fullmatch(r"[-0-9.:;e]+", whole):
         return whole
-    answer = canonical(_ASIDE.split(span, maxsplit=1)[0])
-    # A whole clause ("that Tom has 5 apples") with one number in it says that number.
+    return _number_of_clause(canonical(_ASIDE.split(span, maxsplit=1)[0]), span)
+
+
+def _number_of_clause(answer: str, span: str) -> str:
+    """A whole clause ("that Tom has 5 apples") with one number in it says that number."""
+    if len(answer.split()) <= 3:
+        return answer
     numbers = _LAST_NUMBER.findall(span)
-    if len(answer.split()) > 3 and len(numbers) == 1:
-        return canonical(numbers[0])
-    return answer
+    return canonical(numbers[0]) if len(numbers) == 1 else answer
 
 
 def _last_answer(text: str) -> str | None:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from md_trl.answers import NO_ANSWER, canonical, equal, extract
+from md_trl.answers import NO_ANSWER, canonical, equal, extract, read
 
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
@@ -451,6 +451,30 @@ class TestExtract:
     )
     def test_reads_what_was_written(self, number, form):
         assert extract(f"First 12 and 5.\n{form.format(f'{number:,}')}") == str(number)
+
+
+class TestRead:
+    @pytest.mark.parametrize(
+        ("value", "expected"),
+        [
+            ("Total: $5.00", "5"),
+            ("Tom has 5 apples left.", "5"),
+            ("The train leaves at: 5:15", "5:15"),
+            ("He filled 5 of the 7 cups.", "he filled 5 of 7 cups"),
+            ("neither day", "neither day"),
+            ("Rug 2", "rug 2"),
+            ("12 and 8", "12;8"),
+            (5.0, "5"),
+            ([1, 2], "1;2"),
+            ("", ""),
+        ],
+    )
+    def test_table(self, value, expected):
+        assert read(value) == expected
+
+    @given(values)
+    def test_wild_values(self, value):
+        assert canonical(read(value)) == read(value)
 
 
 @needs_data
