@@ -340,7 +340,7 @@ def _plain(text: str) -> str:
     if text.isascii():
         return text
     text = unicodedata.normalize("NFKC", text.translate(_SIGNS))
-    return "".join(char if char.isascii() else str(unicodedata.decimal(char, char)) for char in text)
+    return re.sub(r"\d", lambda digit: str(unicodedata.decimal(digit[0])), text)
 
 
 def _unwrap(text: str) -> str:
