@@ -560,7 +560,7 @@ _STATED = re.compile(
     r"(?P<boxed>\\boxed\s?\{)"
     r"|####\s*"
     r"|\banswers?\b(?:\s*\*{1,2}\s*)?"
-    r"(?:[^.:=\n]{0,60}?\b(?:is|are|was|would be|will be|must be)\b(?!\s+not\b)\s*:?|\s*[:=])[\s*]*",
+    r"(?:[^.:=\n]{0,60}?\b(?:is|are|was|would be|will be|must be|should be|equals)\b(?!\s+not\b)\s*:?|\s*[:=])[\s*]*",
     re.IGNORECASE,
 )
 _ABBREVIATION = re.compile(r"(?:\b(?:mr|mrs|ms|dr|st|vs|sq|no|rs|approx)|\b[ap]\.m)$", re.IGNORECASE)
@@ -571,8 +571,8 @@ _ASIDE = re.compile(
 )
 _FIRST_TRUTH = re.compile(r"(yes|no|true|false)\b(?=\s*(?:[,.;:!(-]|$))", re.IGNORECASE)
 _LAST_NUMBER = re.compile(
-    rf"(?:(?<![\w.)\]])-\s?)?{_CURRENCY}?(?<!\^)(?:\d{{1,2}}:\d\d(?!\d)|(?<![\w.])\d+\s\d+/\d+"
-    rf"|\d*\\[cdt]?frac(?:\{{[\d.]+\}}){{2}}"
+    rf"(?:(?<![\w.)\]])-\s?)?{_CURRENCY}?(?<!\^)(?:\d{{1,2}}(?::[0-5]\d)?\s?[ap]\.?\s?m\b|\d{{1,2}}:\d\d(?!\d)"
+    rf"|(?<![\w.])\d+\s\d+/\d+|\d*\\[cdt]?frac(?:\{{[\d.]+\}}){{2}}"
     rf"|{_PLAIN}(?:e[-+]?\d{{1,3}}(?!\w)|{_TIMES_TEN}-?\d{{1,3}}\}}?|\s?/\s?{_PLAIN})?)",
     re.ASCII | re.IGNORECASE,
 )
