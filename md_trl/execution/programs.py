@@ -92,7 +92,9 @@ def prepare(text: str) -> Program:
     inside = _walk(child for node in outside if isinstance(node, _SCOPES) for child in ast.iter_child_nodes(node))
     try:
         program = _with_answer(source, tree, outside, inside)
-    except RecursionError:  # a sum of a thousand terms
+    except NotAProgram:
+        raise
+    except (RecursionError, ValueError):  # a sum of a thousand terms, or an f-string that `ast` cannot write
         program = Program(source)
     needs = next(filter(None, map(_need, outside + inside)), None) if _MAY_NEED.search(source) else None
     return replace(program, needs=needs) if needs else program
