@@ -44,6 +44,8 @@ _MAX_EXPONENT = 10**9
 # Longer texts are no expression, and no quantity either.
 _MAX_EXPRESSION = 120
 _MAX_QUANTITY = 1_000
+# Only that many of the last stated answers are read.
+_MAX_STATED = 20
 
 # Contexts of our own: those of a thread are its user's to change.
 _WIDE = Context(prec=28, Emax=MAX_EMAX, Emin=MIN_EMIN, traps=[])
@@ -138,7 +140,8 @@ def extract(text: str, strict: bool = False) -> str | None:
     ('5', None)
     ```
     """
-    for match in reversed(list(_STATED.finditer(text))):
+    text = _plain(text)
+    for match in reversed(deque(_STATED.finditer(text), maxlen=_MAX_STATED)):
         if match.lastgroup == "boxed":
             answer = canonical(_braced(text, match.end()))
         else:
@@ -146,6 +149,29 @@ def extract(text: str, strict: bool = False) -> str | None:
         if answer not in NO_ANSWER:
             return answer
     return None if strict else _last_answer(text)
+
+
+def read(value: Any) -> str:
+    r"""
+    The canonical answer that a program's result says: its number, if it is a sentence or has a label.
+
+    Args:
+        value (`Any`):
+            What the program returned or printed.
+
+    Examples:
+
+    ```python
+    >>> from md_trl.answers import read
+
+    >>> read("Total: $5.00"), read("Tom has 5 apples left."), read("neither day"), read(5.0)
+    ('5', '5', 'neither day', '5')
+    ```
+    """
+    if not isinstance(value, str):
+        return canonical(value)
+    value = value.strip().rpartition(": ")[2]
+    return _number_of_clause(canonical(value), value)
 
 
 # ------------------------------------------------------------------------------------------------- canonical numbers
@@ -195,45 +221,58 @@ def _ratio(fraction: Fraction) -> str:
 
 # ------------------------------------------------------------------------------------------------- reading an answer
 
-_WORDS = (
+_SMALL = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen twenty"
+    "eighteen nineteen"
 ).split()
-_VALUE_OF_WORD = {word: str(value) for value, word in enumerate(_WORDS)}
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_VALUE_OF_WORD = {word: value for value, word in enumerate(_SMALL)}
+_VALUE_OF_WORD |= {word: 10 * value for value, word in enumerate(_TENS, start=2)} | {"a": 1, "an": 1}
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _PARTS = {"half": 2, "halves": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7}
 _PARTS |= {"eighth": 8, "ninth": 9, "tenth": 10, "hundredth": 100}
 
-_DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,2}(?:,\d{2})+,\d{3}(?!\d)|\d+)"
+_DIGITS = r"(?:\d{1,3}(?:[,']\d{3})+(?!\d)|\d{1,2}(?:,\d{2})+,\d{3}(?!\d)|\d+)"
 _PLAIN = rf"(?:{_DIGITS}(?:\.\d*)?|\.\d+)"
+_TIMES_TEN = r"\s?[x×*·]\s?10\s?(?:\^|\*\*)\s?\{?"
 _CURRENCY = r"(?:US\$|A\$|C\$|[$€£¥₹¢]|(?:usd|eur|gbp|rs\.?)(?=[\s\d-]))"
 _SIGN = r"(?:[-+]\s?|(?:minus|negative)\s)"
-_TENS = r"(?:twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety)"
-_WORD = rf"(?:{'|'.join(sorted(_WORDS, key=len, reverse=True))})\b(?![- ](?:{'|'.join(_WORDS[1:10])})\b)"
+# Numbers in words: below a hundred, below a thousand, and any.
+_WORD = (
+    rf"(?:(?:{'|'.join(_TENS)})(?:[- ](?:{'|'.join(_SMALL[1:10])}))?|(?:{'|'.join(_SMALL)})"
+    rf"|an?(?=[- ](?:{'|'.join(_SCALES)})\b))\b"
+)
+_HUNDREDS = rf"{_WORD}(?:[- ]hundred\b(?:\s(?:and\s)?{_WORD})?)?"
+_THOUSAND = r"[- ](?:thousand|million|billion|trillion)\b"
+_SPELLED = rf"(?:{_HUNDREDS}{_THOUSAND},?\s(?:and\s)?)*{_HUNDREDS}(?:{_THOUSAND})?"
 
+# `1 234 567`, `1'234`, `1_234`: an answer is one number, where a sentence may hold several side by side.
+_GROUPS = re.compile(r"(?<![^\W_]|[.,/:])\d{1,3}(?:[ '_]\d{3})+(?![^\W_]|[/:']| /)", re.ASCII)
+_SEPARATORS = str.maketrans("", "", ",'_ ")
 _INTEGER = re.compile(r"-?[1-9][0-9]{0,3999}|0")
 _DECIMAL = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]{1,10})?")
 _QUANTITY = re.compile(
     rf"(?P<sign>{_SIGN})?{_CURRENCY}?\s?(?P<inner_sign>-)?"
     rf"(?:(?:(?P<whole>\d+)(?:\s+and\s+|\s+))?(?P<top>{_PLAIN})\s?/\s?(?P<bottom>{_PLAIN})"
-    rf"|(?P<number>{_PLAIN})(?:e(?P<exponent>[-+]?\d{{1,9}})(?!\w)|\s?[x×*·]\s?10\s?(?:\^|\*\*)\s?\{{?(?P<power>-?\d{{1,9}})\}}?)?"
-    rf"|(?P<word>{_WORD}))"
+    rf"|(?P<number>{_PLAIN})(?:e(?P<exponent>[-+]?\d{{1,9}})(?!\w)|{_TIMES_TEN}(?P<power>-?\d{{1,9}})\}}?)?"
+    rf"|(?P<word>{_SPELLED}))"
     r"(?P<rest>.*)",
     re.ASCII | re.DOTALL | re.IGNORECASE,
 )
 _NEGATED = re.compile(rf"-\s?\((?P<inside>{_PLAIN}(?:\s?/\s?{_PLAIN})?)\)", re.ASCII)
 _PERCENT = re.compile(r"\s?(?:%|per\s?cent\b|percentage points?\b)", re.IGNORECASE)
-_SCALE = re.compile(rf"[\s-]?(?P<scale>{'|'.join(_SCALES)})\b", re.IGNORECASE)
+_SCALE = re.compile(rf"(?:k|[\s-]?(?P<scale>{'|'.join(_SCALES)}))\b", re.IGNORECASE)
 _AND_A_PART = re.compile(r"\s?and (?:a|one)[- ](?P<part>half|third|quarter|fourth)\b", re.IGNORECASE)
 _PART = re.compile(rf"[\s-](?P<part>{'|'.join(_PARTS)})s?(?=$|\sof\b|\san?\b)", re.IGNORECASE)
 # What may follow a number as its unit: words, brackets, degrees, `-year-old`; and what shows that it is no unit.
 _UNIT = re.compile(r"(?:[\s.,]*$|\s*[-/]?\s*[^\W\d_]|\s*[(\[°'\"$€£¥₹¢′″])", re.DOTALL)
 _NO_UNIT = re.compile(
     r"\s*(?:[xyzn](?!\w)|e[-+]?\d"
-    r"|(?:or|to|and|plus|minus|times|by|divided by|over|of|out of|in|more than|less than)\s\W?\d"
+    r"|(?:or|to|and|plus|minus|times|by|divided by|over|of|out of|in|more than|less than)\s(?:\W?\d"
+    rf"|(?:{'|'.join(_SMALL + _TENS)})\b)"
     r"|.*[=<>+*^]\s?\d{2}|.*[=<>+*]|.*\b(?:or|and)\s\W?\d"
     r"|(?:january|february|march|april|may|june|july|august|september|october|november|december)\b"
-    rf"|-?(?:{'|'.join(_WORDS)}|{_TENS})\b)",
+    rf"|-?(?:{'|'.join(_SMALL + _TENS)})\b)",
     re.DOTALL | re.IGNORECASE | re.ASCII,
 )
 _CLOCK = re.compile(
@@ -247,8 +286,8 @@ _HEDGE = re.compile(
 )
 _SEPARATOR = re.compile(r"\s*(?:,\s+and\s+|,(?=\D|\d{1,2}\b|\d{4})\s*|\s+and\s+)", re.ASCII | re.IGNORECASE)
 _MEASURE = (
-    r"(?:hours?|hrs?|h|minutes?|mins?|seconds?|secs?|days?|weeks?|months?|years?|miles?|yards?|feet|foot|ft|inch(?:es)?"
-    r"|km|cm|m|kg|g|(?:kilo|centi)?meters?|(?:kilo)?grams?|pounds?|lbs?|ounces?|oz|dollars?|cents?)"
+    r"(?:hours?|hrs?|h|minutes?|mins?|seconds?|secs?|days?|weeks?|months?|years?|miles?|yards?|feet|foot|ft"
+    r"|in(?:ch(?:es)?)?|km|cm|m|kg|g|(?:kilo|centi)?meters?|(?:kilo)?grams?|pounds?|lbs?|ounces?|oz|dollars?|cents?)"
 )
 _TWO_UNITS = re.compile(rf"({_PLAIN}\s?{_MEASURE})\.?,?\s+({_PLAIN}\s?{_MEASURE})", re.ASCII | re.IGNORECASE)
 _STATEMENT = re.compile(
@@ -258,6 +297,7 @@ _STATEMENT = re.compile(
 _WRAPPERS = (
     (re.compile(r"\$\$?(?P<inside>[^$]+)\$\$?"), r"\g<inside>"),
     (re.compile(r"\\\((?P<inside>.+)\\\)|\\\[(?P<inside2>.+)\\\]", re.DOTALL), r"\g<inside>\g<inside2>"),
+    (re.compile(r"\\(?:boxed|fbox)\s?\{(?P<inside>.+)\}", re.DOTALL), r"\g<inside>"),
     (re.compile(r"<(?P<inside>[^<>]+)>"), r"\g<inside>"),
 )
 _LATEX_NOISE = re.compile(r"\{,\}|\\[,!;: ]|\\(?:left|right)(?![a-zA-Z])|\^\s?\\circ|\^\{\\circ\}|\\degree")
@@ -269,7 +309,8 @@ _SIGNS = str.maketrans(
 _TRUTH = {"yes": "yes", "true": "yes", "no": "no", "false": "no"}
 _INFINITE = {"inf": "inf", "+inf": "inf", "infinity": "inf", "-inf": "-inf", "-infinity": "-inf"}
 _APOSTROPHE = re.compile(r"'")
-_PUNCTUATION = re.compile(r"[\W_]+")
+# Between digits it may be what keeps `100-200` from reading `100 200`, which is a number.
+_PUNCTUATION = re.compile(r"(?P<between>(?<=\d)[\W_]+(?=\d{3}(?!\d)))|[\W_]+")
 _ARTICLE = re.compile(r"\b(?:a|an|the)\s+(?=\S)")
 
 
@@ -294,13 +335,20 @@ def _canonical_text(text: str) -> str:
     return text
 
 
+def _plain(text: str) -> str:
+    """The text in ASCII signs and digits, as far as they go."""
+    if text.isascii():
+        return text
+    text = unicodedata.normalize("NFKC", text.translate(_SIGNS))
+    return re.sub(r"\d", lambda digit: str(unicodedata.decimal(digit[0])), text)
+
+
 def _unwrap(text: str) -> str:
     """The text without Markdown, LaTeX and quotation around it."""
-    if not text.isascii():
-        text = unicodedata.normalize("NFKC", text.translate(_SIGNS))
-    text = text.strip()
+    text = " ".join(_plain(text).split())
     if "\\" in text or "{,}" in text:
         text = _LATEX_NOISE.sub("", text.replace("\\$", "$").replace("\\%", "%").replace("\\#", "#"))
+        text = re.sub(r"\\[cdt]frac", r"\\frac", text)
         for _ in range(3):
             text = _LATEX_TEXT.sub(r"\1", text)
     before = None
@@ -309,7 +357,7 @@ def _unwrap(text: str) -> str:
         text = _STATEMENT.sub("", text.strip("*_`'\" \t\r\n").rstrip(".,;:!?"), count=1)
         for pattern, inside in _WRAPPERS:
             text = pattern.sub(inside, text) if pattern.fullmatch(text) else text
-    return text
+    return _GROUPS.sub(lambda groups: groups[0].translate(_SEPARATORS), text)
 
 
 def _numeric(text: str) -> str | None:
@@ -350,12 +398,12 @@ def _quantity(text: str) -> str | None:
         return None
     rest = match["rest"]
     if match["top"] is not None:
-        top, bottom = match["top"].replace(",", ""), match["bottom"].replace(",", "")
+        top, bottom = match["top"].translate(_SEPARATORS), match["bottom"].translate(_SEPARATORS)
         if not Decimal(bottom) or rest[:1] in tuple("/^*.0123456789"):
             return None
         value = Fraction(top) / Fraction(bottom) + int(match["whole"] or 0)
     else:
-        number = match["number"].replace(",", "") if match["number"] else _VALUE_OF_WORD[match["word"].lower()]
+        number = match["number"].translate(_SEPARATORS) if match["number"] else str(_spelled(match["word"]))
         exponent = match["exponent"] or match["power"]
         if exponent is not None:
             value = Decimal(number).scaleb(int(exponent), context=_WIDE) if len(number) <= 28 else None
@@ -375,7 +423,7 @@ def _quantity(text: str) -> str | None:
             value, rest = value + Fraction(1, _PARTS[half["part"].lower()]), rest[half.end() :]
         scale = _SCALE.match(rest)
         while scale:
-            value, rest = value * 10 ** _SCALES[scale["scale"].lower()], rest[scale.end() :]
+            value, rest = value * 10 ** _SCALES[(scale["scale"] or "thousand").lower()], rest[scale.end() :]
             scale = _SCALE.match(rest)
     if rest and (not _UNIT.match(rest) or _NO_UNIT.match(rest)):
         return None
@@ -384,6 +432,19 @@ def _quantity(text: str) -> str | None:
     if match["inner_sign"]:
         value = -value
     return _ratio(value) if isinstance(value, Fraction) else _number(value)
+
+
+def _spelled(words: str) -> int:
+    """The number that words matched by `_SPELLED` say."""
+    total = group = 0
+    for word in re.findall("[a-z]+", words.lower()):
+        if word == "hundred":
+            group *= 100
+        elif word in _SCALES:
+            total, group = total + group * 10 ** _SCALES[word], 0
+        else:
+            group += _VALUE_OF_WORD.get(word, 0)
+    return total + group
 
 
 def _clock(text: str) -> str | None:
@@ -440,14 +501,15 @@ def _equation(text: str) -> str | None:
 
 def _words(text: str) -> str:
     text = _APOSTROPHE.sub("", text.casefold())
-    text = _PUNCTUATION.sub(" ", unicodedata.normalize("NFKC", text)).strip()
+    text = unicodedata.normalize("NFKC", text)
+    text = _PUNCTUATION.sub(lambda gap: "-" if (gap["between"] or " ").strip() else " ", text).strip()
     return _ARTICLE.sub("", text)
 
 
 # ----------------------------------------------------------------------------------------------- LaTeX, by math-verify
 
 _LATEX = threading.Lock()
-_COMMANDS = {"frac", "dfrac", "tfrac", "sqrt", "cdot", "times", "div", "pi"}
+_COMMANDS = {"frac", "sqrt", "cdot", "times", "div", "pi"}
 _OPERATION = re.compile(r"\\[a-zA-Z]|[-+*/^×]")
 # One character outside of these, or a power that is not a small number on a small number, and it is not evaluated.
 _ALLOWED = re.compile(r"(?:[0-9.\s+\-*/^(){}\[\]×]|\\[a-zA-Z]+)+")
@@ -459,7 +521,7 @@ def _expression(text: str) -> str | None:
     """The value of arithmetic in LaTeX or plain signs, such as `2\\sqrt{3}` or `3 \\times 4`."""
     if len(text) > _MAX_EXPRESSION or not _OPERATION.search(text) or not re.search(r"[0-9]|\\pi", text):
         return None
-    text = text.replace("**", "^")
+    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text.strip("$").replace("**", "^"), flags=re.ASCII)
     commands = re.findall(r"\\([a-zA-Z]+)", text)
     tame = (
         _ALLOWED.fullmatch(text)
@@ -498,10 +560,10 @@ _STATED = re.compile(
     r"(?P<boxed>\\boxed\s?\{)"
     r"|####\s*"
     r"|\banswers?\b(?:\s*\*{1,2}\s*)?"
-    r"(?:[^.:=\n]{0,60}?\b(?:is|are|was|would be|will be|must be)\b(?!\s+not\b)\s*:?|\s*[:=])[\s*]*",
+    r"(?:[^.:=\n]{0,60}?\b(?:is|are|was|would be|will be|must be|should be|equals)\b(?!\s+not\b)\s*:?|\s*[:=])[\s*]*",
     re.IGNORECASE,
 )
-_ABBREVIATION = re.compile(r"(?:\b(?:mr|mrs|ms|dr|st|vs|sq|no|approx)|\b[ap]\.m)$", re.IGNORECASE)
+_ABBREVIATION = re.compile(r"(?:\b(?:mr|mrs|ms|dr|st|vs|sq|no|rs|approx)|\b[ap]\.m)$", re.IGNORECASE)
 _END = re.compile(r"[.!?]+[*_>\"')\]]*(?=\s|$)|\n")
 _ASIDE = re.compile(
     r",\s+(?!and\s+[\W]?\d|\d|[-$€£]\s?\d)|\s+(?:because|since|which|as we|so that)\b|;?\s+(?:therefore|hence|thus)\b",
@@ -509,7 +571,9 @@ _ASIDE = re.compile(
 )
 _FIRST_TRUTH = re.compile(r"(yes|no|true|false)\b(?=\s*(?:[,.;:!(-]|$))", re.IGNORECASE)
 _LAST_NUMBER = re.compile(
-    rf"(?:(?<![\w.)\]])-\s?)?{_CURRENCY}?(?:\d{{1,2}}:\d\d(?!\d)|(?<![\w.])\d+\s\d+/\d+|{_PLAIN}(?:e[-+]?\d{{1,3}}(?!\w)|\s?/\s?{_PLAIN})?)",
+    rf"(?:(?<![\w.)\]])-\s?)?{_CURRENCY}?(?<!\^)(?:\d{{1,2}}(?::[0-5]\d)?\s?[ap]\.?\s?m\b|\d{{1,2}}:\d\d(?!\d)"
+    rf"|(?<![\w.])\d+\s\d+/\d+|\d*\\[cdt]?frac(?:\{{[\d.]+\}}){{2}}"
+    rf"|{_PLAIN}(?:e[-+]?\d{{1,3}}(?!\w)|{_TIMES_TEN}-?\d{{1,3}}\}}?|\s?/\s?{_PLAIN})?)",
     re.ASCII | re.IGNORECASE,
 )
 _LAST_TRUTH = re.compile(
@@ -547,12 +611,15 @@ def _read_span(span: str) -> str:
     whole = canonical(span)
     if re.fullmatch(r"[-0-9.:;e]+", whole):
         return whole
-    answer = canonical(_ASIDE.split(span, maxsplit=1)[0])
-    # A whole clause ("that Tom has 5 apples") with one number in it says that number.
+    return _number_of_clause(canonical(_ASIDE.split(span, maxsplit=1)[0]), span)
+
+
+def _number_of_clause(answer: str, span: str) -> str:
+    """A whole clause ("that Tom has 5 apples") with one number in it says that number."""
+    if len(answer.split()) <= 3:
+        return answer
     numbers = _LAST_NUMBER.findall(span)
-    if len(answer.split()) > 3 and len(numbers) == 1:
-        return canonical(numbers[0])
-    return answer
+    return canonical(numbers[0]) if len(numbers) == 1 else answer
 
 
 def _last_answer(text: str) -> str | None:

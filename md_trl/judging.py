@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from .answers import NO_ANSWER, canonical, equal, extract
+from .answers import NO_ANSWER, canonical, equal, extract, read
 from .execution import Executor
 from .records import Thought
 
@@ -54,7 +54,7 @@ def judge(
         if thought.finish_reason == "stop":
             if thought.path == "pot":
                 result = next(results)
-                answer = canonical(result.value) if result.status == "ok" else None
+                answer = read(result.value) if result.status == "ok" else None
             elif thought.path == "cot":
                 answer = extract(thought.text, strict=strict) or thought.stated
             else:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from md_trl.answers import NO_ANSWER, canonical, equal, extract
+from md_trl.answers import NO_ANSWER, canonical, equal, extract, read
 
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
@@ -52,6 +52,7 @@ CANONICAL = [
     ("007", "7"),
     ("+5", "5"),
     ("-7", "-7"),
+    ("٣", "3"),
     ("−7", "-7"),
     ("minus 7", "-7"),
     ("-0.0", "0"),
@@ -83,6 +84,15 @@ CANONICAL = [
     ("109,200,000", "109200000"),
     ("1{,}234", "1234"),
     ("₹1,00,000", "100000"),
+    ("1 234", "1234"),
+    ("-1\u202f234\u202f567.50 km", "-1234567.50"),
+    ("1'234", "1234"),
+    ("1_000", "1000"),
+    ("2 500/1000", "2.50"),
+    ("100-200", "100-200"),
+    ("1,000 + 500", "1500"),
+    ("$2k", "2000"),
+    ("2 km", "2"),
     ("$1,234.50", "1234.50"),
     ("\\$3239", "3239"),
     ("-$5", "-5"),
@@ -123,7 +133,13 @@ CANONICAL = [
     # words
     ("twelve", "12"),
     ("Twenty", "20"),
-    ("twenty-five", "twenty five"),
+    ("twenty-five", "25"),
+    ("one hundred and five apples", "105"),
+    ("a thousand", "1000"),
+    ("two million three hundred thousand and twelve", "2300012"),
+    ("five six", "five six"),
+    ("five and ten", "5;10"),
+    ("a hundredth", "hundredth"),
     # times and ratios
     ("5:15", "5:15"),
     ("05:15", "5:15"),
@@ -149,11 +165,14 @@ CANONICAL = [
     ("3.5 (dollars); 1.8 (dollars)", "3.50;1.80"),
     ("3 hours and 20 minutes", "3;20"),
     ("5 feet 6 inches", "5;6"),
+    ("5 ft 6 in", "5;6"),
     # LaTeX and arithmetic
     ("$5$", "5"),
     ("\\boxed{42}", "42"),
     ("\\frac{3}{4}", "0.7500"),
     ("$\\frac34$", "0.7500"),
+    ("\\boxed{\\cfrac{3}{4}}", "0.7500"),
+    ("\\frac{1,000}{4}", "250"),
     ("3\\frac{1}{2}", "3.50"),
     ("2\\sqrt{3}", "3.46"),
     ("5\\text{ apples}", "5"),
@@ -208,6 +227,8 @@ CANONICAL = [
 
 STRICT = [
     ("The answer is $5.00 per apple.", "5"),
+    ("The answer is Rs. 500.", "500"),
+    ("The answer is ５.", "5"),
     ("The answer is 3.5.", "3.50"),
     ("The answer is 1,234.", "1234"),
     ("the answer is -7", "-7"),
@@ -228,6 +249,7 @@ STRICT = [
     ("**Answer:** 5", "5"),
     ("Final answer: $1,080", "1080"),
     ("The answer to the question is 12.", "12"),
+    ("So the answer should be 12.", "12"),
     ("The answer is that Tom has 5 apples.", "5"),
     ("The answer is 42, because 40 + 2 = 42.", "42"),
     ("The answer is 5 + 6 = 11.", "11"),
@@ -253,6 +275,13 @@ FLEXIBLE = [
     ("It costs $1,080 in all", "1080"),
     ("He ate 2 1/2 pies", "2.50"),
     ("They meet at 5:15", "5:15"),
+    ("They meet at 5:15 p.m. or so.", "17:15"),
+    ("They meet at 5pm.", "17:00"),
+    ("It weighs 15 mg", "15"),
+    ("It is −5 then.", "-5"),
+    ("The area is 12 m².", "12"),
+    ("He is left with $2\\frac{3}{4}$.", "2.75"),
+    ("It weighs 1.5 x 10^3 g.", "1500"),
     ("Yes.", "yes"),
     ("He could. So yes.", "yes"),
     ("2008 was later. Therefore, no.", "no"),
@@ -328,6 +357,8 @@ class TestCanonical:
             "1" + ",111" * 10**5,
             "\\sqrt{" * 15 + "99999999999999999999" + "}" * 15,
             "answer is " * 10**4,
+            "####" * 10**4,
+            "1" + " " * 990 + "!x",
             "\x00\ud800",
         ],
         ids=lambda text: f"{text[:12]!r}x{len(text)}",
@@ -424,6 +455,30 @@ class TestExtract:
     )
     def test_reads_what_was_written(self, number, form):
         assert extract(f"First 12 and 5.\n{form.format(f'{number:,}')}") == str(number)
+
+
+class TestRead:
+    @pytest.mark.parametrize(
+        ("value", "expected"),
+        [
+            ("Total: $5.00", "5"),
+            ("Tom has 5 apples left.", "5"),
+            ("The train leaves at: 5:15", "5:15"),
+            ("He filled 5 of the 7 cups.", "he filled 5 of 7 cups"),
+            ("neither day", "neither day"),
+            ("Rug 2", "rug 2"),
+            ("12 and 8", "12;8"),
+            (5.0, "5"),
+            ([1, 2], "1;2"),
+            ("", ""),
+        ],
+    )
+    def test_table(self, value, expected):
+        assert read(value) == expected
+
+    @given(values)
+    def test_wild_values(self, value):
+        assert canonical(read(value)) == read(value)
 
 
 @needs_data

@@ -75,6 +75,11 @@ class TestMetric:
         metric.add_batch(cot=[["5"]], pot=[["6", "6"]], references=["6"])
         assert metric.compute() == load().compute(cot=[["5"], ["5"]], pot=[[], ["6", "6"]], references=["5", "6"])
 
+    def test_nothing_and_numbers(self):
+        given = load().compute(cot=[[None], [5, 6.0]], pot=[[None, "5"], [True, None]], references=[5, "6"])
+        assert given == load().compute(cot=[[""], ["5", "6"]], pot=[["", "5"], ["yes", ""]], references=["5", "6"])
+        assert load("flat").compute(predictions=[None, 6], references=["5", 6])["accuracy"] == 0.5
+
     def test_flat(self):
         scores = load("flat").compute(predictions=["$5.00", "", "7"], references=["5", "6", "8"])
         assert scores == {"accuracy": 1 / 3, "abstained": 1 / 3, "n_questions": 3}

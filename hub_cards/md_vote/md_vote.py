@@ -13,6 +13,8 @@
 # limitations under the License.
 """Accuracy of the votes of two reasoning paths: chain of thought and program of thought."""
 
+from collections.abc import Iterable
+
 import datasets
 import evaluate
 
@@ -29,7 +31,7 @@ Answers are compared as numbers, yes/no, times or words in their canonical form,
 _KWARGS_DESCRIPTION = """
 Args:
     cot (list of list of str): for each question the answers of its CoT thoughts, in the order sampled. An unusable
-        thought is an empty string (None is not allowed inside a list); a path that was not sampled is an empty list.
+        thought is an empty string or None; a path that was not sampled is an empty list. Numbers are read like texts.
     pot (list of list of str): the same for its PoT thoughts.
     references (list of str): for each question the gold answer.
     predictions (list of str): configuration "flat" only, instead of cot and pot: for each question one answer.
@@ -77,6 +79,13 @@ _FEATURES = {
 }
 
 
+def _as_text(given):
+    """evaluate takes nothing but texts: a number is read like its text, and `None` is no answer."""
+    if isinstance(given, Iterable) and not isinstance(given, str):
+        return [_as_text(answer) for answer in given]
+    return "" if given is None else str(given)
+
+
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
 class MDVote(evaluate.Metric):
     def _info(self):
@@ -90,6 +99,10 @@ class MDVote(evaluate.Metric):
             codebase_urls=["https://huggingface.co/spaces/md/md_vote"],
             reference_urls=["https://huggingface.co/papers/2312.10730"],
         )
+
+    def add_batch(self, **answers):
+        """Add the answers of several questions."""
+        super().add_batch(**{name: _as_text(given) for name, given in answers.items()})
 
     def _compute(self, **answers):
         return score_flat(**answers) if self.config_name == "flat" else score(**answers)

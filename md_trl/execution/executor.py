@@ -21,7 +21,7 @@ from .results import LOST, Limits, Result
 ENGINES = ("auto", "monty", "jail")
 # Errors of a program in Monty that may be Monty's own: it may lack a method, an operator or a format that the program
 # rightly uses.
-DOUBTFUL = ("AttributeError:", "TypeError:", "ValueError:", "SyntaxError:", LOST)
+DOUBTFUL = ("AttributeError:", "TypeError:", "ValueError:", "SyntaxError:", "SystemExit", LOST)
 
 
 class Executor:

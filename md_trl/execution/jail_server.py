@@ -25,6 +25,7 @@ import sys
 import time
 import types
 import warnings
+from fractions import Fraction
 
 
 sys.path.insert(0, os.path.dirname(__file__))
@@ -104,6 +105,7 @@ def _warm_up() -> None:
         numpy.linalg.solve(numpy.eye(2), numpy.ones(2))
         str([numpy.random.default_rng(0).normal(), numpy.roots([1, -3, 2]), numpy.median([1, 2]), numpy.std([1, 2])])
     time.strptime("2024", "%Y")
+    sys.set_int_max_str_digits(0)
     # From here on a module that is not loaded does not exist, sleep costs nothing, and chance is the same every time.
     sys.meta_path.clear()
     time.sleep = lambda seconds: None
@@ -266,6 +268,8 @@ def _run(task: dict, namespace: dict) -> tuple[str, object, str | None, str | No
     except SystemExit as end:
         if end.code not in (None, 0):
             raise
+        # Nothing more is run, but what it has named by then counts.
+        value = next((namespace[name] for name in task["expressions"] if namespace.get(name) is not None), None)
     try:
         return "ok", to_json(value, _simplify), type(value).__name__, None
     except NoAnswer as failure:
@@ -328,12 +332,16 @@ def _simplify(value: object) -> object:
             return value
         if value in (sympy.oo, -sympy.oo):
             return "inf" if value == sympy.oo else "-inf"
-        if not isinstance(value, sympy.Expr) or not value.is_number or value.is_Rational:
+        if value is sympy.zoo:
+            return "nan"
+        if value.is_Rational:
+            return Fraction(int(value.p), int(value.q))
+        if not isinstance(value, sympy.Expr) or not value.is_number:
             return str(value)
         if value.is_real is False:
             return str(complex(value)).strip("()")
         number = float(value)
-        return repr(number) if abs(number) != float("inf") else str(value.evalf(17))
+        return repr(number) if 0 < abs(number) < float("inf") or value.is_zero else str(value.evalf(15))
     return value
 
 

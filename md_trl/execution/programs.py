@@ -9,6 +9,8 @@ This is the one place that decides, for every engine. The answer of a program is
 5. the value that a last `print` shows, without the words around it;
 6. what the only function that needs no argument returns, if nothing calls it;
 7. the last line of the output.
+
+The last line of `if __name__ == "__main__":` at the end counts as the last line.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ _MONTY_MODULES = frozenset(
     "json math os pathlib posixpath random re sys time tomllib typing unicodedata".split()
 )
 _ITERATORS = ("map", "filter", "zip", "enumerate", "reversed", "iter")
-_MAY_NEED = re.compile(rf"\b(?:import|yield|class|try|async|await|for|{'|'.join(_ITERATORS)})\b")
+_MAY_NEED = re.compile(rf"\b(?:import|yield|class|try|for|{'|'.join(_ITERATORS)})\b")
 _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
 _WORTH_A_LOOK = (ast.expr, ast.arguments)  # a single child that is not merely `Load` or `Add`
 _SCOPES += (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
@@ -88,7 +90,12 @@ def prepare(text: str) -> Program:
     # What runs with the module, and what waits in the bodies of functions and classes.
     outside = _walk([tree], _SCOPES)
     inside = _walk(child for node in outside if isinstance(node, _SCOPES) for child in ast.iter_child_nodes(node))
-    program = _with_answer(source, tree, outside, inside)
+    try:
+        program = _with_answer(source, tree, outside, inside)
+    except NotAProgram:
+        raise
+    except (RecursionError, ValueError):  # a sum of a thousand terms, or an f-string that `ast` cannot write
+        program = Program(source)
     needs = next(filter(None, map(_need, outside + inside)), None) if _MAY_NEED.search(source) else None
     return replace(program, needs=needs) if needs else program
 
@@ -131,6 +138,8 @@ def _with_answer(source: str, tree: ast.Module, outside: list[ast.AST], inside: 
     name = _named_answer(outside)
     named = (name,) if name else ()
     last = statements[-1]
+    while isinstance(last, ast.If) and ast.unparse(last.test) == "__name__ == '__main__'" and not last.orelse:
+        last = last.body[-1]
     printed = _print_call(last)
     if isinstance(last, ast.Expr) and not printed:
         if isinstance(last.value, ast.Starred):  # the parser lets it pass, the compiler does not
@@ -153,11 +162,14 @@ def _with_answer(source: str, tree: ast.Module, outside: list[ast.AST], inside: 
 
 
 def _find(text: str) -> tuple[str, ast.Module]:
-    """The longest fenced block that is Python, the whole text, or the text without the prose around the code."""
-    text = text.replace("\r\n", "\n").strip("\n")
-    blocks = [match["code"] for match in _FENCE.finditer(text)]
+    """The fenced blocks of Python, the longest fenced block, the whole text, or the text without prose around it."""
+    text = text.lstrip("\ufeff").replace("\r\n", "\n").strip("\n")
+    blocks = [(match["language"].lower(), textwrap.dedent(match["code"])) for match in _FENCE.finditer(text)]
+    # One program may be told in several blocks.
+    python = "\n".join(code for language, code in blocks if language in ("python", "python3", "py"))
+    fenced = [python] * bool(python) + sorted((code for _, code in blocks), key=len, reverse=True)
     failure = None
-    for candidate in [*sorted(blocks, key=len, reverse=True), *([] if blocks else _candidates(text))]:
+    for candidate in fenced or _candidates(text):
         candidate = textwrap.dedent(candidate)
         try:
             return candidate, _parse(candidate)
@@ -210,7 +222,7 @@ def _need(node: ast.AST) -> str | None:
         return "try"
     if isinstance(node, (ast.Assign, ast.AnnAssign, ast.NamedExpr)) and _is_iterator(node.value):
         return "iterators"
-    return "async" if isinstance(node, (ast.AsyncFunctionDef, ast.Await)) else None
+    return None
 
 
 def _is_iterator(node: ast.expr | None) -> bool:
@@ -261,24 +273,57 @@ def _print_call(statement: ast.stmt) -> ast.Call | None:
 
 def _shown(source: str, statement: ast.stmt, call: ast.Call) -> Program:
     """A program that ends in `print(...)`: the one thing printed that is not a literal text."""
-    if len(call.args) == 1 and not call.keywords and not isinstance(call.args[0], (ast.JoinedStr, ast.Starred)):
-        # Evaluated once, as in the original.
-        body = _before(source, statement) + f"\n_shown = ({_text(source, call.args[0])}\n)\nprint(_shown)"
-        return Program(body, ("_shown",))
-    parts: list[ast.expr] = []
-    for argument in call.args:
-        parts += argument.values if isinstance(argument, ast.JoinedStr) else [argument]
-    values = [part.value if isinstance(part, ast.FormattedValue) else part for part in parts]
-    values = [value for value in values if not isinstance(value, ast.Constant)]
-    if len(values) == 1 and not isinstance(values[0], ast.Starred):
-        return Program(source, (ast.unparse(values[0]),))
-    return Program(source)
+    values = [value for argument in call.args for value in _values(argument)]
+    values = [value for value in values if not _is_literal(value)] or call.args
+    if len(values) != 1 or isinstance(values[0], ast.Starred):
+        return Program(source)
+    # Evaluated once, as in the original.
+    shown = ast.JoinedStr(values) if isinstance(values[0], ast.FormattedValue) else values[0]
+    printed = ast.unparse(_Shown(values[0]).visit(call))
+    return Program(_before(source, statement) + f"\n_shown = {ast.unparse(shown)}\n{printed}", ("_shown",))
+
+
+class _Shown(ast.NodeTransformer):
+    """Puts the name `_shown` in the place of a node."""
+
+    def __init__(self, node: ast.expr):
+        self.node = node
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        if node is not self.node:
+            return self.generic_visit(node)
+        name = ast.Name("_shown")
+        return ast.FormattedValue(name, -1) if isinstance(node, ast.FormattedValue) else name
+
+
+def _values(node: ast.expr) -> list[ast.expr]:
+    """What a text is put together from: an f-string, or a sum with a literal text or `str()` in it."""
+    if isinstance(node, ast.JoinedStr):
+        return [value for part in node.values for value in _values(part)]
+    if isinstance(node, ast.FormattedValue):
+        # `{share:.0%}` shows another number than `share`.
+        return [node] if "%" in ast.unparse(node.format_spec or ast.Constant("")) else [node.value]
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add) and _is_text(node):
+        return _values(node.left) + _values(node.right)
+    return node.args if _is_text(node) and isinstance(node, ast.Call) else [node]
+
+
+def _is_text(node: ast.expr) -> bool:
+    if isinstance(node, ast.BinOp):
+        return isinstance(node.op, ast.Add) and (_is_text(node.left) or _is_text(node.right))
+    if isinstance(node, ast.Call):
+        return isinstance(node.func, ast.Name) and node.func.id == "str" and len(node.args) == 1
+    return isinstance(node, ast.JoinedStr) or _is_literal(node)
+
+
+def _is_literal(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
 def _before(source: str, statement: ast.stmt) -> str:
     lines = source.split("\n")
     same_line = lines[statement.lineno - 1].encode()[: statement.col_offset].decode()
-    return "\n".join([*lines[: statement.lineno - 1], same_line])
+    return "\n".join([*lines[: statement.lineno - 1], same_line + "pass"])
 
 
 def _text(source: str, node: ast.expr) -> str:

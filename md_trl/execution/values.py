@@ -53,16 +53,19 @@ def to_json(value: Any, simplify: Callable[[Any], Any] | None = None) -> Any:
         if isinstance(value, int):
             if -_TOO_LONG < value < _TOO_LONG:
                 return value
-            if depth:
-                raise NoAnswer(f"the result has an item of more than {MAX_INT_DIGITS:,} digits")
             if value.bit_length() > MAX_DIGITS * math.log2(10):
                 raise NoAnswer(f"the result has more than {MAX_DIGITS:,} digits")
             # `Decimal` writes any number of digits, `str(int)` does not.
             return format(Decimal(value), "f")
         if isinstance(value, float):
             return value if math.isfinite(value) else str(value)
+        if isinstance(value, Decimal):
+            value = "nan" if value.is_nan() else str(value).lower().replace("infinity", "inf")
+        elif isinstance(value, (Fraction, complex, datetime.date, datetime.time, datetime.timedelta)):
+            value = str(value).strip("()")
         if isinstance(value, str):
-            if len(value) > MAX_TEXT:
+            # The jail hands over large ints as text.
+            if len(value) > (MAX_DIGITS + 1 if value.lstrip("-").isdecimal() else MAX_TEXT):
                 raise NoAnswer(f"the result has more than {MAX_TEXT:,} characters")
             # Half of a character is no text: it can be written to no file.
             return value.encode("utf-8", "replace").decode()
@@ -72,11 +75,6 @@ def to_json(value: Any, simplify: Callable[[Any], Any] | None = None) -> Any:
             return sorted((convert(item, depth + 1) for item in value), key=repr)
         if isinstance(value, dict):
             return {_key(key, convert, depth): convert(item, depth + 1) for key, item in value.items()}
-        if isinstance(value, (Decimal, Fraction, complex, datetime.date, datetime.time, datetime.timedelta)):
-            text = str(value)
-            if len(text) > MAX_TEXT:
-                raise NoAnswer(f"the result has more than {MAX_TEXT:,} characters")
-            return text.strip("()").lower() if isinstance(value, (Decimal, complex)) else text
         raise NoAnswer(f"the result is of type {type(value).__name__}")
 
     return convert(value, 0)
