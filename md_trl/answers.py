@@ -170,7 +170,8 @@ def read(value: Any) -> str:
     """
     if not isinstance(value, str):
         return canonical(value)
-    value = value.strip().rpartition(": ")[2]
+    label, _, rest = value.strip().rpartition(": ")
+    value = rest if any(map(str.isalpha, label)) else value
     return _number_of_clause(canonical(value), value)
 
 

@@ -4,7 +4,7 @@ import random
 import re
 import subprocess
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from fractions import Fraction
 
 import pytest
@@ -162,7 +162,9 @@ def test_parse_takes_no_other_text(question, place, text):
     changed = question[:place] + text + question[place + 1 :]
     story = parse(changed)
     if story is not None:
-        assert changed in {wording.format(**story.values) for wording in story.kind.wordings}
+        # Not every wording has all values
+        said = {wording.format_map(defaultdict(str, story.values)) for wording in story.kind.wordings}
+        assert changed in said
 
 
 @pytest.mark.parametrize("text", ["", "What is 2 plus 3?", "Ann has 007 books in all. 4 of the books of Ann are new."])
