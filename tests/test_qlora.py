@@ -5,8 +5,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import AutoPeftModelForCausalLM, AutoPeftModelForSeq2SeqLM, LoraConfig
-from students import byte_tokenizer, tiny_llama, tiny_mistral, tiny_t5
-from test_seq2seq_trainer import t5_tokenizer
+from students import byte_tokenizer, t5_tokenizer, tiny_llama, tiny_mistral, tiny_t5
 from test_trainer import ROWS
 from transformers import BitsAndBytesConfig
 

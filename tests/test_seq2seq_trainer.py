@@ -7,9 +7,9 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import AutoPeftModelForSeq2SeqLM, LoraConfig
-from students import tiny_llama, tiny_t5
+from students import t5_tokenizer, tiny_llama, tiny_t5
 from test_trainer import OBJECTIVES, ROWS, Gradients, relative_error, row, thought
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, T5Tokenizer
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from md_trl import MDConfig, MDSeq2SeqConfig, MDSeq2SeqTrainer
 from md_trl.cli import run_verb
@@ -19,15 +19,6 @@ from md_trl.trainer.thoughts import check_lossless
 
 
 PROGRAM = 'def f(x):\n    d = {"a": [1, 2]}\n    if x < 3:\n        return f"{x}" * 2  # ~^\\\nanswer = f(2)'
-
-
-def t5_tokenizer() -> T5Tokenizer:
-    """T5's own tokenizer with a vocabulary of letters, some words, and the gaps of the real one."""
-    kept = sorted(set(string.ascii_letters + string.digits + string.punctuation) - set("{}<~^\\`"))
-    words = ["▁the", "▁answer", "▁is", "The", "▁The", "answer", "▁=", "▁What", "step", "▁return"]
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
-    pieces += [(character, -4.0) for character in kept] + [(word, -3.0) for word in words]
-    return T5Tokenizer(vocab=pieces, extra_ids=5)
 
 
 def reference_loss(model, tokenizer, rows, objective="md", unsolved="correct", reduction="mean"):

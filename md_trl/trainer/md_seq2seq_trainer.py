@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
@@ -22,7 +22,7 @@ from ..prompts import encode, is_chat, student_prompt
 from .collator import MDCollator
 from .md_seq2seq_config import MDSeq2SeqConfig
 from .mixed_objective import MixedObjective
-from .program_tokens import add_program_tokens
+from .program_tokens import add_program_tokens, has_tied_head
 
 
 def tokenize_for_encoder_and_decoder(
@@ -143,11 +143,11 @@ class MDSeq2SeqTrainer(MixedObjective, Seq2SeqTrainer, _BaseTrainer):
         quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
             Quantization for a model given by name; with `peft_config`, QLoRA.
         peft_config ([`~peft.LoraConfig`], *optional*):
-            LoRA configuration used to wrap the model.
+            LoRA configuration used to wrap the model. Its task type becomes `SEQ_2_SEQ_LM`.
 
     Raises:
-        `ValueError`: the model is no encoder-decoder, the dataset leaves no question, or the tokenizer has no EOS or
-            loses characters of programs in spite of what was added.
+        `ValueError`: the model is no encoder-decoder, the dataset leaves no question, the tokenizer has no EOS or
+            loses characters of programs in spite of what was added, or an adapter could not keep what was added.
     """
 
     _tokenize_thoughts = staticmethod(tokenize_for_encoder_and_decoder)
@@ -194,9 +194,17 @@ class MDSeq2SeqTrainer(MixedObjective, Seq2SeqTrainer, _BaseTrainer):
             )
         if not isinstance(model, PeftModel):
             programs = _programs(train_dataset) if args.objective in ("md", "pot", "uniform") else ()
+            rows = model.get_input_embeddings().num_embeddings
             processing_class, new_ids = add_program_tokens(processing_class, model, programs)
             if peft_config is not None:
+                if model.get_input_embeddings().num_embeddings > rows and not has_tied_head(model):
+                    raise ValueError(
+                        f"{name!r} has an LM head of its own and {rows} embeddings, too few for a vocabulary of "
+                        f"{len(processing_class)} with what programs need. An adapter cannot keep both resized: train "
+                        "without `peft_config`."
+                    )
                 peft_config = copy(peft_config)
+                peft_config.task_type = TaskType.SEQ_2_SEQ_LM  # TRL's `ModelConfig` says `CAUSAL_LM` by default
                 if new_ids:
                     peft_config.trainable_token_indices = [*(peft_config.trainable_token_indices or []), *new_ids]
                 model = get_peft_model(model, peft_config)
