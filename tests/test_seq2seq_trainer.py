@@ -326,9 +326,10 @@ def test_what_it_cannot_do_is_refused_by_name(tmp_path):
         train(tmp_path, tiny_llama(), ROWS)
 
 
-def test_the_recipe_trains_on_the_command_line(tmp_path):
+def train_on_the_command_line(tmp_path, model, *more):
+    """The recipe of T5 with a tiny one; returns the folder of the student."""
     t5_tokenizer().save_pretrained(tmp_path / "t5")
-    tiny_t5().save_pretrained(tmp_path / "t5")
+    model.save_pretrained(tmp_path / "t5")
     Dataset.from_list(ROWS).to_parquet(tmp_path / "mixed" / "toy" / "train.parquet")
     (tmp_path / "mixed" / "README.md").write_text(
         "---\nconfigs:\n- config_name: toy\n  data_files:\n  - split: train\n    path: toy/train.parquet\n---\n"
@@ -337,8 +338,5 @@ def test_the_recipe_trains_on_the_command_line(tmp_path):
     arguments = ["--config", str(recipe), "--task", "toy", "--max_steps", "2", "--use_cpu", "true", "--bf16", "false"]
     for name, folder in (("dataset", "mixed"), ("model_name_or_path", "t5"), ("output_dir", "student")):
         arguments += [f"--{name}", str(tmp_path / folder)]
-    run_verb("train", arguments)
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "student")
-    assert tokenizer.decode(tokenizer(PROGRAM)["input_ids"], skip_special_tokens=True) == PROGRAM
-    with pytest.raises(SystemExit, match="is an encoder-decoder.*Leave out `eval_task`"):
-        run_verb("train", [*arguments, "--eval_task", "svamp"])
+    run_verb("train", [*arguments, "--eval_task", "stories", *more])
+    return tmp_path / "student"

@@ -19,6 +19,9 @@ from test_trainer import ROWS
 from md_trl import MDConfig, MDSeq2SeqConfig, MDSeq2SeqTrainer, MDTrainer
 
 
+STUDENTS = ("gpt2", "t5", "t5_lora")
+
+
 class Kill(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == 6:  # after the checkpoint of step 5 is on disk
@@ -26,12 +29,11 @@ class Kill(TrainerCallback):
 
 
 def train(student: str, mode: str, output: str) -> None:
-    if student == "t5":
-        model, tokenizer, config_class, trainer_class = tiny_t5(), t5_tokenizer(), MDSeq2SeqConfig, MDSeq2SeqTrainer
-        peft_config = LoraConfig(r=4, target_modules=["q", "v"], lora_dropout=0.2)
-    else:
+    if student == "gpt2":
         model, tokenizer, config_class, trainer_class = tiny_gpt2(), byte_tokenizer(), MDConfig, MDTrainer
-        peft_config = None
+    else:
+        model, tokenizer, config_class, trainer_class = tiny_t5(), t5_tokenizer(), MDSeq2SeqConfig, MDSeq2SeqTrainer
+    lora = LoraConfig(r=4, target_modules=["q", "v"], lora_dropout=0.2)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.2  # random numbers of the model go on as well
@@ -54,7 +56,7 @@ def train(student: str, mode: str, output: str) -> None:
         train_dataset=Dataset.from_list(ROWS),
         processing_class=tokenizer,
         callbacks=[Kill()] if mode == "killed" else [],
-        peft_config=peft_config,
+        peft_config=lora if student == "t5_lora" else None,
     )
     trainer.train(resume_from_checkpoint=mode == "resumed")
     keep = ("step", "epoch", "loss", "grad_norm", "cot_loss", "pot_loss", "num_questions", "num_tokens")
@@ -63,7 +65,7 @@ def train(student: str, mode: str, output: str) -> None:
 
 
 def main(mode: str, output: str) -> None:
-    for student in ("gpt2", "t5"):
+    for student in STUDENTS:
         if mode != "killed":
             train(student, mode, f"{output}/{student}")
         elif (child := os.fork()) == 0:

@@ -372,7 +372,9 @@ class TransformersEngine:
         self, tokens: torch.Tensor, step: int, stop: Iterable[str], done: torch.Tensor, lengths: torch.Tensor
     ) -> None:
         """Mark the rows whose text holds a stop string."""
-        texts = self.tokenizer.batch_decode(tokens[:, :step], clean_up_tokenization_spaces=False)
+        texts = self.tokenizer.batch_decode(
+            tokens[:, :step], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
         for i, text in enumerate(texts):
             if not done[i] and any(string in text for string in stop):
                 done[i], lengths[i] = True, step
