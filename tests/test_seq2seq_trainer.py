@@ -282,6 +282,7 @@ def saved_t5(tmp_path, **config):
 
 
 OVERFIT = {"max_steps": 200, "learning_rate": 1e-2, "max_grad_norm": 1.0, "warmup_steps": 10, "logging_steps": 10}
+OVERFIT |= {"lr_scheduler_type": "constant_with_warmup"}
 
 
 def test_a_student_that_overfits_writes_its_thoughts_and_so_does_its_copy(tmp_path):
