@@ -139,7 +139,7 @@ def test_the_encoder_reads_each_prompt_once_as_it_was_trained(full):
     trained = []
     for question in QUESTIONS:
         for path in ("cot", "pot"):
-            [row] = tokenize_for_encoder_and_decoder(question, path, ["a"], tokenizer, "auto")
+            [row] = tokenize_for_encoder_and_decoder(student_prompt(question, path), ["a"], tokenizer)
             trained.append(row["input_ids"][: row["start"]])
     assert sorted(read) == sorted(trained)
 

@@ -21,19 +21,23 @@ from md_trl.trainer.thoughts import check_lossless
 PROGRAM = 'def f(x):\n    d = {"a": [1, 2]}\n    if x < 3:\n        return f"{x}" * 2  # ~^\\\nanswer = f(2)'
 
 
+def cross_entropy(model, tokenizer, prompt, text, reduction="mean"):
+    prompt_ids, target = tokenizer(prompt)["input_ids"], tokenizer(text)["input_ids"]
+    assert prompt_ids[-1] == target[-1] == tokenizer.eos_token_id
+    logits = model(
+        input_ids=torch.tensor([prompt_ids]),
+        decoder_input_ids=torch.tensor([[model.config.decoder_start_token_id, *target[:-1]]]),
+    ).logits[0]
+    log_probs = torch.log_softmax(logits, dim=-1)
+    losses = [-log_probs[i, token] for i, token in enumerate(target)]
+    return sum(losses) / len(losses) if reduction == "mean" else sum(losses)
+
+
 def reference_loss(model, tokenizer, rows, objective="md", unsolved="correct", reduction="mean"):
     """METHOD.md read aloud for an encoder-decoder: one thought at a time, the encoder run for each."""
 
-    def cross_entropy(prompt, text):
-        prompt_ids, target = tokenizer(prompt)["input_ids"], tokenizer(text)["input_ids"]
-        assert prompt_ids[-1] == target[-1] == tokenizer.eos_token_id
-        logits = model(
-            input_ids=torch.tensor([prompt_ids]),
-            decoder_input_ids=torch.tensor([[model.config.decoder_start_token_id, *target[:-1]]]),
-        ).logits[0]
-        log_probs = torch.log_softmax(logits, dim=-1)
-        losses = [-log_probs[i, token] for i, token in enumerate(target)]
-        return sum(losses) / len(losses) if reduction == "mean" else sum(losses)
+    def loss_of(prompt, text):
+        return cross_entropy(model, tokenizer, prompt, text, reduction)
 
     triggers = {"cot": "Let's think step by step.", "pot": "Let's break down the code step by step."}
     total, count = 0.0, 0
@@ -42,7 +46,7 @@ def reference_loss(model, tokenizer, rows, objective="md", unsolved="correct", r
             continue
         count += r["repeat"]
         if objective in ("label", "label_all", "step_by_step"):
-            total = total + r["repeat"] * cross_entropy(f"{r['question']}\n", r["answer"])
+            total = total + r["repeat"] * loss_of(f"{r['question']}\n", r["answer"])
             if objective != "step_by_step":
                 continue
         if objective == "step_by_step":
@@ -59,7 +63,7 @@ def reference_loss(model, tokenizer, rows, objective="md", unsolved="correct", r
                 texts = [t["text"] for t in r[path] if t["answer"] == r[f"{path}_vote"]]
             else:
                 texts = [t["text"] for t in r[path] if t["correct"]]
-            losses = [cross_entropy(f"{r['question']}\n{triggers[path]}\n", text) for text in texts]
+            losses = [loss_of(f"{r['question']}\n{triggers[path]}\n", text) for text in texts]
             if losses:
                 total = total + r["repeat"] * weight * sum(losses) / len(losses)
     return total / count
@@ -234,6 +238,35 @@ def test_long_thoughts_are_dropped_and_counted_never_cut(tmp_path):
     assert trainer.dropped["train"] == {"type_4": 1, "no_thought": 1, "too_long": 2}
     _, [expected] = train(tmp_path, tiny_t5(), ROWS[:2])
     assert relative_error(found, expected) < 1e-6
+
+
+def test_flat_rows_weigh_their_cross_entropy(tmp_path):
+    rows = [
+        {"prompt": "What is 2 + 3?\n", "completion": "The answer is 5.", "weight": 0.5, "path": "cot"},
+        {"prompt": "What is 2 + 3?\n", "completion": "answer = {5}[0]  # é", "weight": 2.0, "path": "pot"},
+        {"prompt": "What is 1?\n", "completion": "1", "weight": 1.0, "path": "label"},
+    ]
+    model = tiny_t5()
+    trainer, [found] = train(tmp_path, model, rows)
+    model.zero_grad()
+    losses = [r["weight"] * cross_entropy(model, trainer.processing_class, r["prompt"], r["completion"]) for r in rows]
+    expected = sum(losses) / 3
+    expected.backward()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected.item(), rel=1e-5)
+    assert relative_error(found, {n: p.grad for n, p in model.named_parameters()}) < 1e-5
+    train(tmp_path, tiny_t5(), [{"prompt": r["prompt"], "completion": r["completion"]} for r in rows[::2]])
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_activation_checkpointing_changes_no_gradient(tmp_path, tuning):
+    found = []
+    for checkpointing in (False, True):
+        peft_config = lora(init_lora_weights=False) if tuning == "lora" else None
+        model = tiny_t5()
+        _, [gradients] = train(tmp_path, model, ROWS, peft_config=peft_config, activation_checkpointing=checkpointing)
+        assert model.is_activation_checkpointing == checkpointing
+        found.append(gradients)
+    assert set(found[0]) == set(found[1]) and relative_error(*found) < 1e-6
 
 
 def lora(**options):

@@ -18,7 +18,7 @@ from transformers import (
 )
 from trl.trainer.base_trainer import _BaseTrainer
 
-from ..prompts import encode, is_chat, student_prompt
+from ..prompts import encode
 from .collator import MDCollator
 from .md_seq2seq_config import MDSeq2SeqConfig
 from .mixed_objective import MixedObjective
@@ -26,22 +26,20 @@ from .program_tokens import add_program_tokens, has_tied_head
 
 
 def tokenize_for_encoder_and_decoder(
-    question: str, path: str, texts: list[str], tokenizer: PreTrainedTokenizerBase, prompt_format: str
+    prompt: str, texts: list[str], tokenizer: PreTrainedTokenizerBase, chat: bool = False
 ) -> list[dict[str, Any]]:
     r"""
     Token ids of a prompt, which the encoder reads, with each of its thoughts, which the decoder writes.
 
     Args:
-        question (`str`):
-            Text of the question.
-        path (`str`):
-            `cot`, `pot` or `label`.
+        prompt (`str`):
+            Prompt of the thoughts.
         texts (`list[str]`):
-            Thoughts of the path.
+            Thoughts.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the student.
-        prompt_format (`str`):
-            As in [`MDConfig`].
+        chat (`bool`, *optional*, defaults to `False`):
+            Whether a chat template wrote the prompt.
 
     Returns:
         `list[dict]`: for each thought `input_ids`, the prompt with EOS followed by the thought with EOS, and `start`,
@@ -49,8 +47,7 @@ def tokenize_for_encoder_and_decoder(
     """
     if not texts:
         return []
-    prompt = student_prompt(question, path, tokenizer, prompt_format)
-    [prompt_ids] = encode(tokenizer, [prompt], is_chat(tokenizer, prompt_format))
+    [prompt_ids] = encode(tokenizer, [prompt], chat)
     eos = tokenizer.eos_token_id
     return [
         {"input_ids": [*prompt_ids, eos, *ids, eos], "start": len(prompt_ids) + 1}
@@ -150,7 +147,7 @@ class MDSeq2SeqTrainer(MixedObjective, Seq2SeqTrainer, _BaseTrainer):
             loses characters of programs in spite of what was added, or an adapter could not keep what was added.
     """
 
-    _tokenize_thoughts = staticmethod(tokenize_for_encoder_and_decoder)
+    _tokenize = staticmethod(tokenize_for_encoder_and_decoder)
 
     def __init__(
         self,
@@ -276,5 +273,8 @@ class MDSeq2SeqTrainer(MixedObjective, Seq2SeqTrainer, _BaseTrainer):
 
 
 def _programs(dataset: Dataset) -> list[str]:
+    if "completion" in dataset.column_names:
+        paths = dataset["path"] if "path" in dataset.column_names else []
+        return [text for text, path in zip(dataset["completion"], paths, strict=False) if path == "pot"]
     programs = [program for thoughts in dataset["pot"] for program in thoughts or []]
     return [program if isinstance(program, str) else program["text"] for program in programs]
