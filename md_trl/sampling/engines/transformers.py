@@ -138,7 +138,7 @@ def _padded(prompts: list[list[int]], side: str, device: torch.device) -> tuple[
 
 def _share_out(cache: Cache, rows: torch.Tensor, steps: int) -> int:
     """Turn a row a prompt into a row a sample with room for `steps` tokens. Returns the bytes that a token takes."""
-    size = sum((layer.keys[0, :, 0].nbytes + layer.values[0, :, 0].nbytes) for layer in cache.layers)
+    size = sum(layer.keys[0, :, 0].nbytes + layer.values[0, :, 0].nbytes for layer in cache.layers)
     for i, layer in enumerate(cache.layers):
         if type(layer) is DynamicLayer:
             cache.layers[i] = _RoomyLayer(layer, rows, steps)
