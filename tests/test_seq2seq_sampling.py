@@ -67,11 +67,11 @@ def slow_sample(model, tokenizer, request, sample):
     return ids[1:], "length"
 
 
-QUESTIONS = ["What is two and three?", "a", "How many apples has Dan?"]
+QUESTIONS = ["What is two and three?", "How many apples has Dan?"]
 
 
 def requests_for(**kwargs):
-    arguments = {"n": 3, "max_tokens": 30} | kwargs
+    arguments = {"n": 3, "max_tokens": 20} | kwargs
     return [
         SampleRequest(f"q{i}", path, student_prompt(question, path), **arguments)
         for i, question in enumerate(QUESTIONS)
