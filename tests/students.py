@@ -1,5 +1,7 @@
 """Tiny real students for tests: random Llamas, Mistrals, GPT-2s, T5s of 2 layers, and a tokenizer of single bytes."""
 
+import string
+
 import torch
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -13,7 +15,10 @@ from transformers import (
     PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
+    T5Tokenizer,
 )
+
+from md_trl.trainer import add_program_tokens
 
 
 def byte_tokenizer(**special_tokens) -> PreTrainedTokenizerFast:
@@ -85,19 +90,33 @@ def tiny_gpt2(vocab_size: int = 258, seed: int = 0) -> GPT2LMHeadModel:
     return GPT2LMHeadModel(config)
 
 
-def make_student(name: str, lora: bool = False) -> torch.nn.Module:
-    """A student by name, the same at every call; with LoRA on its attention, far from zero, if asked for."""
-    student = {"llama": tiny_llama, "mistral": tiny_mistral, "gpt2": tiny_gpt2}[name]()
-    if not lora:
-        return student
-    target_modules = ["c_attn"] if name == "gpt2" else ["q_proj", "v_proj"]
-    return get_peft_model(
-        student, LoraConfig(r=4, lora_dropout=0.0, target_modules=target_modules, init_lora_weights=False)
-    )
-
-
 def tiny_t5(vocab_size: int = 110, seed: int = 0, **config) -> T5ForConditionalGeneration:
     torch.manual_seed(seed)
     config = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4} | config
     config = T5Config(vocab_size=vocab_size, dropout_rate=0.0, decoder_start_token_id=0, **config)
     return T5ForConditionalGeneration(config)
+
+
+def t5_tokenizer() -> T5Tokenizer:
+    """T5's own tokenizer with a vocabulary of letters, some words, and the gaps of the real one."""
+    kept = sorted(set(string.ascii_letters + string.digits + string.punctuation) - set("{}<~^\\`"))
+    words = ["▁the", "▁answer", "▁is", "The", "▁The", "answer", "▁=", "▁What", "step", "▁return"]
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
+    pieces += [(character, -4.0) for character in kept] + [(word, -3.0) for word in words]
+    return T5Tokenizer(vocab=pieces, extra_ids=5)
+
+
+def make_student(name: str, lora: bool = False) -> tuple[torch.nn.Module, PreTrainedTokenizerFast]:
+    """
+    A student by name and its tokenizer, the same at every call; with LoRA on its attention, far from zero, if asked
+    for. A T5 has the tokens that programs need, and trains them beside LoRA.
+    """
+    student = {"llama": tiny_llama, "mistral": tiny_mistral, "gpt2": tiny_gpt2, "t5": tiny_t5}[name]()
+    tokenizer, new_ids = byte_tokenizer(), None
+    if name == "t5":
+        tokenizer, new_ids = add_program_tokens(t5_tokenizer(), student)
+    if lora:
+        target_modules = {"gpt2": ["c_attn"], "t5": ["q", "v"]}.get(name, ["q_proj", "v_proj"])
+        options = {"target_modules": target_modules, "trainable_token_indices": new_ids, "init_lora_weights": False}
+        student = get_peft_model(student, LoraConfig(r=4, lora_dropout=0.0, **options))
+    return student, tokenizer

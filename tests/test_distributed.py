@@ -1,7 +1,6 @@
 """Two processes on gloo train as one does, and as a slow loop over single sequences."""
 
 import random
-import signal
 import subprocess
 import sys
 from functools import lru_cache
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from students import byte_tokenizer, make_student, tiny_llama
+from test_seq2seq_trainer import reference_loss as seq2seq_reference_loss
 from test_trainer import ROWS, random_rows, reference_loss
 
 
@@ -18,11 +18,11 @@ SCRIPT = Path(__file__).parent / "distributed" / "train_settings.py"
 GRID = [
     f"{layout}-{student}-{tuning}-{batch}"
     for layout in ("padded", "packed", "tree")
-    for student in ("llama", "gpt2", "mistral")
+    for student in ("llama", "gpt2", "mistral", *(["t5"] if layout == "padded" else []))
     for tuning in ("full", "lora")
     for batch in ("8-1", "4-2", "1-8")
 ]
-# Twelve of them for every day
+# Some of them for every day
 SETTINGS = {
     1: [
         "padded-llama-full-8-1",
@@ -31,6 +31,7 @@ SETTINGS = {
         "packed-llama-full-1-8",
         "tree-mistral-full-4-2",
         "tree-gpt2-full-8-1",
+        "padded-t5-lora-4-2",
     ],
     2: [
         "padded-gpt2-full-4-2",
@@ -39,6 +40,8 @@ SETTINGS = {
         "tree-llama-full-4-2",
         "tree-gpt2-lora-1-8",
         "tree-mistral-lora-8-1",
+        "padded-t5-full-8-1",
+        "padded-t5-lora-1-8",
     ],
 }
 
@@ -53,7 +56,8 @@ def launch(processes, script, *arguments):
 @lru_cache
 def reference_run(student, tuning, per_step, steps=5, seed=42):
     """SGD by hand: the order of the sampler, one thought at a time."""
-    model, tokenizer, rows = make_student(student, tuning == "lora"), byte_tokenizer(), random_rows(24, seed=1)
+    (model, tokenizer), rows = make_student(student, tuning == "lora"), random_rows(24, seed=1)
+    loss_of = seq2seq_reference_loss if student == "t5" else reference_loss
     occurrences = [r | {"repeat": 1} for r in rows if r["cot"] or r["pot"] for _ in range(r["repeat"])]
     batches = []
     for epoch in range(steps):
@@ -64,14 +68,14 @@ def reference_run(student, tuning, per_step, steps=5, seed=42):
     losses = []
     for batch in batches[:steps]:
         model.zero_grad()
-        loss = reference_loss(model, tokenizer, [occurrences[i] for i in batch])
+        loss = loss_of(model, tokenizer, [occurrences[i] for i in batch])
         loss.backward()
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.requires_grad:
                     parameter -= 0.05 * parameter.grad
         losses.append(loss.item())
-    return losses, model.state_dict(), reference_loss(model, tokenizer, rows).item()
+    return losses, model.state_dict(), loss_of(model, tokenizer, rows).item()
 
 
 def check_settings(tmp_path, processes, settings):
@@ -104,7 +108,7 @@ def test_every_setting_equals_a_slow_loop(tmp_path, processes):
 def test_the_few_settings_cover_every_value():
     for values in (
         {"padded", "packed", "tree"},
-        {"llama", "gpt2", "mistral"},
+        {"llama", "gpt2", "mistral", "t5"},
         {"full", "lora"},
         {"8-1", "4-2", "1-8"},
     ):
@@ -113,20 +117,15 @@ def test_the_few_settings_cover_every_value():
 
 def test_a_killed_run_resumes_bit_for_bit(tmp_path):
     script = SCRIPT.with_name("train_resume.py")
-
-    def run(mode, folder):
+    for mode, folder in (("whole", "whole"), ("killed", "parts"), ("resumed", "parts")):
         command = [sys.executable, str(script), mode, str(tmp_path / folder)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=500)
-
-    whole, killed = run("whole", "whole"), run("killed", "parts")
-    assert whole.returncode == 0, whole.stderr[-3000:]
-    assert killed.returncode == -signal.SIGKILL
-    resumed = run("resumed", "parts")
-    assert resumed.returncode == 0, resumed.stderr[-3000:]
-    expected, found = (torch.load(tmp_path / folder / "result.pt") for folder in ("whole", "parts"))
-    assert found["logs"] == expected["logs"]
-    for name, weight in expected["weights"].items():
-        assert torch.equal(found["weights"][name], weight), name
+        done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+        assert done.returncode == 0, done.stderr[-3000:]
+    for student in ("gpt2", "t5", "t5_lora"):
+        expected, found = (torch.load(tmp_path / folder / student / "result.pt") for folder in ("whole", "parts"))
+        assert len(found["logs"]) == 10 and found["logs"] == expected["logs"]
+        for name, weight in expected["weights"].items():
+            assert torch.equal(found["weights"][name], weight), f"{student} {name}"
 
 
 def test_a_student_sharded_with_fsdp2_has_the_same_gradients(tmp_path):

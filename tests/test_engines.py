@@ -275,8 +275,29 @@ def requests_for(texts, **kwargs):
     return [SampleRequest(f"q{i}", "cot", text, **kwargs) for i, text in enumerate(texts)]
 
 
+def slow_pick(logits, request, generator):
+    """A token, with its probabilities in numpy."""
+    if request.temperature == 0:
+        return int(logits.argmax())
+    p = np.exp(logits / request.temperature - (logits / request.temperature).max())
+    p /= p.sum()
+    kept, mass = np.zeros_like(p), 0.0
+    for i in np.argsort(-p):
+        if mass >= request.top_p:
+            break
+        kept[i] = p[i]
+        mass += p[i]
+    chance = 1 - torch.rand(1, generator=generator, dtype=torch.float64).item()
+    token, reached = 0, 0.0
+    for token in np.flatnonzero(kept):  # noqa: B007
+        reached += kept[token]
+        if reached >= chance * kept.sum():
+            break
+    return int(token)
+
+
 def slow_sample(model, tokenizer, request, sample):
-    """One sample, one token at a time, everything computed anew; probabilities in numpy."""
+    """One sample, one token at a time, everything computed anew."""
     ids = tokenizer(request.prompt)["input_ids"]
     length = len(ids)
     seed = derive_seed(request.seed, request.question_id, request.path, request.first_index + sample)
@@ -286,24 +307,7 @@ def slow_sample(model, tokenizer, request, sample):
     for _ in range(request.max_tokens):
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].double().numpy()
-        if request.temperature == 0:
-            token = int(logits.argmax())
-        else:
-            p = np.exp(logits / request.temperature - (logits / request.temperature).max())
-            p /= p.sum()
-            kept, mass = np.zeros_like(p), 0.0
-            for i in np.argsort(-p):
-                if mass >= request.top_p:
-                    break
-                kept[i] = p[i]
-                mass += p[i]
-            chance = 1 - torch.rand(1, generator=generator, dtype=torch.float64).item()
-            token, reached = 0, 0.0
-            for token in np.flatnonzero(kept):  # noqa: B007
-                reached += kept[token]
-                if reached >= chance * kept.sum():
-                    break
-            token = int(token)
+        token = slow_pick(logits, request, generator)
         if token == EOS:
             reason = "stop"
             break

@@ -7,9 +7,9 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import AutoPeftModelForSeq2SeqLM, LoraConfig
-from students import tiny_llama, tiny_t5
+from students import t5_tokenizer, tiny_llama, tiny_t5
 from test_trainer import OBJECTIVES, ROWS, Gradients, relative_error, row, thought
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, T5Tokenizer
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from md_trl import MDConfig, MDSeq2SeqConfig, MDSeq2SeqTrainer
 from md_trl.cli import run_verb
@@ -21,28 +21,23 @@ from md_trl.trainer.thoughts import check_lossless
 PROGRAM = 'def f(x):\n    d = {"a": [1, 2]}\n    if x < 3:\n        return f"{x}" * 2  # ~^\\\nanswer = f(2)'
 
 
-def t5_tokenizer() -> T5Tokenizer:
-    """T5's own tokenizer with a vocabulary of letters, some words, and the gaps of the real one."""
-    kept = sorted(set(string.ascii_letters + string.digits + string.punctuation) - set("{}<~^\\`"))
-    words = ["▁the", "▁answer", "▁is", "The", "▁The", "answer", "▁=", "▁What", "step", "▁return"]
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
-    pieces += [(character, -4.0) for character in kept] + [(word, -3.0) for word in words]
-    return T5Tokenizer(vocab=pieces, extra_ids=5)
+def cross_entropy(model, tokenizer, prompt, text, reduction="mean"):
+    prompt_ids, target = tokenizer(prompt)["input_ids"], tokenizer(text)["input_ids"]
+    assert prompt_ids[-1] == target[-1] == tokenizer.eos_token_id
+    logits = model(
+        input_ids=torch.tensor([prompt_ids]),
+        decoder_input_ids=torch.tensor([[model.config.decoder_start_token_id, *target[:-1]]]),
+    ).logits[0]
+    log_probs = torch.log_softmax(logits, dim=-1)
+    losses = [-log_probs[i, token] for i, token in enumerate(target)]
+    return sum(losses) / len(losses) if reduction == "mean" else sum(losses)
 
 
 def reference_loss(model, tokenizer, rows, objective="md", unsolved="correct", reduction="mean"):
     """METHOD.md read aloud for an encoder-decoder: one thought at a time, the encoder run for each."""
 
-    def cross_entropy(prompt, text):
-        prompt_ids, target = tokenizer(prompt)["input_ids"], tokenizer(text)["input_ids"]
-        assert prompt_ids[-1] == target[-1] == tokenizer.eos_token_id
-        logits = model(
-            input_ids=torch.tensor([prompt_ids]),
-            decoder_input_ids=torch.tensor([[model.config.decoder_start_token_id, *target[:-1]]]),
-        ).logits[0]
-        log_probs = torch.log_softmax(logits, dim=-1)
-        losses = [-log_probs[i, token] for i, token in enumerate(target)]
-        return sum(losses) / len(losses) if reduction == "mean" else sum(losses)
+    def loss_of(prompt, text):
+        return cross_entropy(model, tokenizer, prompt, text, reduction)
 
     triggers = {"cot": "Let's think step by step.", "pot": "Let's break down the code step by step."}
     total, count = 0.0, 0
@@ -51,7 +46,7 @@ def reference_loss(model, tokenizer, rows, objective="md", unsolved="correct", r
             continue
         count += r["repeat"]
         if objective in ("label", "label_all", "step_by_step"):
-            total = total + r["repeat"] * cross_entropy(f"{r['question']}\n", r["answer"])
+            total = total + r["repeat"] * loss_of(f"{r['question']}\n", r["answer"])
             if objective != "step_by_step":
                 continue
         if objective == "step_by_step":
@@ -68,7 +63,7 @@ def reference_loss(model, tokenizer, rows, objective="md", unsolved="correct", r
                 texts = [t["text"] for t in r[path] if t["answer"] == r[f"{path}_vote"]]
             else:
                 texts = [t["text"] for t in r[path] if t["correct"]]
-            losses = [cross_entropy(f"{r['question']}\n{triggers[path]}\n", text) for text in texts]
+            losses = [loss_of(f"{r['question']}\n{triggers[path]}\n", text) for text in texts]
             if losses:
                 total = total + r["repeat"] * weight * sum(losses) / len(losses)
     return total / count
@@ -245,6 +240,35 @@ def test_long_thoughts_are_dropped_and_counted_never_cut(tmp_path):
     assert relative_error(found, expected) < 1e-6
 
 
+def test_flat_rows_weigh_their_cross_entropy(tmp_path):
+    rows = [
+        {"prompt": "What is 2 + 3?\n", "completion": "The answer is 5.", "weight": 0.5, "path": "cot"},
+        {"prompt": "What is 2 + 3?\n", "completion": "answer = {5}[0]  # é", "weight": 2.0, "path": "pot"},
+        {"prompt": "What is 1?\n", "completion": "1", "weight": 1.0, "path": "label"},
+    ]
+    model = tiny_t5()
+    trainer, [found] = train(tmp_path, model, rows)
+    model.zero_grad()
+    losses = [r["weight"] * cross_entropy(model, trainer.processing_class, r["prompt"], r["completion"]) for r in rows]
+    expected = sum(losses) / 3
+    expected.backward()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected.item(), rel=1e-5)
+    assert relative_error(found, {n: p.grad for n, p in model.named_parameters()}) < 1e-5
+    train(tmp_path, tiny_t5(), [{"prompt": r["prompt"], "completion": r["completion"]} for r in rows[::2]])
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_activation_checkpointing_changes_no_gradient(tmp_path, tuning):
+    found = []
+    for checkpointing in (False, True):
+        peft_config = lora(init_lora_weights=False) if tuning == "lora" else None
+        model = tiny_t5()
+        _, [gradients] = train(tmp_path, model, ROWS, peft_config=peft_config, activation_checkpointing=checkpointing)
+        assert model.is_activation_checkpointing == checkpointing
+        found.append(gradients)
+    assert set(found[0]) == set(found[1]) and relative_error(*found) < 1e-6
+
+
 def lora(**options):
     return LoraConfig(r=4, target_modules=["q", "v"], lora_dropout=0.0, **options)
 
@@ -291,6 +315,7 @@ def saved_t5(tmp_path, **config):
 
 
 OVERFIT = {"max_steps": 200, "learning_rate": 1e-2, "max_grad_norm": 1.0, "warmup_steps": 10, "logging_steps": 10}
+OVERFIT |= {"lr_scheduler_type": "constant_with_warmup"}
 
 
 def test_a_student_that_overfits_writes_its_thoughts_and_so_does_its_copy(tmp_path):
@@ -335,9 +360,10 @@ def test_what_it_cannot_do_is_refused_by_name(tmp_path):
         train(tmp_path, tiny_llama(), ROWS)
 
 
-def test_the_recipe_trains_on_the_command_line(tmp_path):
+def train_on_the_command_line(tmp_path, model, *more):
+    """The recipe of T5 with a tiny one; returns the folder of the student."""
     t5_tokenizer().save_pretrained(tmp_path / "t5")
-    tiny_t5().save_pretrained(tmp_path / "t5")
+    model.save_pretrained(tmp_path / "t5")
     Dataset.from_list(ROWS).to_parquet(tmp_path / "mixed" / "toy" / "train.parquet")
     (tmp_path / "mixed" / "README.md").write_text(
         "---\nconfigs:\n- config_name: toy\n  data_files:\n  - split: train\n    path: toy/train.parquet\n---\n"
@@ -346,8 +372,5 @@ def test_the_recipe_trains_on_the_command_line(tmp_path):
     arguments = ["--config", str(recipe), "--task", "toy", "--max_steps", "2", "--use_cpu", "true", "--bf16", "false"]
     for name, folder in (("dataset", "mixed"), ("model_name_or_path", "t5"), ("output_dir", "student")):
         arguments += [f"--{name}", str(tmp_path / folder)]
-    run_verb("train", arguments)
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "student")
-    assert tokenizer.decode(tokenizer(PROGRAM)["input_ids"], skip_special_tokens=True) == PROGRAM
-    with pytest.raises(SystemExit, match="is an encoder-decoder.*Leave out `eval_task`"):
-        run_verb("train", [*arguments, "--eval_task", "svamp"])
+    run_verb("train", [*arguments, "--eval_task", "stories", *more])
+    return tmp_path / "student"

@@ -98,11 +98,6 @@ def run(args: RecipeArguments, training_args: MDConfig, model_args: ModelConfig)
     )
     trainer_class = MDTrainer
     if student.is_encoder_decoder:
-        if args.eval_task is not None:
-            raise ValueError(
-                f"{model_args.model_name_or_path!r} is an encoder-decoder, and `md-trl eval` samples causal students "
-                "only. Leave out `eval_task`."
-            )
         # Not `to_dict`, which hides every field whose name ends with `_token`
         given = {f.name: getattr(training_args, f.name) for f in fields(training_args) if f.init}
         training_args = MDSeq2SeqConfig(**given)

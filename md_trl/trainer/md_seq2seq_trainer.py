@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
@@ -18,30 +18,28 @@ from transformers import (
 )
 from trl.trainer.base_trainer import _BaseTrainer
 
-from ..prompts import encode, is_chat, student_prompt
+from ..prompts import encode
 from .collator import MDCollator
 from .md_seq2seq_config import MDSeq2SeqConfig
 from .mixed_objective import MixedObjective
-from .program_tokens import add_program_tokens
+from .program_tokens import add_program_tokens, has_tied_head
 
 
 def tokenize_for_encoder_and_decoder(
-    question: str, path: str, texts: list[str], tokenizer: PreTrainedTokenizerBase, prompt_format: str
+    prompt: str, texts: list[str], tokenizer: PreTrainedTokenizerBase, chat: bool = False
 ) -> list[dict[str, Any]]:
     r"""
     Token ids of a prompt, which the encoder reads, with each of its thoughts, which the decoder writes.
 
     Args:
-        question (`str`):
-            Text of the question.
-        path (`str`):
-            `cot`, `pot` or `label`.
+        prompt (`str`):
+            Prompt of the thoughts.
         texts (`list[str]`):
-            Thoughts of the path.
+            Thoughts.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the student.
-        prompt_format (`str`):
-            As in [`MDConfig`].
+        chat (`bool`, *optional*, defaults to `False`):
+            Whether a chat template wrote the prompt.
 
     Returns:
         `list[dict]`: for each thought `input_ids`, the prompt with EOS followed by the thought with EOS, and `start`,
@@ -49,8 +47,7 @@ def tokenize_for_encoder_and_decoder(
     """
     if not texts:
         return []
-    prompt = student_prompt(question, path, tokenizer, prompt_format)
-    [prompt_ids] = encode(tokenizer, [prompt], is_chat(tokenizer, prompt_format))
+    [prompt_ids] = encode(tokenizer, [prompt], chat)
     eos = tokenizer.eos_token_id
     return [
         {"input_ids": [*prompt_ids, eos, *ids, eos], "start": len(prompt_ids) + 1}
@@ -143,14 +140,14 @@ class MDSeq2SeqTrainer(MixedObjective, Seq2SeqTrainer, _BaseTrainer):
         quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
             Quantization for a model given by name; with `peft_config`, QLoRA.
         peft_config ([`~peft.LoraConfig`], *optional*):
-            LoRA configuration used to wrap the model.
+            LoRA configuration used to wrap the model. Its task type becomes `SEQ_2_SEQ_LM`.
 
     Raises:
-        `ValueError`: the model is no encoder-decoder, the dataset leaves no question, or the tokenizer has no EOS or
-            loses characters of programs in spite of what was added.
+        `ValueError`: the model is no encoder-decoder, the dataset leaves no question, the tokenizer has no EOS or
+            loses characters of programs in spite of what was added, or an adapter could not keep what was added.
     """
 
-    _tokenize_thoughts = staticmethod(tokenize_for_encoder_and_decoder)
+    _tokenize = staticmethod(tokenize_for_encoder_and_decoder)
 
     def __init__(
         self,
@@ -194,9 +191,17 @@ class MDSeq2SeqTrainer(MixedObjective, Seq2SeqTrainer, _BaseTrainer):
             )
         if not isinstance(model, PeftModel):
             programs = _programs(train_dataset) if args.objective in ("md", "pot", "uniform") else ()
+            rows = model.get_input_embeddings().num_embeddings
             processing_class, new_ids = add_program_tokens(processing_class, model, programs)
             if peft_config is not None:
+                if model.get_input_embeddings().num_embeddings > rows and not has_tied_head(model):
+                    raise ValueError(
+                        f"{name!r} has an LM head of its own and {rows} embeddings, too few for a vocabulary of "
+                        f"{len(processing_class)} with what programs need. An adapter cannot keep both resized: train "
+                        "without `peft_config`."
+                    )
                 peft_config = copy(peft_config)
+                peft_config.task_type = TaskType.SEQ_2_SEQ_LM  # TRL's `ModelConfig` says `CAUSAL_LM` by default
                 if new_ids:
                     peft_config.trainable_token_indices = [*(peft_config.trainable_token_indices or []), *new_ids]
                 model = get_peft_model(model, peft_config)
@@ -268,5 +273,8 @@ class MDSeq2SeqTrainer(MixedObjective, Seq2SeqTrainer, _BaseTrainer):
 
 
 def _programs(dataset: Dataset) -> list[str]:
+    if "completion" in dataset.column_names:
+        paths = dataset["path"] if "path" in dataset.column_names else []
+        return [text for text, path in zip(dataset["completion"], paths, strict=False) if path == "pot"]
     programs = [program for thoughts in dataset["pot"] for program in thoughts or []]
     return [program if isinstance(program, str) else program["text"] for program in programs]

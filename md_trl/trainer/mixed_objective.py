@@ -15,7 +15,7 @@ from ..prompts import is_chat
 from .collator import PATH_NAMES
 from .md_config import MDConfig
 from .model_card import student_card
-from .thoughts import DrawnQuestions, QuestionSampler, prepare_questions, tokenize_thoughts
+from .thoughts import DrawnQuestions, QuestionSampler, prepare_questions, tokenize_completions
 
 
 logger = logging.get_logger(__name__)
@@ -38,13 +38,13 @@ class MixedObjective:
     }
     # `_objective` divides by the questions of the whole optimizer step, see `_get_num_items_in_batch`
     loss_is_scaled_for_ga = True
-    # Turns a question and its thoughts into token ids
-    _tokenize_thoughts = staticmethod(tokenize_thoughts)
+    # Turns a prompt and its thoughts into token ids
+    _tokenize = staticmethod(tokenize_completions)
 
     def _prepare_questions(
         self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, args: MDConfig, name: str
     ) -> Dataset:
-        questions, self.dropped[name] = prepare_questions(dataset, tokenizer, args, name, self._tokenize_thoughts)
+        questions, self.dropped[name] = prepare_questions(dataset, tokenizer, args, name, self._tokenize)
         if any(self.dropped[name].values()):
             logger.warning(
                 "The %s dataset keeps %d of %d questions; dropped: %s",

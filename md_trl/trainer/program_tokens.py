@@ -19,6 +19,11 @@ def _survives(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
     return tokenizer.decode(ids, clean_up_tokenization_spaces=False) == f"a{text}b"
 
 
+def has_tied_head(model: PreTrainedModel) -> bool:
+    """Whether the LM head has the weights of the input embeddings, whatever the config says."""
+    return model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
 def add_program_tokens(
     tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, programs: Iterable[str] = ()
 ) -> tuple[PreTrainedTokenizerBase, list[int]]:
@@ -74,7 +79,12 @@ def add_program_tokens(
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in lost])
     new_ids = tokenizer.convert_tokens_to_ids(lost)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        # `T5Config` says that the head is tied even where a checkpoint (T5 v1.1, FLAN-T5) has brought one of its own,
+        # which resizing would then throw away
+        tied = model.config.tie_word_embeddings
+        model.config.tie_word_embeddings = has_tied_head(model)
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        model.config.tie_word_embeddings = tied
     with torch.no_grad():
         for embeddings in (model.get_input_embeddings(), model.get_output_embeddings()):
             embeddings.weight[new_ids] = embeddings.weight[:known].mean(dim=0)

@@ -78,8 +78,8 @@ def thoughts_to_learn(row: dict[str, Any], path: str, unsolved_path: str) -> lis
     return [text for text in dict.fromkeys(texts) if text]
 
 
-def tokenize_thoughts(
-    question: str, path: str, texts: list[str], tokenizer: PreTrainedTokenizerBase, prompt_format: str
+def tokenize_completions(
+    prompt: str, texts: list[str], tokenizer: PreTrainedTokenizerBase, chat: bool = False
 ) -> list[dict[str, Any]]:
     r"""
     Token ids of a prompt with each of its thoughts.
@@ -88,28 +88,18 @@ def tokenize_thoughts(
     a prefix of it, from the first differing token on.
 
     Args:
-        question (`str`):
-            Text of the question.
-        path (`str`):
-            `cot`, `pot` or `label`.
+        prompt (`str`):
+            Text before the thoughts.
         texts (`list[str]`):
-            Thoughts of the path.
+            Thoughts.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the student.
-        prompt_format (`str`):
-            As in [`MDConfig`].
+        chat (`bool`, *optional*, defaults to `False`):
+            Whether a chat template wrote the prompt.
 
     Returns:
         `list[dict]`: for each thought `input_ids`, with EOS, and `start`, the index of its first target.
     """
-    prompt = student_prompt(question, path, tokenizer, prompt_format)
-    return tokenize_completions(prompt, texts, tokenizer, is_chat(tokenizer, prompt_format))
-
-
-def tokenize_completions(
-    prompt: str, texts: list[str], tokenizer: PreTrainedTokenizerBase, chat: bool = False
-) -> list[dict[str, Any]]:
-    """The same for a prompt that is written already; `chat` says whether a chat template wrote it."""
     if not texts:
         return []
     prompt_ids, *all_ids = encode(tokenizer, [prompt, *(prompt + text for text in texts)], chat)
@@ -120,6 +110,19 @@ def tokenize_completions(
         start = next((i for i, (a, b) in enumerate(zip(prompt_ids, ids, strict=False)) if a != b), len(prompt_ids))
         tokenized.append({"input_ids": ids, "start": max(start, 1)})
     return tokenized
+
+
+def tokenize_thoughts(
+    question: str,
+    path: str,
+    texts: list[str],
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_format: str,
+    tokenize: Callable[..., list[dict[str, Any]]] = tokenize_completions,
+) -> list[dict[str, Any]]:
+    """The same for thoughts of a path of a question; `prompt_format` is as in [`MDConfig`]."""
+    prompt = student_prompt(question, path, tokenizer, prompt_format)
+    return tokenize(prompt, texts, tokenizer, is_chat(tokenizer, prompt_format))
 
 
 def check_lossless(tokenizer: PreTrainedTokenizerBase, program: str, ids: list[int], where: str) -> None:
@@ -154,7 +157,7 @@ def prepare_questions(
     tokenizer: PreTrainedTokenizerBase,
     args: MDConfig,
     name: str,
-    tokenize: Callable[..., list[dict[str, Any]]] = tokenize_thoughts,
+    tokenize: Callable[..., list[dict[str, Any]]] = tokenize_completions,
 ) -> tuple[Dataset, dict[str, int]]:
     r"""
     Turn mixed rows into tokenized questions.
@@ -169,8 +172,8 @@ def prepare_questions(
             Objective, `max_length` and prompt format are read from it.
         name (`str`):
             What errors and progress bars call the dataset, for example `train`.
-        tokenize (`Callable`, *optional*, defaults to [`tokenize_thoughts`]):
-            What makes token ids of a question and its thoughts; another architecture needs another.
+        tokenize (`Callable`, *optional*, defaults to [`tokenize_completions`]):
+            What makes token ids of a prompt and its thoughts; another architecture needs another.
 
     Returns:
         `tuple[Dataset, dict[str, int]]`: the questions kept, with `id`, `type` (0 if it has none), `lambda`, `repeat`
@@ -199,10 +202,9 @@ def prepare_questions(
         )
     ids, count = Value("int32"), Value("int64")
     thoughts = List({"input_ids": List(ids), "start": ids})
-    arguments = {"tokenizer": tokenizer, "args": args, "name": name}
     prepared = dataset.map(
         _prepare_path_row if flat else _prepare_question,
-        fn_kwargs=arguments if flat else arguments | {"tokenize_thoughts": tokenize},
+        fn_kwargs={"tokenizer": tokenizer, "args": args, "name": name, "tokenize": tokenize},
         with_indices=True,
         remove_columns=dataset.column_names,
         features=Features(
@@ -237,7 +239,7 @@ def _prepare_question(
     tokenizer: PreTrainedTokenizerBase,
     args: MDConfig,
     name: str,
-    tokenize_thoughts: Callable[..., list[dict[str, Any]]],
+    tokenize: Callable[..., list[dict[str, Any]]],
 ) -> dict[str, Any]:
     row = {"id": f"{name}/{index}", "type": None, "lambda": None, "repeat": 1} | dict(row)
     row["id"] = row["id"] or f"{name}/{index}"
@@ -252,19 +254,19 @@ def _prepare_question(
     out = {"id": row["id"], "type": row["type"] or 0, "lambda": row["lambda"], "repeat": row["repeat"], "weight": None}
     out |= {"cot": [], "pot": [], "label": [], "dropped": "", "too_long": 0}
 
-    def tokenize(path: str, texts: list[str]) -> list[dict[str, Any]]:
-        tokenized = tokenize_thoughts(row["question"], path, texts, tokenizer, args.prompt_format)
+    def fitting(path: str, texts: list[str]) -> list[dict[str, Any]]:
+        tokenized = tokenize_thoughts(row["question"], path, texts, tokenizer, args.prompt_format, tokenize)
         if path == "pot" and args.objective in ("md", "pot", "uniform"):
             for program, thought in zip(texts, tokenized, strict=True):
                 check_lossless(tokenizer, program, thought["input_ids"], where)
-        fitting = [t for t in tokenized if args.max_length is None or len(t["input_ids"]) <= args.max_length]
-        out["too_long"] += len(tokenized) - len(fitting)
-        return fitting
+        kept = [t for t in tokenized if args.max_length is None or len(t["input_ids"]) <= args.max_length]
+        out["too_long"] += len(tokenized) - len(kept)
+        return kept
 
     if not (isinstance(row["repeat"], int) and row["repeat"] >= 1):
         raise ValueError(f"{where} has repeat {row['repeat']!r}. It must be a whole number from 1 up.")
     if args.objective == "label_all":
-        return out | {"label": tokenize("label", [row["answer"].strip()])}
+        return out | {"label": fitting("label", [row["answer"].strip()])}
     if row["type"] not in (1, 2, 3, 4):
         raise ValueError(f"{where} has type {row['type']!r}. It must be 1, 2, 3 or 4.")
     if row["type"] == 4:
@@ -274,18 +276,23 @@ def _prepare_question(
             f"{where} is of type 3 and has lambda {row['lambda']!r}. It must be n2 / (n1 + n2), between 0 and 1; "
             "`objective='uniform'` does without."
         )
-    learned = {p: tokenize(p, thoughts_to_learn(row, p, args.unsolved_path)) for p in ("cot", "pot")}
+    learned = {p: fitting(p, thoughts_to_learn(row, p, args.unsolved_path)) for p in ("cot", "pot")}
     # A question without a thought is dropped whatever the objective, so that all objectives see the same questions.
     if not learned["cot"] and not learned["pot"]:
         return out | {"dropped": "no_thought"}
     paths = path_weights(args.objective, row["type"], row["lambda"])
     if "label" in paths:
-        learned["label"] = tokenize("label", [row["answer"].strip()])
+        learned["label"] = fitting("label", [row["answer"].strip()])
     return out | {path: learned[path] for path in paths}
 
 
 def _prepare_path_row(
-    row: dict[str, Any], index: int, tokenizer: PreTrainedTokenizerBase, args: MDConfig, name: str
+    row: dict[str, Any],
+    index: int,
+    tokenizer: PreTrainedTokenizerBase,
+    args: MDConfig,
+    name: str,
+    tokenize: Callable[..., list[dict[str, Any]]],
 ) -> dict[str, Any]:
     row = {"id": f"{name}/{index}", "path": "label", "weight": 1.0} | dict(row)
     where = f"Row {index} ({row['id']!r}) of the {name} dataset"
@@ -294,7 +301,7 @@ def _prepare_path_row(
     if not isinstance(row["weight"], (int, float)) or not 0 <= row["weight"] < float("inf"):
         raise ValueError(f"{where} has weight {row['weight']!r}. It must be a number from 0 up.")
     out = {"id": row["id"], "type": 0, "lambda": None, "repeat": 1, "weight": row["weight"], "dropped": ""}
-    [tokenized] = tokenize_completions(row["prompt"], [row["completion"]], tokenizer)
+    [tokenized] = tokenize(row["prompt"], [row["completion"]], tokenizer)
     if row["path"] == "pot":
         check_lossless(tokenizer, row["completion"], tokenized["input_ids"], where)
     fits = args.max_length is None or len(tokenized["input_ids"]) <= args.max_length

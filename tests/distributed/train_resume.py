@@ -7,15 +7,19 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from transformers import TrainerCallback
 
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from students import byte_tokenizer, tiny_gpt2
+from students import byte_tokenizer, t5_tokenizer, tiny_gpt2, tiny_t5
 from test_trainer import ROWS
 
-from md_trl import MDConfig, MDTrainer
+from md_trl import MDConfig, MDSeq2SeqConfig, MDSeq2SeqTrainer, MDTrainer
+
+
+STUDENTS = ("gpt2", "t5", "t5_lora")
 
 
 class Kill(TrainerCallback):
@@ -24,12 +28,16 @@ class Kill(TrainerCallback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main(mode: str, output: str) -> None:
-    model = tiny_gpt2()
+def train(student: str, mode: str, output: str) -> None:
+    if student == "gpt2":
+        model, tokenizer, config_class, trainer_class = tiny_gpt2(), byte_tokenizer(), MDConfig, MDTrainer
+    else:
+        model, tokenizer, config_class, trainer_class = tiny_t5(), t5_tokenizer(), MDSeq2SeqConfig, MDSeq2SeqTrainer
+    lora = LoraConfig(r=4, target_modules=["q", "v"], lora_dropout=0.2)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.2  # random numbers of the model go on as well
-    args = MDConfig(
+    args = config_class(
         output_dir=output,
         max_steps=10,
         per_device_train_batch_size=2,
@@ -42,17 +50,30 @@ def main(mode: str, output: str) -> None:
         use_cpu=True,
         disable_tqdm=True,
     )
-    trainer = MDTrainer(
+    trainer = trainer_class(
         model=model,
         args=args,
         train_dataset=Dataset.from_list(ROWS),
-        processing_class=byte_tokenizer(),
+        processing_class=tokenizer,
         callbacks=[Kill()] if mode == "killed" else [],
+        peft_config=lora if student == "t5_lora" else None,
     )
     trainer.train(resume_from_checkpoint=mode == "resumed")
     keep = ("step", "epoch", "loss", "grad_norm", "cot_loss", "pot_loss", "num_questions", "num_tokens")
     logs = [{k: log[k] for k in keep if k in log} for log in trainer.state.log_history if "num_tokens" in log]
     torch.save({"logs": logs, "weights": trainer.model.state_dict()}, f"{output}/result.pt")
+
+
+def main(mode: str, output: str) -> None:
+    for student in STUDENTS:
+        if mode != "killed":
+            train(student, mode, f"{output}/{student}")
+        elif (child := os.fork()) == 0:
+            train(student, mode, f"{output}/{student}")
+            os._exit(0)
+        else:
+            _, status = os.waitpid(child, 0)
+            assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, f"{student} was not killed"
 
 
 if __name__ == "__main__":

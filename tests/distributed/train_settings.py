@@ -9,17 +9,18 @@ from datasets import Dataset
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from students import byte_tokenizer, make_student
+from students import make_student
 from test_trainer import random_rows
 
-from md_trl import MDConfig, MDTrainer
+from md_trl import MDConfig, MDSeq2SeqConfig, MDSeq2SeqTrainer, MDTrainer
 
 
 def main(output: str) -> None:
     rows = Dataset.from_list(random_rows(24, seed=1))
     for setting in sys.argv[2:]:
         layout, student, tuning, batch, accumulation = setting.split("-")
-        args = MDConfig(
+        config, trainer = (MDSeq2SeqConfig, MDSeq2SeqTrainer) if student == "t5" else (MDConfig, MDTrainer)
+        args = config(
             output_dir=f"{output}/{setting}",
             layout=layout,
             max_steps=5,
@@ -37,8 +38,8 @@ def main(output: str) -> None:
             use_cpu=True,
             disable_tqdm=True,
         )
-        model = make_student(student, lora=tuning == "lora")
-        trainer = MDTrainer(model=model, args=args, train_dataset=rows, processing_class=byte_tokenizer())
+        model, tokenizer = make_student(student, lora=tuning == "lora")
+        trainer = trainer(model=model, args=args, train_dataset=rows, processing_class=tokenizer)
         trainer.train()
         eval_loss = trainer.evaluate(rows)["eval_loss"]
         if trainer.accelerator.is_main_process:

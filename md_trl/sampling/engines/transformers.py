@@ -6,14 +6,23 @@ Each sample has its own random numbers, whatever it is batched with.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from peft import AutoPeftModelForCausalLM
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicLayer
+from peft import AutoPeftModelForCausalLM, AutoPeftModelForSeq2SeqLM, PeftConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.cache_utils import Cache, DynamicLayer
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import find_adapter_config_file
 
 from ...prompts import encode
 from . import Choice, Prompt, SampleRequest, SampleResult, cut_at_stop, derive_seed, name_of_folder
@@ -59,6 +68,85 @@ class _RoomyLayer(DynamicLayer):
         self._take(self, indices, self._key_room.shape[-2])
 
 
+class _Causal:
+    """Prompts that were run once each, and from then on a row a sample."""
+
+    def __init__(self, model: PreTrainedModel, prompts: list[list[int]], rows: torch.Tensor, steps: int):
+        self._model = model
+        # Padded on the left, so that all samples begin in the same column.
+        ids, mask = _padded(prompts, "left", model.device)
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        output = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
+        self._cache = output.past_key_values
+        self.bytes_per_token = _share_out(self._cache, rows, steps)
+        self._mask, self._position = mask[rows], positions[rows, -1:]
+        self.logits = output.logits[rows, -1].float()
+
+    def keep(self, rows: torch.Tensor) -> None:
+        self._cache.batch_select_indices(rows)
+        self._mask, self._position = self._mask[rows], self._position[rows]
+
+    def step(self, tokens: torch.Tensor) -> None:
+        self._mask = torch.nn.functional.pad(self._mask, (0, 1), value=1)
+        self._position = self._position + 1
+        output = self._model(
+            input_ids=tokens[:, None],
+            attention_mask=self._mask,
+            position_ids=self._position,
+            past_key_values=self._cache,
+            use_cache=True,
+        )
+        self.logits = output.logits[:, -1].float()
+
+
+class _EncoderDecoder:
+    """Prompts that the encoder has read once each, and from then on a row of the decoder a sample."""
+
+    def __init__(self, model: PreTrainedModel, prompts: list[list[int]], rows: torch.Tensor, steps: int):
+        self._model = model
+        ids, mask = _padded(prompts, "right", model.device)
+        start = torch.full((len(prompts), 1), model.config.decoder_start_token_id, device=model.device)
+        output = model(input_ids=ids, attention_mask=mask, decoder_input_ids=start, use_cache=True)
+        self._cache = output.past_key_values
+        self.bytes_per_token = _share_out(self._cache.self_attention_cache, rows, steps)
+        self._cache.cross_attention_cache.batch_select_indices(rows)
+        self._mask, self._states = mask[rows], output.encoder_last_hidden_state[rows]
+        self.logits = output.logits[rows, -1].float()
+
+    def keep(self, rows: torch.Tensor) -> None:
+        self._cache.batch_select_indices(rows)
+        self._mask, self._states = self._mask[rows], self._states[rows]
+
+    def step(self, tokens: torch.Tensor) -> None:
+        output = self._model(
+            encoder_outputs=BaseModelOutput(self._states),
+            attention_mask=self._mask,
+            decoder_input_ids=tokens[:, None],
+            past_key_values=self._cache,
+            use_cache=True,
+        )
+        self.logits = output.logits[:, -1].float()
+
+
+def _padded(prompts: list[list[int]], side: str, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids of the prompts and their mask."""
+    ids = [torch.tensor(prompt) for prompt in prompts]
+    pad = torch.nn.utils.rnn.pad_sequence
+    mask = pad([torch.ones_like(i) for i in ids], batch_first=True, padding_side=side)
+    return pad(ids, batch_first=True, padding_side=side).to(device), mask.to(device)
+
+
+def _share_out(cache: Cache, rows: torch.Tensor, steps: int) -> int:
+    """Turn a row a prompt into a row a sample with room for `steps` tokens. Returns the bytes that a token takes."""
+    size = sum(layer.keys[0, :, 0].nbytes + layer.values[0, :, 0].nbytes for layer in cache.layers)
+    for i, layer in enumerate(cache.layers):
+        if type(layer) is DynamicLayer:
+            cache.layers[i] = _RoomyLayer(layer, rows, steps)
+        else:
+            layer.batch_select_indices(rows)
+    return size
+
+
 @dataclass
 class _Row:
     """One sample of a batch."""
@@ -70,11 +158,11 @@ class _Row:
 
 class TransformersEngine:
     r"""
-    Samples from a local causal language model.
+    Samples from a local language model, causal or encoder-decoder.
 
-    A prompt is run once, and its keys and values are shared out to its samples. Each sample draws from a random
-    generator of its own, seeded with (seed, question id, path, sample index): what it is batched with changes nothing
-    but float noise.
+    A prompt is run once, and its keys and values are shared out to its samples; an encoder reads it closed with EOS,
+    as [`~md_trl.MDSeq2SeqTrainer`] trains it. Each sample draws from a random generator of its own, seeded with (seed,
+    question id, path, sample index): what it is batched with changes nothing but float noise.
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`]):
@@ -138,11 +226,11 @@ class TransformersEngine:
         self.chat = chat
         self.batch_size = batch_size
         self.cache_gb = cache_gb
+        self._encoder_decoder = self._model.config.is_encoder_decoder
+        self._batch_class = _EncoderDecoder if self._encoder_decoder else _Causal
         with torch.inference_mode():
-            output = self._model(
-                input_ids=torch.zeros(1, 1, dtype=torch.long, device=self._model.device), use_cache=True
-            )
-        self._bytes_per_token = sum(layer.keys.nbytes + layer.values.nbytes for layer in output.past_key_values.layers)
+            row = torch.zeros(1, dtype=torch.long, device=self._model.device)
+            self._bytes_per_token = self._batch_class(self._model, [[0]], row, steps=1).bytes_per_token
         eos = self._model.generation_config.eos_token_id
         eos = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
         self._eos = sorted({*eos, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])})
@@ -179,7 +267,10 @@ class TransformersEngine:
         for request, ids in zip(window, self._encode(window), strict=True):
             if request.temperature == 0 and request.n > 1:
                 raise ValueError(f"`temperature=0` is greedy and gives one text, not n={request.n}. Use `n=1`.")
-            room = self._model.config.get_text_config().max_position_embeddings - len(ids)
+            if self._encoder_decoder:  # T5 has no positions to run out of
+                room = math.inf
+            else:
+                room = self._model.config.get_text_config().max_position_embeddings - len(ids)
             if not ids:
                 yield SampleResult(request, error="the prompt is empty", retry=False)
             elif room < 1:
@@ -200,7 +291,8 @@ class TransformersEngine:
             group = [i for i, (_, is_chat) in enumerate(texts) if is_chat == chat]
             if group:
                 ids |= zip(group, encode(self.tokenizer, [texts[i][0] for i in group], chat), strict=True)
-        return [ids[i] for i in range(len(window))]
+        closing = [self.tokenizer.eos_token_id] if self._encoder_decoder else []
+        return [ids[i] + closing for i in range(len(window))]
 
     def _text(self, prompt: Prompt) -> tuple[str, bool]:
         """A prompt as text, and whether it comes out of a chat template."""
@@ -230,32 +322,12 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def _sample(self, batch: list[tuple[SampleRequest, list[int], int]]) -> Iterator[SampleResult]:
-        model, device = self._model, self._model.device
+        device = self._model.device
         requests = [request for request, _, _ in batch]
         rows = [_Row(i, sample, limit) for i, (request, _, limit) in enumerate(batch) for sample in range(request.n)]
-        width, steps = max(len(ids) for _, ids, _ in batch), max(limit for _, _, limit in batch)
-
-        # The prompts, padded on the left, once each.
-        ids = torch.zeros(len(batch), width, dtype=torch.long)
-        mask = torch.zeros(len(batch), width, dtype=torch.long)
-        for i, (_, prompt, _) in enumerate(batch):
-            ids[i, width - len(prompt) :] = torch.tensor(prompt)
-            mask[i, width - len(prompt) :] = 1
-        ids, mask = ids.to(device), mask.to(device)
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        output = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
-        cache = output.past_key_values
-
-        # From here on one row a sample.
+        steps = max(limit for _, _, limit in batch)
         of_request = torch.tensor([row.request for row in rows], device=device)
-        for i, layer in enumerate(cache.layers):
-            if type(layer) is DynamicLayer:
-                cache.layers[i] = _RoomyLayer(layer, of_request, steps)
-            else:
-                layer.batch_select_indices(of_request)
-        logits = output.logits[of_request, -1].float()
-        mask = torch.nn.functional.pad(mask[of_request], (0, steps), value=1)
-        position = positions[of_request, -1:]
+        running = self._batch_class(self._model, [prompt for _, prompt, _ in batch], of_request, steps)
         limits = torch.tensor([row.limit for row in rows], device=device)
         chances = _chances(requests, rows, steps).to(device) if requests[0].temperature > 0 else None
         eos = torch.tensor(self._eos, dtype=torch.long, device=device)
@@ -266,7 +338,7 @@ class TransformersEngine:
 
         samples: list[dict[int, tuple[Choice, int]]] = [{} for _ in batch]
         for step in range(steps):
-            chosen = _pick(logits, requests[0], None if chances is None else chances[:, step])
+            chosen = _pick(running.logits, requests[0], None if chances is None else chances[:, step])
             tokens[:, step] = chosen
             ended = torch.isin(chosen, eos) & ~done
             stopped |= ended
@@ -290,25 +362,19 @@ class TransformersEngine:
                         return
                     left = (~done).nonzero().flatten()
                     rows = [rows[i] for i in left.tolist()]
-                    cache.batch_select_indices(left)
+                    running.keep(left)
                     tokens, lengths, limits, chosen = tokens[left], lengths[left], limits[left], chosen[left]
-                    mask, position, stopped, done = mask[left], position[left], stopped[left], done[left]
+                    stopped, done = stopped[left], done[left]
                     chances = None if chances is None else chances[left]
-            position = position + 1
-            output = model(
-                input_ids=chosen[:, None],
-                attention_mask=mask[:, : width + step + 1],
-                position_ids=position,
-                past_key_values=cache,
-                use_cache=True,
-            )
-            logits = output.logits[:, -1].float()
+            running.step(chosen)
 
     def _find_stop_strings(
         self, tokens: torch.Tensor, step: int, stop: Iterable[str], done: torch.Tensor, lengths: torch.Tensor
     ) -> None:
         """Mark the rows whose text holds a stop string."""
-        texts = self.tokenizer.batch_decode(tokens[:, :step], clean_up_tokenization_spaces=False)
+        texts = self.tokenizer.batch_decode(
+            tokens[:, :step], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
         for i, text in enumerate(texts):
             if not done[i] and any(string in text for string in stop):
                 done[i], lengths[i] = True, step
@@ -365,8 +431,11 @@ def _result(request: SampleRequest, prompt_tokens: int, samples: dict[int, tuple
 def _load(model: str, device: str) -> PreTrainedModel:
     # bf16 is several times slower than fp32 on a CPU.
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
-    if (Path(model) / "adapter_config.json").exists():
-        loaded = AutoPeftModelForCausalLM.from_pretrained(model, dtype=dtype).merge_and_unload()
+    adapter = find_adapter_config_file(model) is not None
+    base = PeftConfig.from_pretrained(model).base_model_name_or_path if adapter else model
+    if AutoConfig.from_pretrained(base).is_encoder_decoder:
+        auto_class = AutoPeftModelForSeq2SeqLM if adapter else AutoModelForSeq2SeqLM
     else:
-        loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
-    return loaded.to(device)
+        auto_class = AutoPeftModelForCausalLM if adapter else AutoModelForCausalLM
+    loaded = auto_class.from_pretrained(model, dtype=dtype)
+    return (loaded.merge_and_unload() if adapter else loaded).to(device)
