@@ -52,7 +52,7 @@ class MDConfig(SFTConfig):
             How the thoughts of a batch are laid out. All layouts have the same loss and gradients:
 
             - `"tree"`: the thoughts of a question as a prefix tree, each common beginning run once.
-            - `"packed"`: several thoughts a row of `max_length` tokens, each seeing only itself.
+            - `"packed"`: several thoughts a row of at most `max_length` tokens, each seeing only itself.
             - `"padded"`: a thought a row. Replaces the others where the attention implementation takes no mask, such
               as FlashAttention.
         max_length (`int` or `None`, *optional*, defaults to `1024`):
