@@ -1,10 +1,13 @@
 import itertools
 import math
 import random
+from collections import Counter
 
 import pytest
 import torch
 from datasets import Dataset
+from hypothesis import Phase, assume, given, settings
+from hypothesis import strategies as st
 from peft import LoraConfig
 from students import byte_tokenizer, tiny_gpt2, tiny_llama, tiny_mistral
 from transformers import TrainerCallback
@@ -72,16 +75,31 @@ ROWS = [
 ]
 
 
+def reference_texts(r, path, unsolved):
+    """The distinct texts of a path to learn from; votes and answers are numbers here."""
+    texts = []
+    for t in r[path]:
+        if isinstance(t, str):
+            t = {"text": t, "answer": None, "correct": True}
+        learned = t["correct"]
+        if unsolved == "majority" and (r["type"], path) in ((1, "cot"), (2, "pot")):
+            learned = None not in (vote := r[f"{path}_vote"], t["answer"]) and float(t["answer"]) == float(vote)
+        if learned and t["text"].strip() not in texts:
+            texts.append(t["text"].strip())
+    return texts
+
+
 def reference_loss(model, tokenizer, rows, objective="md", unsolved="correct", reduction="mean", format="plain"):
-    """METHOD.md read aloud: one thought at a time, one token at a time, all thoughts of a path."""
+    """METHOD.md read aloud: one thought at a time, all thoughts of a path."""
 
     def cross_entropy(prompt, text):
         prompt_ids = tokenizer(prompt)["input_ids"]
         ids = tokenizer(prompt + text)["input_ids"] + [tokenizer.eos_token_id]
         assert ids[: len(prompt_ids)] == prompt_ids
         log_probs = torch.log_softmax(model(input_ids=torch.tensor([ids])).logits[0], dim=-1)
-        losses = [-log_probs[i - 1, ids[i]] for i in range(len(prompt_ids), len(ids))]
-        return sum(losses) / len(losses) if reduction == "mean" else sum(losses)
+        targets = range(len(prompt_ids), len(ids))
+        losses = -log_probs[[i - 1 for i in targets], [ids[i] for i in targets]]
+        return losses.mean() if reduction == "mean" else losses.sum()
 
     triggers = {"cot": "Let's think step by step.", "pot": "Let's break down the code step by step."}
     total, count = 0.0, 0
@@ -103,12 +121,8 @@ def reference_loss(model, tokenizer, rows, objective="md", unsolved="correct", r
             lambda_ = 0.5 if objective == "uniform" else r["lambda"]
             weights = {"cot": 1 - lambda_, "pot": lambda_}
         for path, weight in weights.items():
-            unsolved_here = (r["type"], path) in ((1, "cot"), (2, "pot"))
-            if unsolved == "majority" and unsolved_here:
-                texts = [t["text"] for t in r[path] if t["answer"] == r[f"{path}_vote"]]
-            else:
-                texts = [t["text"] for t in r[path] if t["correct"]]
-            losses = [cross_entropy(f"{r['question']}\n{triggers[path]}\n", text) for text in texts]
+            prompt = f"{r['question']}\n{triggers[path]}\n"
+            losses = [cross_entropy(prompt, text) for text in reference_texts(r, path, unsolved)]
             if losses:
                 total = total + r["repeat"] * weight * sum(losses) / len(losses)
     return total / count
@@ -438,14 +452,79 @@ def random_rows(count, seed):
     return rows
 
 
-@pytest.mark.parametrize("layout", ["padded", "tree"])
-def test_random_rows_equal_the_reference(tmp_path, layout):
-    for seed in range(3):
-        rows = random_rows(6, seed)
-        model = tiny_llama(seed=seed)
-        trainer, _ = train(tmp_path, model, rows, per_device_train_batch_size=16, layout=layout)
-        expected = reference_loss(model, byte_tokenizer(), rows).item()
-        assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, rel=1e-5)
+@st.composite
+def typed_rows(draw):
+    """Mixed rows as odd as they come, at least one of which has something to learn."""
+    plain = {path: draw(st.booleans()) for path in ("cot", "pot")}
+    texts = st.text("ab =+1\n", max_size=12).map(
+        lambda text: f"{text}a"
+    )  # of few letters, so that beginnings are shared
+    rows = []
+    for _ in range(draw(st.integers(1, 4))):
+        thoughts = {
+            path: draw(
+                st.lists(
+                    texts
+                    if plain[path]
+                    else st.builds(thought, texts, st.sampled_from(["5", "7", "7.0"]), st.booleans()),
+                    max_size=6,
+                )
+            )
+            for path in ("cot", "pot")
+        }
+        votes = {f"{path}_vote": draw(st.sampled_from(["5", "7", None])) for path in ("cot", "pot")}
+        lambda_ = draw(st.sampled_from([0.0, 1.0]) | st.floats(0, 1))
+        rows.append(
+            {"id": draw(st.sampled_from("abc")), "question": draw(texts).strip(), "type": draw(st.integers(1, 4))}
+            | {"lambda": lambda_, "repeat": draw(st.integers(1, 3))}
+            | thoughts
+            | votes
+        )
+    return rows
+
+
+@settings(max_examples=5, deadline=None, phases=[Phase.reuse, Phase.generate])  # to shrink takes minutes
+@given(
+    rows=typed_rows(),
+    unsolved=st.sampled_from(["correct", "majority"]),
+    reduction=st.sampled_from(["mean", "sum"]),
+    k=st.sampled_from(["1", "4", "all"]),
+)
+def test_any_rows_equal_the_slow_reference_in_every_layout(tmp_path_factory, rows, unsolved, reduction, k):
+    drawn, seen = [], Counter()
+    for r in rows:
+        texts = {path: reference_texts(r, path, unsolved) for path in ("cot", "pot")}
+        if r["type"] == 4 or not any(texts.values()):
+            continue
+        for _ in range(r["repeat"]):
+            chosen = {}
+            for path, of_path in texts.items():
+                indices = draw(len(of_path), k, 42, 0, r["id"], path, seen[r["id"]])
+                chosen[path] = [of_path[i] for i in indices]
+            drawn.append(r | {"repeat": 1} | chosen)
+            seen[r["id"]] += 1
+    assume(drawn)
+    model = tiny_llama()
+    expected_loss = torch.as_tensor(reference_loss(model, byte_tokenizer(), drawn, reduction=reduction))
+    if expected_loss.requires_grad:  # not where all weights fall on empty paths
+        expected_loss.backward()
+    expected = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
+    norm = math.sqrt(sum(gradient.pow(2).sum().item() for gradient in expected.values()))
+    for layout in ("padded", "packed", "tree"):
+        trainer, [found] = train(
+            tmp_path_factory.getbasetemp(),
+            tiny_llama(),
+            rows,
+            layout=layout,
+            unsolved_path=unsolved,
+            token_reduction=reduction,
+            rationales_per_path=k,
+            per_device_train_batch_size=16,
+        )
+        assert trainer.state.log_history[0]["num_questions"] == len(drawn)
+        assert trainer.state.log_history[0]["loss"] == pytest.approx(expected_loss.item(), rel=1e-5)
+        difference = math.sqrt(sum((found[n] - expected[n]).pow(2).sum().item() for n in expected))
+        assert difference <= 1e-5 * norm
 
 
 def test_the_card_of_a_student_names_method_objective_and_lambda(tmp_path):
@@ -504,3 +583,66 @@ def test_bad_path_rows_are_named(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             train(tmp_path, tiny_llama(), [good | bad])
+
+
+@pytest.mark.parametrize(
+    ("layout", "backend"),
+    [("padded", "aot_eager"), *(pytest.param(x, "inductor", marks=pytest.mark.slow) for x in ("padded", "tree"))],
+)
+def test_a_compiled_student_has_the_same_gradients(tmp_path, layout, backend):
+    torch._dynamo.reset()
+    plain, [expected] = train(tmp_path, tiny_llama(), ROWS, layout=layout)
+    options = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}  # batches of several shapes
+    compiled, [found] = train(
+        tmp_path, tiny_llama(), ROWS, layout=layout, torch_compile=True, torch_compile_backend=backend, **options
+    )
+    assert (
+        torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0 and not torch._dynamo.utils.counters["graph_break"]
+    )
+    assert relative_error(found, expected) < 1e-5
+    assert compiled.state.log_history[0]["loss"] == pytest.approx(plain.state.log_history[0]["loss"], rel=1e-5)
+
+
+def test_adamw_in_float64_equals_a_slow_loop(tmp_path):
+    """Warm-up, decay and clipping included: AdamW divides by gradients, so that only a right one has a right step."""
+    rows, steps = random_rows(24, seed=1), 5
+    model, tokenizer = tiny_gpt2().double(), byte_tokenizer()
+    occurrences = [r | {"repeat": 1} for r in rows for _ in range(r["repeat"])]
+    batches = []
+    for epoch in range(2):
+        order = list(range(len(occurrences)))
+        random.Random(f"42/{epoch}").shuffle(order)
+        batches += [order[start : start + 8] for start in range(0, len(order), 8)]
+    groups = [
+        {"params": [p for p in model.parameters() if (p.dim() > 1) == decayed], "weight_decay": 0.1 * decayed}
+        for decayed in (True, False)
+    ]
+    optimizer = torch.optim.AdamW(groups)
+    losses = []
+    for step, batch in enumerate(batches[:steps]):
+        optimizer.zero_grad()
+        loss = reference_loss(model, tokenizer, [occurrences[i] for i in batch])
+        loss.backward()
+        assert torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5) > 0.5  # there is something to clip
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * (step / 2 if step < 2 else (steps - step) / (steps - 2))
+        optimizer.step()
+        losses.append(loss.item())
+
+    for layout, batch, accumulation in (("padded", 4, 2), ("packed", 1, 8), ("tree", 8, 1)):
+        trainer, _ = train(
+            tmp_path,
+            tiny_gpt2().double(),
+            rows,
+            layout=layout,
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulation,
+            max_steps=steps,
+            learning_rate=1e-3,
+            weight_decay=0.1,
+            warmup_steps=2,
+            max_grad_norm=0.5,
+        )
+        assert [log["loss"] for log in trainer.state.log_history[:-1]] == pytest.approx(losses, rel=1e-6)
+        for (name, found), expected in zip(trainer.model.named_parameters(), model.parameters(), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8, msg=f"{layout} {name}")
