@@ -10,9 +10,10 @@ from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig
 from students import byte_tokenizer, tiny_gpt2, tiny_llama, tiny_mistral
+from tokenizers import processors
 from transformers import TrainerCallback
 
-from md_trl import MDConfig, MDTrainer
+from md_trl import MDConfig, MDTrainer, MixedReasoner
 from md_trl.trainer.thoughts import DrawnQuestions, QuestionSampler, draw, thoughts_to_learn
 
 
@@ -415,6 +416,51 @@ def test_chat_students_learn_the_thought_in_the_assistant_turn(tmp_path):
         "[user]What is two and three?\nLet's break down the code step by step.[assistant]"
     )
     assert tokenizer.decode(ids[start:]) == "answer = 2 + 3</s>"
+
+
+CHATML = """{% if messages[0].role != "system" %}<|im_start|>system
+You are a helpful assistant.<|im_end|>
+{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}
+{{ m.content }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+@pytest.mark.parametrize("adds_bos", [False, True])
+@pytest.mark.parametrize("prompt_format", ["plain", "chat", "auto"])
+def test_students_are_trained_on_the_tokens_that_they_are_asked_with(tmp_path, prompt_format, adds_bos):
+    tokenizer = byte_tokenizer(eos_token="<|im_end|>", extra_special_tokens=["<|im_start|>"], chat_template=CHATML)
+    if adds_bos:  # as Llama's do; a chat template writes its own
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single="</s> $A", special_tokens=[("</s>", 0)]
+        )
+    question = "Zoë\thas 3 {{ eggs }} {% if %} for 2½ €…\n\n“How  many” <b>left</b>? 🥚 \\n"
+    rows = [ROWS[0] | {"question": f" {question}\n"}]
+    model = tiny_llama(vocab_size=len(tokenizer))
+    trainer, _ = train(tmp_path, model, rows, tokenizer=tokenizer, prompt_format=prompt_format)
+    trained = []
+    for path in ("cot", "pot"):
+        for tokenized, text in zip(
+            trainer.train_dataset[0][path], reference_texts(ROWS[0], path, "correct"), strict=True
+        ):
+            ids, start = tokenized["input_ids"], tokenized["start"]
+            assert tokenizer.decode(ids[start:-1]) == text and ids[-1] == tokenizer.eos_token_id
+            trained.append(ids[:start])
+
+    asked = []
+
+    def keep(model, args, kwargs):
+        if kwargs["input_ids"].shape[1] > 1:  # the prompts, not the tokens sampled one by one
+            for ids, mask in zip(kwargs["input_ids"], kwargs["attention_mask"], strict=True):
+                asked.append(ids[mask.bool()].tolist())
+
+    model.register_forward_pre_hook(keep, with_kwargs=True)
+    reasoner = MixedReasoner(model, tokenizer, n_cot=1, n_pot=1, max_tokens=2, prompt_format=prompt_format)
+    reasoner([f" {question}\n"])
+    assert sorted(asked) == sorted(trained[:2]) and trained[1] == trained[2]
+    text = tokenizer.decode(trained[0])
+    assert text.count("You are a helpful assistant.") == (prompt_format != "plain") and question in text
+    assert trained[0].count(0) == (adds_bos and prompt_format == "plain")
 
 
 def test_targets_start_at_the_first_token_that_differs_from_the_prompt(tmp_path):
