@@ -16,7 +16,7 @@ from tokenizers import processors
 from transformers import TrainerCallback
 
 from md_trl import MDConfig, MDTrainer, MixedReasoner
-from md_trl.trainer.thoughts import DrawnQuestions, QuestionSampler, draw, thoughts_to_learn
+from md_trl.trainer.thoughts import DrawnQuestions, QuestionSampler, draw, path_rows, thoughts_to_learn
 
 
 # Every `train` collects garbage: what the imports have made is none
@@ -716,14 +716,15 @@ def test_the_card_of_a_student_names_method_objective_and_lambda(tmp_path):
 @pytest.mark.parametrize("layout", ["padded", "tree"])
 def test_path_rows_with_weights_equal_the_mixed_rows(tmp_path, layout):
     triggers = {"cot": "Let's think step by step.", "pot": "Let's break down the code step by step."}
-    path_rows = []
+    by_hand = []
     for r in ROWS:
         for path in ("cot", "pot"):
             texts = thoughts_to_learn(r, path, "correct") if r["type"] != 4 else []
             weight = 1.0 if r["type"] != 3 else r["lambda"] if path == "pot" else 1 - r["lambda"]
-            path_rows += [
+            by_hand += [
                 {
                     "id": r["id"],
+                    "task": "toy",
                     "path": path,
                     "type": r["type"],
                     "prompt": f"{r['question']}\n{triggers[path]}\n",
@@ -732,14 +733,26 @@ def test_path_rows_with_weights_equal_the_mixed_rows(tmp_path, layout):
                 }
                 for text in texts
             ]
+    flat = path_rows(ROWS)
+    assert flat == by_hand
     model = tiny_llama()
-    trainer, [found] = train(tmp_path, model, path_rows, layout=layout, per_device_train_batch_size=32)
+    trainer, [found] = train(tmp_path, model, flat, layout=layout, per_device_train_batch_size=32)
     # Trained alone, the loss of path rows is their mean; of mixed rows, the mean over questions
     model.zero_grad()
-    expected = reference_loss(model, byte_tokenizer(), ROWS) * 7 / len(path_rows)
+    expected = reference_loss(model, byte_tokenizer(), ROWS) * 7 / len(flat)
     expected.backward()
     assert trainer.state.log_history[0]["loss"] == pytest.approx(expected.item(), rel=1e-5)
     assert relative_error(found, {n: p.grad for n, p in model.named_parameters()}) < 1e-5
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES[:-1])
+def test_path_rows_of_every_objective_have_the_gradients_of_the_mixed_rows(tmp_path, objective):
+    tokenizer = byte_tokenizer(chat_template=CHATML)
+    flat = path_rows(ROWS, tokenizer, objective, unsolved_path="majority")
+    options = {"tokenizer": tokenizer, "per_device_train_batch_size": 32}
+    _, [found] = train(tmp_path, tiny_llama(), flat, **options)
+    _, [mixed] = train(tmp_path, tiny_llama(), ROWS, objective=objective, unsolved_path="majority", **options)
+    assert relative_error(found, {name: gradient * 7 / len(flat) for name, gradient in mixed.items()}) < 1e-5
 
 
 def test_bad_path_rows_are_named(tmp_path):
