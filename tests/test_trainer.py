@@ -1,7 +1,9 @@
 import gc
 import itertools
+import json
 import math
 import random
+import sqlite3
 from collections import Counter
 
 import pytest
@@ -278,6 +280,16 @@ def test_logs_tell_paths_and_types_apart(tmp_path):
         assert log[f"{path}_loss"] == pytest.approx(expected, rel=1e-5)
     assert log["mean_lambda"] == pytest.approx(0.5)
     assert 0 <= log["mean_token_accuracy"] <= 1
+
+
+def test_trackio_keeps_the_logs_of_both_paths(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    pytest.importorskip("trackio")
+    trainer, _ = train(tmp_path, tiny_llama(), ROWS, max_steps=2, report_to="trackio", project="md")
+    with sqlite3.connect(tmp_path / "trackio" / "md.db") as store:
+        kept = [json.loads(metrics) for (metrics,) in store.execute("SELECT metrics FROM metrics ORDER BY id")]
+    for log, found in zip(trainer.state.log_history[:2], kept[:2], strict=True):
+        assert all(found[f"train/{name}"] == log[name] for name in ("loss", "cot_loss", "pot_loss", "mean_lambda"))
 
 
 def test_training_lowers_the_loss_of_both_paths(tmp_path):
