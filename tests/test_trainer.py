@@ -410,6 +410,7 @@ REFUSED = {
     "completion_only_loss": False,
     "assistant_only_loss": True,
     "use_liger_kernel": True,
+    "activation_offloading": True,
     "average_tokens_across_devices": False,
     "neftune_noise_alpha": 5.0,
     "packing": True,

@@ -152,6 +152,10 @@ class MDConfig(SFTConfig):
             "completion_only_loss": (self.completion_only_loss is False, "prompts are never targets"),
             "assistant_only_loss": (self.assistant_only_loss, "thoughts alone are targets already"),
             "use_liger_kernel": (self.use_liger_kernel, "Liger's fused loss knows no weights"),
+            "activation_offloading": (
+                self.activation_offloading and (self.use_cpu or not torch.accelerator.is_available()),
+                "there is no accelerator to offload from",
+            ),
             "average_tokens_across_devices": (
                 not self.average_tokens_across_devices,
                 "the loss is divided by the questions of all processes; leave it True",
