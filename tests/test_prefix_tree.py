@@ -1,9 +1,11 @@
+import random
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from md_trl.trainer.prefix_tree import attention_mask, block_mask, build_tree, pack
+from md_trl.trainer.prefix_tree import attention_mask, block_mask, build_tree, pack, row_cost
 
 
 sequences = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8), min_size=1, max_size=8)
@@ -61,11 +63,37 @@ def test_the_block_mask_of_flex_attention_says_the_same(window):
                 assert bool(mask_mod(b, 0, torch.tensor(u), torch.tensor(v))) == dense[b, 0, u, v].item()
 
 
-@given(st.lists(st.integers(1, 12), max_size=20), st.integers(1, 20))
-def test_packing_keeps_every_item_and_the_capacity(sizes, capacity):
-    rows = pack(sizes, capacity)
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.integers(1, 600), min_size=1, max_size=20), st.none() | st.integers(1, 2000))
+def test_packing_keeps_every_item_and_the_limit(sizes, max_length):
+    rows = pack(sizes, max_length)
     assert sorted(i for row in rows for i in row) == list(range(len(sizes)))
-    assert all(sum(sizes[i] for i in row) <= capacity or len(row) == 1 for row in rows)
-    # no two rows could have been one
-    filled = sorted(sum(sizes[i] for i in row) for row in rows)
-    assert all(a + b > capacity for a, b in zip(filled[:1], filled[1:2], strict=False))
+    filled = [sum(sizes[i] for i in row) for row in rows]
+    assert min(filled) > 0 and max(filled) <= max(max_length or sum(sizes), max(sizes))
+    assert row_cost(len(rows), max(filled)) <= row_cost(len(sizes), max(sizes))  # of a row each
+
+
+def full_rows(sizes, capacity):
+    """What rows hold that are filled by best fit after sorting by size."""
+    rows = []
+    for size in sorted(sizes, reverse=True):
+        fitting = [row for row in rows if sum(row) + size <= capacity]
+        if fitting:
+            max(fitting, key=sum).append(size)
+        else:
+            rows.append([size])
+    return [sum(row) for row in rows]
+
+
+@pytest.mark.parametrize("max_length", [512, 1024, None])
+def test_packed_rows_are_cheaper_than_full_ones_and_hold_little_padding(max_length):
+    rng = random.Random(0)
+    costs, nodes, area = [], 0, 0
+    for _ in range(200):
+        sizes = [rng.randint(100, 400) for _ in range(8)]
+        full = full_rows(sizes, max_length or sum(sizes))
+        filled = [sum(sizes[i] for i in row) for row in pack(sizes, max_length)]
+        costs.append(row_cost(len(filled), max(filled)) / row_cost(len(full), max(full)))
+        nodes, area = nodes + sum(sizes), area + len(filled) * max(filled)
+    assert max(costs) < 1.05 and sum(costs) / len(costs) < 0.97
+    assert 1 - nodes / area < 0.12

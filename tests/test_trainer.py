@@ -1,17 +1,28 @@
+import gc
 import itertools
+import json
 import math
 import random
+import sqlite3
+from collections import Counter
 
 import pytest
 import torch
+from accelerate import ParallelismConfig
 from datasets import Dataset
+from hypothesis import Phase, assume, given, settings
+from hypothesis import strategies as st
 from peft import LoraConfig
 from students import byte_tokenizer, tiny_gpt2, tiny_llama, tiny_mistral
+from tokenizers import processors
 from transformers import TrainerCallback
 
-from md_trl import MDConfig, MDTrainer
-from md_trl.trainer.thoughts import DrawnQuestions, QuestionSampler, draw, thoughts_to_learn
+from md_trl import MDConfig, MDTrainer, MixedReasoner
+from md_trl.trainer.thoughts import DrawnQuestions, QuestionSampler, draw, path_rows, thoughts_to_learn
 
+
+# Every `train` collects garbage: what the imports have made is none
+gc.freeze()
 
 OBJECTIVES = ["md", "cot", "pot", "uniform", "step_by_step", "label", "label_all"]
 
@@ -72,16 +83,31 @@ ROWS = [
 ]
 
 
+def reference_texts(r, path, unsolved):
+    """The distinct texts of a path to learn from; votes and answers are numbers here."""
+    texts = []
+    for t in r[path]:
+        if isinstance(t, str):
+            t = {"text": t, "answer": None, "correct": True}
+        learned = t["correct"]
+        if unsolved == "majority" and (r["type"], path) in ((1, "cot"), (2, "pot")):
+            learned = None not in (vote := r[f"{path}_vote"], t["answer"]) and float(t["answer"]) == float(vote)
+        if learned and t["text"].strip() not in texts:
+            texts.append(t["text"].strip())
+    return texts
+
+
 def reference_loss(model, tokenizer, rows, objective="md", unsolved="correct", reduction="mean", format="plain"):
-    """METHOD.md read aloud: one thought at a time, one token at a time, all thoughts of a path."""
+    """METHOD.md read aloud: one thought at a time, all thoughts of a path."""
 
     def cross_entropy(prompt, text):
         prompt_ids = tokenizer(prompt)["input_ids"]
         ids = tokenizer(prompt + text)["input_ids"] + [tokenizer.eos_token_id]
         assert ids[: len(prompt_ids)] == prompt_ids
         log_probs = torch.log_softmax(model(input_ids=torch.tensor([ids])).logits[0], dim=-1)
-        losses = [-log_probs[i - 1, ids[i]] for i in range(len(prompt_ids), len(ids))]
-        return sum(losses) / len(losses) if reduction == "mean" else sum(losses)
+        targets = range(len(prompt_ids), len(ids))
+        losses = -log_probs[[i - 1 for i in targets], [ids[i] for i in targets]]
+        return losses.mean() if reduction == "mean" else losses.sum()
 
     triggers = {"cot": "Let's think step by step.", "pot": "Let's break down the code step by step."}
     total, count = 0.0, 0
@@ -103,12 +129,8 @@ def reference_loss(model, tokenizer, rows, objective="md", unsolved="correct", r
             lambda_ = 0.5 if objective == "uniform" else r["lambda"]
             weights = {"cot": 1 - lambda_, "pot": lambda_}
         for path, weight in weights.items():
-            unsolved_here = (r["type"], path) in ((1, "cot"), (2, "pot"))
-            if unsolved == "majority" and unsolved_here:
-                texts = [t["text"] for t in r[path] if t["answer"] == r[f"{path}_vote"]]
-            else:
-                texts = [t["text"] for t in r[path] if t["correct"]]
-            losses = [cross_entropy(f"{r['question']}\n{triggers[path]}\n", text) for text in texts]
+            prompt = f"{r['question']}\n{triggers[path]}\n"
+            losses = [cross_entropy(prompt, text) for text in reference_texts(r, path, unsolved)]
             if losses:
                 total = total + r["repeat"] * weight * sum(losses) / len(losses)
     return total / count
@@ -260,6 +282,16 @@ def test_logs_tell_paths_and_types_apart(tmp_path):
     assert 0 <= log["mean_token_accuracy"] <= 1
 
 
+def test_trackio_keeps_the_logs_of_both_paths(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    pytest.importorskip("trackio")
+    trainer, _ = train(tmp_path, tiny_llama(), ROWS, max_steps=2, report_to="trackio", project="md")
+    with sqlite3.connect(tmp_path / "trackio" / "md.db") as store:
+        kept = [json.loads(metrics) for (metrics,) in store.execute("SELECT metrics FROM metrics ORDER BY id")]
+    for log, found in zip(trainer.state.log_history[:2], kept[:2], strict=True):
+        assert all(found[f"train/{name}"] == log[name] for name in ("loss", "cot_loss", "pot_loss", "mean_lambda"))
+
+
 def test_training_lowers_the_loss_of_both_paths(tmp_path):
     trainer, _ = train(
         tmp_path, tiny_llama(), ROWS, max_steps=60, learning_rate=1e-2, max_grad_norm=1.0, rationales_per_path="1"
@@ -372,21 +404,139 @@ def test_tokenizers_that_cannot_work_are_refused(tmp_path):
     train(tmp_path, tiny_llama(), ROWS, tokenizer=lossy, objective="cot")
 
 
-def test_options_that_would_change_the_objective_are_refused(tmp_path):
-    for option in (
-        {"label_smoothing_factor": 0.1},
-        {"packing": True},
-        {"loss_type": "dft"},
-        {"train_sampling_strategy": "group_by_length"},
-        {"remove_unused_columns": True},
-        {"objective": "mixed"},
-        {"layout": "round"},
-        {"rationales_per_path": "0"},
-        {"rationales_per_path": "some"},
-        {"token_reduction": "median"},
-    ):
-        with pytest.raises(ValueError, match=next(iter(option))):
-            MDConfig(output_dir=str(tmp_path), use_cpu=True, **option)
+REFUSED = {
+    "label_smoothing_factor": 0.1,
+    "loss_type": "dft",
+    "completion_only_loss": False,
+    "assistant_only_loss": True,
+    "use_liger_kernel": True,
+    "activation_offloading": True,
+    "average_tokens_across_devices": False,
+    "neftune_noise_alpha": 5.0,
+    "packing": True,
+    "eval_packing": True,
+    "packing_strategy": "wrapped",
+    "padding_free": True,
+    "pad_to_multiple_of": 8,
+    "truncation_mode": "keep_end",
+    "train_sampling_strategy": "group_by_length",
+    "length_column_name": "tokens",
+    "shuffle_dataset": True,
+    "remove_unused_columns": True,
+    "dataset_text_field": "question",
+    "dataset_kwargs": {"skip_prepare_dataset": True},
+    "label_names": ["targets"],
+    "include_num_input_tokens_seen": "non_padding",
+    "include_for_metrics": ["inputs"],
+    "batch_eval_metrics": True,
+    "eval_do_concat_batches": False,
+    "accelerator_config": {"dispatch_batches": True},
+    "parallelism_config": ParallelismConfig(cp_size=2),
+    "objective": "mixed",
+    "layout": "round",
+    "rationales_per_path": "some",
+    "token_reduction": "median",
+}
+
+
+@pytest.mark.parametrize("option", REFUSED)
+def test_options_that_cannot_work_are_refused_by_name(tmp_path, option):
+    with pytest.raises(ValueError, match=rf"`{option}\b"):
+        MDConfig(output_dir=str(tmp_path), use_cpu=True, **{option: REFUSED[option]})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"gradient_checkpointing": True},
+        {"activation_checkpointing": True, "torch_empty_cache_steps": 1, "skip_memory_metrics": False},
+        {"dataloader_num_workers": 2, "dataloader_persistent_workers": True, "dataloader_prefetch_factor": 1},
+        {"include_num_input_tokens_seen": True, "logging_first_step": True},
+        {"accelerator_config": {"even_batches": False}, "full_determinism": False, "use_cache": True},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_options_that_work_leave_the_gradients_as_they_are(tmp_path, options):
+    _, [expected] = train(tmp_path, tiny_llama(), ROWS)
+    trainer, [found] = train(
+        tmp_path, tiny_llama(), ROWS, per_device_train_batch_size=2, gradient_accumulation_steps=4, **options
+    )
+    assert relative_error(found, expected) < 1e-5
+    if "include_num_input_tokens_seen" in options:
+        assert trainer.state.num_input_tokens_seen >= trainer.state.log_history[0]["num_tokens"]
+
+
+def test_persistent_workers_draw_afresh_each_epoch(tmp_path):
+    workers = {"dataloader_num_workers": 2, "dataloader_persistent_workers": True}
+    losses = []
+    for options in ({}, workers):
+        trainer, _ = train(tmp_path, tiny_llama(), ROWS, max_steps=4, rationales_per_path="1", **options)
+        losses.append([log["loss"] for log in trainer.state.log_history[:-1]])
+    assert losses[0] == losses[1]
+    assert len(set(losses[1])) > 1  # the weights stay, the draws do not
+
+
+def test_a_smaller_batch_is_found_and_has_its_own_n(tmp_path, monkeypatch):
+    """The first try runs out of memory in the backward pass, when the batch was counted already."""
+    options = {"max_steps": -1, "num_train_epochs": 1, "auto_find_batch_size": True, "learning_rate": 1e-2}
+    backward = torch.Tensor.backward
+    tries = []
+
+    def runs_out(self, *args, **kwargs):
+        tries.append(None)
+        if len(tries) == 1:
+            raise RuntimeError("CUDA out of memory.")
+        return backward(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "backward", runs_out)
+    found, _ = train(tmp_path, tiny_llama(), ROWS, **options)
+    monkeypatch.undo()
+    size = found._train_batch_size
+    assert size < 8
+    options |= {"auto_find_batch_size": False, "per_device_train_batch_size": size}
+    expected, _ = train(tmp_path, tiny_llama(), ROWS, **options)
+    for log, other in zip(found.state.log_history[:-1], expected.state.log_history[:-1], strict=True):
+        assert all(log[name] == other[name] for name in ("loss", "cot_loss", "num_questions", "num_tokens"))
+
+
+def test_the_best_model_is_chosen_by_the_evaluation_loss_of_the_objective(tmp_path):
+    trainer = MDTrainer(
+        model=tiny_llama(),
+        args=MDConfig(
+            output_dir=str(tmp_path),
+            max_steps=3,
+            learning_rate=0.5,  # far too high, so that the best comes early
+            eval_strategy="steps",
+            eval_steps=1,
+            eval_on_start=True,
+            save_steps=1,
+            save_total_limit=1,
+            save_only_model=True,
+            load_best_model_at_end=True,
+            metric_for_best_model="eval_loss",
+            rationales_per_path="all",
+            use_cpu=True,
+            disable_tqdm=True,
+        ),
+        train_dataset=Dataset.from_list(ROWS),
+        eval_dataset=Dataset.from_list(ROWS),
+        processing_class=byte_tokenizer(),
+    )
+    trainer.train()
+    losses = [log["eval_loss"] for log in trainer.state.log_history if "eval_loss" in log]
+    assert len(losses) == 4 and trainer.state.best_metric == min(losses[1:])
+    best = reference_loss(trainer.model, byte_tokenizer(), ROWS).item()
+    assert best == pytest.approx(trainer.state.best_metric, rel=1e-5)
+
+
+def test_names_of_special_tokens_and_of_a_template_are_heeded(tmp_path):
+    template = tmp_path / "chat.jinja"
+    template.write_text("{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]")
+    options = {"eos_token": "<pad>", "pad_token": "</s>", "chat_template_path": str(template)}
+    trainer, _ = train(tmp_path, tiny_llama(), ROWS, **options)
+    ids = trainer.train_dataset[0]["pot"][0]["input_ids"]
+    assert ids[-1] == 1 and trainer.data_collator.pad_token_id == 0
+    assert trainer.processing_class.decode(ids).startswith("[user]What is two and three?")
 
 
 def test_chat_students_learn_the_thought_in_the_assistant_turn(tmp_path):
@@ -401,6 +551,51 @@ def test_chat_students_learn_the_thought_in_the_assistant_turn(tmp_path):
         "[user]What is two and three?\nLet's break down the code step by step.[assistant]"
     )
     assert tokenizer.decode(ids[start:]) == "answer = 2 + 3</s>"
+
+
+CHATML = """{% if messages[0].role != "system" %}<|im_start|>system
+You are a helpful assistant.<|im_end|>
+{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}
+{{ m.content }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+@pytest.mark.parametrize("adds_bos", [False, True])
+@pytest.mark.parametrize("prompt_format", ["plain", "chat", "auto"])
+def test_students_are_trained_on_the_tokens_that_they_are_asked_with(tmp_path, prompt_format, adds_bos):
+    tokenizer = byte_tokenizer(eos_token="<|im_end|>", extra_special_tokens=["<|im_start|>"], chat_template=CHATML)
+    if adds_bos:  # as Llama's do; a chat template writes its own
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single="</s> $A", special_tokens=[("</s>", 0)]
+        )
+    question = "Zoë\thas 3 {{ eggs }} {% if %} for 2½ €…\n\n“How  many” <b>left</b>? 🥚 \\n"
+    rows = [ROWS[0] | {"question": f" {question}\n"}]
+    model = tiny_llama(vocab_size=len(tokenizer))
+    trainer, _ = train(tmp_path, model, rows, tokenizer=tokenizer, prompt_format=prompt_format)
+    trained = []
+    for path in ("cot", "pot"):
+        for tokenized, text in zip(
+            trainer.train_dataset[0][path], reference_texts(ROWS[0], path, "correct"), strict=True
+        ):
+            ids, start = tokenized["input_ids"], tokenized["start"]
+            assert tokenizer.decode(ids[start:-1]) == text and ids[-1] == tokenizer.eos_token_id
+            trained.append(ids[:start])
+
+    asked = []
+
+    def keep(model, args, kwargs):
+        if kwargs["input_ids"].shape[1] > 1:  # the prompts, not the tokens sampled one by one
+            for ids, mask in zip(kwargs["input_ids"], kwargs["attention_mask"], strict=True):
+                asked.append(ids[mask.bool()].tolist())
+
+    model.register_forward_pre_hook(keep, with_kwargs=True)
+    reasoner = MixedReasoner(model, tokenizer, n_cot=1, n_pot=1, max_tokens=2, prompt_format=prompt_format)
+    reasoner([f" {question}\n"])
+    assert sorted(asked) == sorted(trained[:2]) and trained[1] == trained[2]
+    text = tokenizer.decode(trained[0])
+    assert text.count("You are a helpful assistant.") == (prompt_format != "plain") and question in text
+    assert trained[0].count(0) == (adds_bos and prompt_format == "plain")
 
 
 def test_targets_start_at_the_first_token_that_differs_from_the_prompt(tmp_path):
@@ -438,14 +633,79 @@ def random_rows(count, seed):
     return rows
 
 
-@pytest.mark.parametrize("layout", ["padded", "tree"])
-def test_random_rows_equal_the_reference(tmp_path, layout):
-    for seed in range(3):
-        rows = random_rows(6, seed)
-        model = tiny_llama(seed=seed)
-        trainer, _ = train(tmp_path, model, rows, per_device_train_batch_size=16, layout=layout)
-        expected = reference_loss(model, byte_tokenizer(), rows).item()
-        assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, rel=1e-5)
+@st.composite
+def typed_rows(draw):
+    """Mixed rows as odd as they come, at least one of which has something to learn."""
+    plain = {path: draw(st.booleans()) for path in ("cot", "pot")}
+    texts = st.text("ab =+1\n", max_size=12).map(
+        lambda text: f"{text}a"
+    )  # of few letters, so that beginnings are shared
+    rows = []
+    for _ in range(draw(st.integers(1, 4))):
+        thoughts = {
+            path: draw(
+                st.lists(
+                    texts
+                    if plain[path]
+                    else st.builds(thought, texts, st.sampled_from(["5", "7", "7.0"]), st.booleans()),
+                    max_size=6,
+                )
+            )
+            for path in ("cot", "pot")
+        }
+        votes = {f"{path}_vote": draw(st.sampled_from(["5", "7", None])) for path in ("cot", "pot")}
+        lambda_ = draw(st.sampled_from([0.0, 1.0]) | st.floats(0, 1))
+        rows.append(
+            {"id": draw(st.sampled_from("abc")), "question": draw(texts).strip(), "type": draw(st.integers(1, 4))}
+            | {"lambda": lambda_, "repeat": draw(st.integers(1, 3))}
+            | thoughts
+            | votes
+        )
+    return rows
+
+
+@settings(max_examples=10, deadline=None, phases=[Phase.reuse, Phase.generate])  # to shrink takes minutes
+@given(
+    rows=typed_rows(),
+    unsolved=st.sampled_from(["correct", "majority"]),
+    reduction=st.sampled_from(["mean", "sum"]),
+    k=st.sampled_from(["1", "4", "all"]),
+)
+def test_any_rows_equal_the_slow_reference_in_every_layout(tmp_path_factory, rows, unsolved, reduction, k):
+    drawn, seen = [], Counter()
+    for r in rows:
+        texts = {path: reference_texts(r, path, unsolved) for path in ("cot", "pot")}
+        if r["type"] == 4 or not any(texts.values()):
+            continue
+        for _ in range(r["repeat"]):
+            chosen = {}
+            for path, of_path in texts.items():
+                indices = draw(len(of_path), k, 42, 0, r["id"], path, seen[r["id"]])
+                chosen[path] = [of_path[i] for i in indices]
+            drawn.append(r | {"repeat": 1} | chosen)
+            seen[r["id"]] += 1
+    assume(drawn)
+    model = tiny_llama()
+    expected_loss = torch.as_tensor(reference_loss(model, byte_tokenizer(), drawn, reduction=reduction))
+    if expected_loss.requires_grad:  # not where all weights fall on empty paths
+        expected_loss.backward()
+    expected = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
+    norm = math.sqrt(sum(gradient.pow(2).sum().item() for gradient in expected.values()))
+    for layout in ("padded", "packed", "tree"):
+        trainer, [found] = train(
+            tmp_path_factory.getbasetemp(),
+            tiny_llama(),
+            rows,
+            layout=layout,
+            unsolved_path=unsolved,
+            token_reduction=reduction,
+            rationales_per_path=k,
+            per_device_train_batch_size=16,
+        )
+        assert trainer.state.log_history[0]["num_questions"] == len(drawn)
+        assert trainer.state.log_history[0]["loss"] == pytest.approx(expected_loss.item(), rel=1e-5)
+        difference = math.sqrt(sum((found[n] - expected[n]).pow(2).sum().item() for n in expected))
+        assert difference <= 1e-5 * norm
 
 
 def test_the_card_of_a_student_names_method_objective_and_lambda(tmp_path):
@@ -469,14 +729,15 @@ def test_the_card_of_a_student_names_method_objective_and_lambda(tmp_path):
 @pytest.mark.parametrize("layout", ["padded", "tree"])
 def test_path_rows_with_weights_equal_the_mixed_rows(tmp_path, layout):
     triggers = {"cot": "Let's think step by step.", "pot": "Let's break down the code step by step."}
-    path_rows = []
+    by_hand = []
     for r in ROWS:
         for path in ("cot", "pot"):
             texts = thoughts_to_learn(r, path, "correct") if r["type"] != 4 else []
             weight = 1.0 if r["type"] != 3 else r["lambda"] if path == "pot" else 1 - r["lambda"]
-            path_rows += [
+            by_hand += [
                 {
                     "id": r["id"],
+                    "task": "toy",
                     "path": path,
                     "type": r["type"],
                     "prompt": f"{r['question']}\n{triggers[path]}\n",
@@ -485,14 +746,26 @@ def test_path_rows_with_weights_equal_the_mixed_rows(tmp_path, layout):
                 }
                 for text in texts
             ]
+    flat = path_rows(ROWS)
+    assert flat == by_hand
     model = tiny_llama()
-    trainer, [found] = train(tmp_path, model, path_rows, layout=layout, per_device_train_batch_size=32)
+    trainer, [found] = train(tmp_path, model, flat, layout=layout, per_device_train_batch_size=32)
     # Trained alone, the loss of path rows is their mean; of mixed rows, the mean over questions
     model.zero_grad()
-    expected = reference_loss(model, byte_tokenizer(), ROWS) * 7 / len(path_rows)
+    expected = reference_loss(model, byte_tokenizer(), ROWS) * 7 / len(flat)
     expected.backward()
     assert trainer.state.log_history[0]["loss"] == pytest.approx(expected.item(), rel=1e-5)
     assert relative_error(found, {n: p.grad for n, p in model.named_parameters()}) < 1e-5
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES[:-1])
+def test_path_rows_of_every_objective_have_the_gradients_of_the_mixed_rows(tmp_path, objective):
+    tokenizer = byte_tokenizer(chat_template=CHATML)
+    flat = path_rows(ROWS, tokenizer, objective, unsolved_path="majority")
+    options = {"tokenizer": tokenizer, "per_device_train_batch_size": 32}
+    _, [found] = train(tmp_path, tiny_llama(), flat, **options)
+    _, [mixed] = train(tmp_path, tiny_llama(), ROWS, objective=objective, unsolved_path="majority", **options)
+    assert relative_error(found, {name: gradient * 7 / len(flat) for name, gradient in mixed.items()}) < 1e-5
 
 
 def test_bad_path_rows_are_named(tmp_path):
@@ -504,3 +777,66 @@ def test_bad_path_rows_are_named(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             train(tmp_path, tiny_llama(), [good | bad])
+
+
+@pytest.mark.parametrize(
+    ("layout", "backend"),
+    [("padded", "aot_eager"), *(pytest.param(x, "inductor", marks=pytest.mark.slow) for x in ("padded", "tree"))],
+)
+def test_a_compiled_student_has_the_same_gradients(tmp_path, layout, backend):
+    torch._dynamo.reset()
+    plain, [expected] = train(tmp_path, tiny_llama(), ROWS, layout=layout)
+    options = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}  # batches of several shapes
+    compiled, [found] = train(
+        tmp_path, tiny_llama(), ROWS, layout=layout, torch_compile=True, torch_compile_backend=backend, **options
+    )
+    assert (
+        torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0 and not torch._dynamo.utils.counters["graph_break"]
+    )
+    assert relative_error(found, expected) < 1e-5
+    assert compiled.state.log_history[0]["loss"] == pytest.approx(plain.state.log_history[0]["loss"], rel=1e-5)
+
+
+def test_adamw_in_float64_equals_a_slow_loop(tmp_path):
+    """Warm-up, decay and clipping included: AdamW divides by gradients, so that only a right one has a right step."""
+    rows, steps = random_rows(24, seed=1), 5
+    model, tokenizer = tiny_gpt2().double(), byte_tokenizer()
+    occurrences = [r | {"repeat": 1} for r in rows for _ in range(r["repeat"])]
+    batches = []
+    for epoch in range(2):
+        order = list(range(len(occurrences)))
+        random.Random(f"42/{epoch}").shuffle(order)
+        batches += [order[start : start + 8] for start in range(0, len(order), 8)]
+    groups = [
+        {"params": [p for p in model.parameters() if (p.dim() > 1) == decayed], "weight_decay": 0.1 * decayed}
+        for decayed in (True, False)
+    ]
+    optimizer = torch.optim.AdamW(groups)
+    losses = []
+    for step, batch in enumerate(batches[:steps]):
+        optimizer.zero_grad()
+        loss = reference_loss(model, tokenizer, [occurrences[i] for i in batch])
+        loss.backward()
+        assert torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5) > 0.5  # there is something to clip
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * (step / 2 if step < 2 else (steps - step) / (steps - 2))
+        optimizer.step()
+        losses.append(loss.item())
+
+    for layout, batch, accumulation in (("padded", 4, 2), ("packed", 1, 8), ("tree", 8, 1)):
+        trainer, _ = train(
+            tmp_path,
+            tiny_gpt2().double(),
+            rows,
+            layout=layout,
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulation,
+            max_steps=steps,
+            learning_rate=1e-3,
+            weight_decay=0.1,
+            warmup_steps=2,
+            max_grad_norm=0.5,
+        )
+        assert [log["loss"] for log in trainer.state.log_history[:-1]] == pytest.approx(losses, rel=1e-6)
+        for (name, found), expected in zip(trainer.model.named_parameters(), model.parameters(), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8, msg=f"{layout} {name}")

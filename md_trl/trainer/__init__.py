@@ -5,6 +5,7 @@ from .md_seq2seq_config import MDSeq2SeqConfig
 from .md_seq2seq_trainer import MDSeq2SeqTrainer
 from .md_trainer import MDTrainer
 from .program_tokens import add_program_tokens
+from .thoughts import path_rows
 
 
-__all__ = ["MDConfig", "MDSeq2SeqConfig", "MDSeq2SeqTrainer", "MDTrainer", "add_program_tokens"]
+__all__ = ["MDConfig", "MDSeq2SeqConfig", "MDSeq2SeqTrainer", "MDTrainer", "add_program_tokens", "path_rows"]

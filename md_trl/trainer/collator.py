@@ -29,7 +29,7 @@ class MDCollator:
         token_reduction (`str`):
             `"mean"` or `"sum"` over the tokens of a thought.
         max_length (`int`, *optional*):
-            Nodes that a packed row holds; a larger tree gets a longer row of its own. `None` is no limit.
+            Most nodes that a packed row holds; a larger tree makes the rows of its batch as long as itself.
 
     Returns:
         `dict[str, torch.Tensor]` for B rows of T nodes with E edges:
@@ -69,7 +69,7 @@ class MDCollator:
         if self.layout == "padded":
             rows = [[i] for i in range(len(trees))]
         else:
-            rows = pack(sizes, max(max(sizes), self.max_length or sum(sizes)))
+            rows = pack(sizes, self.max_length)
         width = max(sum(sizes[i] for i in row) for row in rows)
         input_ids = np.full((len(rows), width), self.pad_token_id)
         positions = np.zeros((len(rows), width), dtype=np.int64)

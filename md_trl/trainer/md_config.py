@@ -52,7 +52,7 @@ class MDConfig(SFTConfig):
             How the thoughts of a batch are laid out. All layouts have the same loss and gradients:
 
             - `"tree"`: the thoughts of a question as a prefix tree, each common beginning run once.
-            - `"packed"`: several thoughts a row of `max_length` tokens, each seeing only itself.
+            - `"packed"`: several thoughts a row of at most `max_length` tokens, each seeing only itself.
             - `"padded"`: a thought a row. Replaces the others where the attention implementation takes no mask, such
               as FlashAttention.
         max_length (`int` or `None`, *optional*, defaults to `1024`):
@@ -136,23 +136,62 @@ class MDConfig(SFTConfig):
         self._refuse_what_would_change_the_objective()
 
     def _refuse_what_would_change_the_objective(self) -> None:
+        by_layout, no_metrics = (
+            "set `layout`, which decides it",
+            "no predictions are kept to compute any from",
+        )
+        own_order = "a question may count several times in an epoch, which the trainer's own shuffling sees to"
+        own_text = "the text of a thought comes from the columns of mixed rows, or from `prompt` and `completion`"
+        parallel, loader = self.parallelism_config, self.accelerator_config
         refused = {
             "label_smoothing_factor": (
                 self.label_smoothing_factor > 0,
                 "the loss would not be the cross-entropy of Eq. 3",
             ),
-            "packing": (self.packing, "the layout decides how thoughts are packed; set `layout`"),
-            "eval_packing": (bool(self.eval_packing), "the layout decides how thoughts are packed; set `layout`"),
-            "padding_free": (self.padding_free, "the layout decides about padding; set `layout`"),
             "loss_type": (self.loss_type != "nll", "the objective is a cross-entropy; leave `loss_type='nll'`"),
             "completion_only_loss": (self.completion_only_loss is False, "prompts are never targets"),
             "assistant_only_loss": (self.assistant_only_loss, "thoughts alone are targets already"),
-            "train_sampling_strategy": (
-                self.train_sampling_strategy != "random",
-                "a question may count several times in an epoch, which the trainer's own sampler sees to",
-            ),
-            "remove_unused_columns": (self.remove_unused_columns, "the trainer reads the dataset's columns itself"),
             "use_liger_kernel": (self.use_liger_kernel, "Liger's fused loss knows no weights"),
+            "activation_offloading": (
+                self.activation_offloading and (self.use_cpu or not torch.accelerator.is_available()),
+                "there is no accelerator to offload from",
+            ),
+            "average_tokens_across_devices": (
+                not self.average_tokens_across_devices,
+                "the loss is divided by the questions of all processes; leave it True",
+            ),
+            "neftune_noise_alpha": (
+                self.neftune_noise_alpha is not None and self.layout != "padded",
+                "its noise depends on the length of a row; set `layout='padded'`",
+            ),
+            "packing": (self.packing, by_layout),
+            "eval_packing": (bool(self.eval_packing), by_layout),
+            "packing_strategy": (self.packing_strategy != "bfd", by_layout),
+            "padding_free": (self.padding_free, by_layout),
+            "pad_to_multiple_of": (self.pad_to_multiple_of is not None, by_layout),
+            "truncation_mode": (self.truncation_mode != "keep_start", "long thoughts are dropped, never cut"),
+            "train_sampling_strategy": (self.train_sampling_strategy != "random", own_order),
+            "length_column_name": (self.length_column_name != "length", own_order),
+            "shuffle_dataset": (self.shuffle_dataset, own_order),
+            "remove_unused_columns": (self.remove_unused_columns, "the trainer reads the dataset's columns itself"),
+            "dataset_text_field": (self.dataset_text_field != "text", own_text),
+            "dataset_kwargs": (bool(self.dataset_kwargs), own_text),
+            "label_names": (self.label_names is not None, "the targets are those of the thoughts"),
+            "include_num_input_tokens_seen": (
+                self.include_num_input_tokens_seen == "non_padding",
+                "`num_tokens` in the logs says so already; use 'all' to count padding too",
+            ),
+            "include_for_metrics": (bool(self.include_for_metrics), no_metrics),
+            "batch_eval_metrics": (self.batch_eval_metrics, no_metrics),
+            "eval_do_concat_batches": (not self.eval_do_concat_batches, no_metrics),
+            "accelerator_config": (
+                bool(loader.split_batches or loader.dispatch_batches),
+                "a batch of trees cannot be cut; leave `split_batches` and `dispatch_batches` alone",
+            ),
+            "parallelism_config": (
+                parallel is not None and (parallel.cp_enabled or parallel.sp_enabled),
+                "a row cannot be cut across devices; leave context and sequence parallelism off",
+            ),
         }
         for name, (is_set, reason) in refused.items():
             if is_set:

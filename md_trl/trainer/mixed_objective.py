@@ -65,9 +65,11 @@ class MixedObjective:
         return super()._get_dataloader(DrawnQuestions(dataset, self.args), *args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: DrawnQuestions) -> QuestionSampler:
+        # `auto_find_batch_size` begins anew with a smaller batch; what the failed one has counted is void
+        self._totals["train"].clear()
         self._train_sampler = QuestionSampler(
             train_dataset,
-            multiple_of=self.args.train_batch_size * self.accelerator.num_processes // self.get_tp_size(),
+            multiple_of=self._train_batch_size * self.accelerator.num_processes // self.get_tp_size(),
             shuffle=True,
             drop_last=self.args.dataloader_drop_last,
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,

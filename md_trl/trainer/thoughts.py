@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from datasets import Dataset, Features, List, Value
@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..answers import equal
 from ..prompts import encode, is_chat, student_prompt
-from .md_config import MDConfig
+from .md_config import OBJECTIVES, MDConfig
 
 
 def path_weights(objective: str, type_: int, lambda_: float | None, rationale_weight: float = 1.0) -> dict[str, float]:
@@ -76,6 +76,50 @@ def thoughts_to_learn(row: dict[str, Any], path: str, unsolved_path: str) -> lis
         if learned:
             texts.append(thought["text"].strip())
     return [text for text in dict.fromkeys(texts) if text]
+
+
+def path_rows(
+    rows: Iterable[dict[str, Any]],
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    objective: str = "md",
+    unsolved_path: str = "correct",
+) -> list[dict[str, Any]]:
+    r"""
+    The flat twin of mixed rows: one thought a row, with its weight in the objective, for trainers that know weights.
+
+    The mean over all rows of weight * l is the objective (`rationales_per_path="all"`) times its N and over the number
+    of rows.
+
+    Args:
+        rows (`Iterable[dict]`):
+            Mixed rows.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Its chat template writes the prompts. If `None` or without one, they are plain text.
+        objective (`str`, *optional*, defaults to `"md"`):
+            As in [`MDConfig`], except `"label_all"`.
+        unsolved_path (`str`, *optional*, defaults to `"correct"`):
+            As in [`MDConfig`].
+
+    Returns:
+        `list[dict]`: `id`, `task`, `path`, `type`, `prompt`, `completion` and `weight`.
+
+    Raises:
+        `ValueError`: an unknown objective.
+    """
+    if objective not in OBJECTIVES or objective == "label_all":
+        raise ValueError(f"Path rows have no objective {objective!r}. Choose one of {', '.join(OBJECTIVES[:-1])}.")
+    flat = []
+    for row in rows:
+        texts = {path: thoughts_to_learn(row, path, unsolved_path) for path in ("cot", "pot")}
+        if row["type"] == 4 or not any(texts.values()):
+            continue
+        for path, weight in path_weights(objective, row["type"], row["lambda"]).items():
+            completions = texts[path] if path != "label" else [row["answer"].strip()]
+            same = {name: row.get(name) for name in ("id", "task")} | {"path": path, "type": row["type"]}
+            same["prompt"] = student_prompt(row["question"], path, tokenizer)
+            weight = (row.get("repeat") or 1) * weight / max(len(completions), 1)
+            flat += [same | {"completion": text, "weight": weight} for text in completions]
+    return flat
 
 
 def tokenize_completions(
