@@ -5,7 +5,9 @@ from __future__ import annotations
 import builtins
 import os
 import re
+import sys
 import time
+from importlib.util import find_spec
 
 from pydantic_monty import Monty, MontyCrashedError, MontyError
 
@@ -108,6 +110,9 @@ class MontyEngine:
 
     def __enter__(self) -> MontyEngine:
         global _process
+        # Monty looks for it at every call. Where it is not installed, the search costs a third of a small program.
+        if find_spec("opentelemetry") is None:
+            sys.modules["opentelemetry"] = None
         _process = os.getpid()
         self._pool.__enter__()
         return self
