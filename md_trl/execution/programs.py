@@ -169,8 +169,7 @@ def _find(text: str) -> tuple[str, ast.Module]:
     python = "\n".join(code for language, code in blocks if language in ("python", "python3", "py"))
     fenced = [python] * bool(python) + sorted((code for _, code in blocks), key=len, reverse=True)
     failure = None
-    for candidate in fenced or _candidates(text):
-        candidate = textwrap.dedent(candidate)
+    for candidate in fenced or map(textwrap.dedent, _candidates(text)):
         try:
             return candidate, _parse(candidate)
         except SyntaxError as error:

@@ -136,10 +136,8 @@ class MDConfig(SFTConfig):
         self._refuse_what_would_change_the_objective()
 
     def _refuse_what_would_change_the_objective(self) -> None:
-        by_layout, no_metrics = (
-            "set `layout`, which decides it",
-            "no predictions are kept to compute any from",
-        )
+        by_layout = "set `layout`, which decides it"
+        no_metrics = "no predictions are kept to compute any from"
         own_order = "a question may count several times in an epoch, which the trainer's own shuffling sees to"
         own_text = "the text of a thought comes from the columns of mixed rows, or from `prompt` and `completion`"
         parallel, loader = self.parallelism_config, self.accelerator_config

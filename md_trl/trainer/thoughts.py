@@ -106,8 +106,9 @@ def path_rows(
     Raises:
         `ValueError`: an unknown objective.
     """
-    if objective not in OBJECTIVES or objective == "label_all":
-        raise ValueError(f"Path rows have no objective {objective!r}. Choose one of {', '.join(OBJECTIVES[:-1])}.")
+    known = [name for name in OBJECTIVES if name != "label_all"]
+    if objective not in known:
+        raise ValueError(f"Path rows have no objective {objective!r}. Choose one of {', '.join(known)}.")
     flat = []
     for row in rows:
         texts = {path: thoughts_to_learn(row, path, unsolved_path) for path in ("cot", "pot")}
@@ -300,10 +301,8 @@ def _prepare_question(
 
     def fitting(path: str, texts: list[str]) -> list[dict[str, Any]]:
         tokenized = tokenize_thoughts(row["question"], path, texts, tokenizer, args.prompt_format, tokenize)
-        if path == "pot" and args.objective in ("md", "pot", "uniform"):
-            for program, thought in zip(texts, tokenized, strict=True):
-                check_lossless(tokenizer, program, thought["input_ids"], where)
-        kept = [t for t in tokenized if args.max_length is None or len(t["input_ids"]) <= args.max_length]
+        learns_programs = path == "pot" and args.objective in ("md", "pot", "uniform")
+        kept = _fitting(tokenized, texts if learns_programs else None, tokenizer, args, where)
         out["too_long"] += len(tokenized) - len(kept)
         return kept
 
@@ -345,12 +344,25 @@ def _prepare_path_row(
     if not isinstance(row["weight"], (int, float)) or not 0 <= row["weight"] < float("inf"):
         raise ValueError(f"{where} has weight {row['weight']!r}. It must be a number from 0 up.")
     out = {"id": row["id"], "type": 0, "lambda": None, "repeat": 1, "weight": row["weight"], "dropped": ""}
-    [tokenized] = tokenize(row["prompt"], [row["completion"]], tokenizer)
-    if row["path"] == "pot":
-        check_lossless(tokenizer, row["completion"], tokenized["input_ids"], where)
-    fits = args.max_length is None or len(tokenized["input_ids"]) <= args.max_length
-    out |= {"cot": [], "pot": [], "label": [], row["path"]: [tokenized] if fits else []}
-    return out | ({"too_long": 0} if fits else {"dropped": "no_thought", "too_long": 1})
+    texts = [row["completion"]]
+    tokenized = tokenize(row["prompt"], texts, tokenizer)
+    kept = _fitting(tokenized, texts if row["path"] == "pot" else None, tokenizer, args, where)
+    out |= {"cot": [], "pot": [], "label": [], row["path"]: kept}
+    return out | ({"too_long": 0} if kept else {"dropped": "no_thought", "too_long": 1})
+
+
+def _fitting(
+    tokenized: list[dict[str, Any]],
+    programs: list[str] | None,
+    tokenizer: PreTrainedTokenizerBase,
+    args: MDConfig,
+    where: str,
+) -> list[dict[str, Any]]:
+    """The thoughts that are not too long; if they are programs, none may have lost a character."""
+    if programs is not None:
+        for program, thought in zip(programs, tokenized, strict=True):
+            check_lossless(tokenizer, program, thought["input_ids"], where)
+    return [t for t in tokenized if args.max_length is None or len(t["input_ids"]) <= args.max_length]
 
 
 def draw(count: int, k: str, seed: int, epoch: int, id: str, path: str, occurrence: int) -> list[int]:

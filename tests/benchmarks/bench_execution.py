@@ -235,11 +235,14 @@ def main() -> None:
         return
     report = {"processors": os.cpu_count(), "load_before": os.getloadavg()[0]}
     report |= {f"md_trl {engine}": measure(f"md_trl {engine}") for engine in ("monty", "jail", "auto")}
-    report |= {"python -I each": measure("process")}
-    report |= {"evaluate's code_eval": found} if (found := measure(f"code_eval {args.code_eval}")) else {}
+    peer = "python -I each"
+    report[peer] = measure("process")
+    if code_eval := measure(f"code_eval {args.code_eval}"):
+        peer = "evaluate's code_eval"
+        report[peer] = code_eval
     ours = report["md_trl auto"]["programs_per_second"]
-    report["peer"] = list(report)[-1]
-    report["ratio"] = round(ours / report[report["peer"]]["programs_per_second"], 1)
+    report["peer"] = peer
+    report["ratio"] = round(ours / report[peer]["programs_per_second"], 1)
     report["ratio_to_python_each"] = round(ours / report["python -I each"]["programs_per_second"], 1)
     OUTPUT.write_text(json.dumps(report, indent=2) + "\n")
     print(f"{report['ratio']} times {report['peer']}. Wrote {OUTPUT}.")
