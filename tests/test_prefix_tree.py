@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from md_trl.trainer.prefix_tree import attention_mask, block_mask, build_tree, pack, row_cost
+from md_trl.trainer.prefix_tree import attention_mask, block_mask, build_tree, pack, pack_trees, row_cost
 
 
 sequences = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8), min_size=1, max_size=8)
@@ -97,3 +97,36 @@ def test_packed_rows_are_cheaper_than_full_ones_and_hold_little_padding(max_leng
         nodes, area = nodes + sum(sizes), area + len(filled) * max(filled)
     assert max(costs) < 1.05 and sum(costs) / len(costs) < 0.97
     assert 1 - nodes / area < 0.12
+
+
+def distinct_beginnings(sequences):
+    return len({tuple(s[: i + 1]) for s in sequences for i in range(len(s))})
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(sequences, min_size=1, max_size=4), st.none() | st.integers(1, 40))
+def test_packed_trees_hold_every_sequence_once_and_keep_the_limit(groups, max_length):
+    rows = pack_trees(groups, max_length)
+    placed = sorted((group, i) for row in rows for group, members in row for i in members)
+    assert placed == [(group, i) for group, found in enumerate(groups) for i in range(len(found))]
+    filled = [sum(distinct_beginnings([groups[group][i] for i in part]) for group, part in row) for row in rows]
+    longest = max(len(sequence) for group in groups for sequence in group)
+    assert max_length is None or max(filled) <= max(max_length, longest)
+    whole = [distinct_beginnings(group) for group in groups]
+    if max_length is None or max(whole) <= max_length:  # never dearer than uncut trees
+        uncut = [sum(whole[i] for i in row) for row in pack(whole, max_length)]
+        assert row_cost(len(rows), max(filled)) <= row_cost(len(uncut), max(uncut))
+
+
+def test_a_large_tree_is_cut_where_that_is_cheaper_than_one_long_row():
+    rng = random.Random(0)
+    question = [rng.randrange(1000) for _ in range(60)]
+    groups = [[question + [rng.randrange(1000) for _ in range(100)] for _ in range(20)]]  # 2,060 nodes
+    rows = pack_trees(groups)
+    parts = [[groups[0][i] for i in members] for row in rows for _, members in row]
+    assert len(rows) > 1 and all(part for part in parts)
+    filled = [distinct_beginnings(part) for part in parts]
+    assert sum(filled) == 2060 + 60 * (len(parts) - 1)  # only the question is repeated
+    assert row_cost(len(rows), max(filled)) < 0.8 * row_cost(1, 2060)
+    # a small one is left whole
+    assert len(pack_trees([[question, [*question, 1], [*question, 2]]])) == 1

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .prefix_tree import PrefixTree, build_tree, pack
+from .prefix_tree import PrefixTree, build_tree, pack_trees
 
 
 PATH_NAMES = ("cot", "pot", "label")
@@ -25,11 +25,11 @@ class MDCollator:
             Token that fills the rows.
         layout (`str`):
             `"padded"`: a thought a row. `"packed"`: several thoughts a row, each seeing only itself. `"tree"`: the
-            thoughts of a question as a prefix tree, several trees a row.
+            thoughts of a question as a prefix tree, several trees a row; a large one is cut where that is cheaper.
         token_reduction (`str`):
             `"mean"` or `"sum"` over the tokens of a thought.
         max_length (`int`, *optional*):
-            Most nodes that a packed row holds; a larger tree makes the rows of its batch as long as itself.
+            Most nodes that a packed row holds.
 
     Returns:
         `dict[str, torch.Tensor]` for B rows of T nodes with E edges:
@@ -53,24 +53,25 @@ class MDCollator:
 
     def __call__(self, questions: list[dict[str, Any] | None]) -> dict[str, torch.Tensor]:
         questions = [question for question in questions if question is not None]
-        trees, thoughts = [], []
+        groups = []
         for question in questions:
             found = [thought | {"type": question["type"]} for thought in question["thoughts"]]
-            groups = [found] if self.layout == "tree" else [[thought] for thought in found]
-            for group in groups:
-                if group:
-                    trees.append(build_tree([thought["input_ids"] for thought in group]))
-                    thoughts.append(group)
+            groups += [found] if self.layout == "tree" else [[thought] for thought in found]
+        groups = [group for group in groups if group]
         # The forward pass must run on every process, so a batch without a thought gets a row without an edge.
-        if not trees:
-            trees, thoughts = [build_tree([[self.pad_token_id]])], [[]]
-
-        sizes = [len(tree.tokens) for tree in trees]
-        if self.layout == "padded":
-            rows = [[i] for i in range(len(trees))]
+        if not groups:
+            rows = [[(build_tree([[self.pad_token_id]]), [])]]
         else:
-            rows = pack(sizes, self.max_length)
-        width = max(sum(sizes[i] for i in row) for row in rows)
+            sequences = [[thought["input_ids"] for thought in group] for group in groups]
+            if self.layout == "padded":
+                placed = [[(group, [0])] for group in range(len(groups))]
+            else:
+                placed = pack_trees(sequences, self.max_length)
+            rows = []
+            for row in placed:
+                parts = [[groups[group][i] for i in members] for group, members in row]
+                rows.append([(build_tree([thought["input_ids"] for thought in part]), part) for part in parts])
+        width = max(sum(len(tree.tokens) for tree, _ in row) for row in rows)
         input_ids = np.full((len(rows), width), self.pad_token_id)
         positions = np.zeros((len(rows), width), dtype=np.int64)
         ends = np.tile(np.arange(1, width + 1), (len(rows), 1))  # a node that fills a row sees itself only
@@ -78,14 +79,14 @@ class MDCollator:
         edges = []
         for number, row in enumerate(rows):
             start = 0
-            for i in row:
-                tree, place = trees[i], slice(start, start + sizes[i])
+            for tree, thoughts in row:
+                place = slice(start, start + len(tree.tokens))
                 input_ids[number, place] = tree.tokens
                 positions[number, place] = tree.depths
                 ends[number, place] = tree.ends + start
                 filled[number, place] = 1
-                edges.append(self._edges(tree, thoughts[i], number * width + start))
-                start += sizes[i]
+                edges.append(self._edges(tree, thoughts, number * width + start))
+                start = place.stop
         parents, targets, weights, counts, types, *shares = (
             np.concatenate(parts) for parts in zip(*edges, strict=True)
         )

@@ -51,7 +51,8 @@ class MDConfig(SFTConfig):
         layout (`str`, *optional*, defaults to `"tree"`):
             How the thoughts of a batch are laid out. All layouts have the same loss and gradients:
 
-            - `"tree"`: the thoughts of a question as a prefix tree, each common beginning run once.
+            - `"tree"`: the thoughts of a question as a prefix tree, each common beginning run once; several trees a
+              row of at most `max_length` tokens, a large tree cut into parts that repeat its beginning.
             - `"packed"`: several thoughts a row of at most `max_length` tokens, each seeing only itself.
             - `"padded"`: a thought a row. Replaces the others where the attention implementation takes no mask, such
               as FlashAttention.

@@ -9,6 +9,7 @@ several trees one after the other, each seeing only itself.
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,25 +52,65 @@ def build_tree(sequences: Sequence[Sequence[int]]) -> PrefixTree:
         [`PrefixTree`]: with a node for every distinct beginning of a sequence.
     """
     arrays = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
-    # In lexicographic order a sequence shares its longest known beginning with the one before it.
-    order = sorted(range(len(arrays)), key=lambda i: tuple(sequences[i]))
     paths: list[np.ndarray] = [np.empty(0, dtype=np.int64)] * len(arrays)
     size = sum(map(len, arrays))
     tokens, depths, ends = (np.empty(size, dtype=np.int64) for _ in range(3))
-    used, last, last_nodes = 0, np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
-    for i in order:
+    used, last_nodes = 0, np.empty(0, dtype=np.int64)
+    for i, shared in neighbours(arrays):
         ids = arrays[i]
-        common = min(len(ids), len(last))
-        differs = np.flatnonzero(ids[:common] != last[:common])
-        shared = int(differs[0]) if len(differs) else common
         new = len(ids) - shared
         nodes = np.concatenate([last_nodes[:shared], np.arange(used, used + new)])
         tokens[used : used + new] = ids[shared:]
         depths[used : used + new] = np.arange(shared, len(ids))
         used += new
         ends[nodes] = used
-        paths[i], last, last_nodes = nodes, ids, nodes
+        paths[i], last_nodes = nodes, nodes
     return PrefixTree(tokens[:used], depths[:used], ends[:used], paths)
+
+
+def neighbours(sequences: Sequence[np.ndarray]) -> list[tuple[int, int]]:
+    r"""
+    Sequences in lexicographic order, in which each shares its longest known beginning with the one before it.
+
+    Args:
+        sequences (`Sequence[np.ndarray]`):
+            Token ids.
+
+    Returns:
+        `list[tuple[int, int]]`: index of each sequence, and the length of what it shares with the one before it.
+    """
+    order = sorted(range(len(sequences)), key=lambda i: sequences[i].tolist())
+    shared = [0]
+    for before, i in itertools.pairwise(order):
+        common = min(len(sequences[before]), len(sequences[i]))
+        differs = np.flatnonzero(sequences[before][:common] != sequences[i][:common])
+        shared.append(int(differs[0]) if len(differs) else common)
+    return list(zip(order, shared, strict=True))
+
+
+def split(lengths: Sequence[int], ordered: list[tuple[int, int]], limit: int) -> list[tuple[list[int], int]]:
+    r"""
+    Cut a tree into several that repeat what they share.
+
+    Args:
+        lengths (`Sequence[int]`):
+            Length of each sequence.
+        ordered (`list[tuple[int, int]]`):
+            What [`neighbours`] returns for them.
+        limit (`int`):
+            Most nodes of a part. A longer sequence is a part of its own.
+
+    Returns:
+        `list[tuple[list[int], int]]`: the sequences of each part, and its number of nodes.
+    """
+    parts: list[tuple[list[int], int]] = []
+    for i, shared in ordered:
+        if parts and parts[-1][1] + lengths[i] - shared <= limit:
+            members, size = parts.pop()
+            parts.append(([*members, i], size + lengths[i] - shared))
+        else:
+            parts.append(([i], lengths[i]))
+    return parts
 
 
 def row_cost(rows: int, longest: int) -> int:
@@ -118,6 +159,46 @@ def pack(sizes: Sequence[int], max_length: int | None = None) -> list[list[int]]
         if longest <= limit and row_cost(count, longest) < least:
             best, least = rows, row_cost(count, longest)
     return best
+
+
+def pack_trees(
+    groups: Sequence[Sequence[Sequence[int]]], max_length: int | None = None
+) -> list[list[tuple[int, list[int]]]]:
+    r"""
+    Put the prefix trees of groups of sequences into rows that are cheap to run.
+
+    A tree that would make long rows is cut where that costs less: its parts repeat the beginning they share.
+
+    Args:
+        groups (`Sequence[Sequence[Sequence[int]]]`):
+            Token ids of the sequences of each group.
+        max_length (`int`, *optional*):
+            Most nodes of a row; a longer sequence raises it.
+
+    Returns:
+        `list[list[tuple[int, list[int]]]]`: for each row its trees, each as a group and indices of its sequences.
+    """
+    arrays = [[np.asarray(sequence, dtype=np.int64) for sequence in group] for group in groups]
+    lengths = [[len(array) for array in group] for group in arrays]
+    ordered = [neighbours(group) for group in arrays]
+    longest = max(map(max, lengths))
+    limit = max(sum(n) - sum(shared for _, shared in found) for n, found in zip(lengths, ordered, strict=True))
+    if max_length is not None:
+        limit = min(limit, max(longest, max_length))
+    best, least = [], math.inf
+    while True:
+        parts = [
+            (group, members, size)
+            for group, found in enumerate(ordered)
+            for members, size in split(lengths[group], found, limit)
+        ]
+        rows = [[parts[i] for i in row] for row in pack([size for *_, size in parts], max_length)]
+        cost = row_cost(len(rows), max(sum(size for *_, size in row) for row in rows))
+        if cost < least:
+            best, least = rows, cost
+        if limit == longest:
+            return [[(group, members) for group, members, _ in row] for row in best]
+        limit = max(longest, limit * 15 // 16)
 
 
 def attention_mask(ends: torch.Tensor, positions: torch.Tensor, window: int | None = None) -> torch.Tensor:

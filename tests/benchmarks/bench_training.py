@@ -109,7 +109,6 @@ def train(run, thoughts, steps):
         "use_cpu": True,
         "bf16": False,
         "disable_tqdm": True,
-        "max_length": 512,
         "activation_checkpointing": False,
         "gradient_checkpointing": False,
     }
