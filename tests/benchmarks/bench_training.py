@@ -8,6 +8,9 @@ Data: with `--thoughts 1` the real GPT-3.5 thoughts of `../shared/data/svamp_tea
 thoughts a question of the student that the recipe `recipes/smollm2-135m` trains, sampled once into
 `outputs/bench/thoughts.db`.
 
+The limit is the time of the FLOPs of the unique tokens (6 a parameter and token, the LM head on targets only) at the
+speed of this machine's matrix product. Last, the tree's time of a step over unique tokens, for 2 to 16 questions.
+
 Usage: python tests/benchmarks/bench_training.py [--thoughts 1 10] [--steps 3] [--rounds 2]
 """
 
@@ -77,8 +80,8 @@ def sampled_rows(count, n=10):
     ]
 
 
-def train(run, thoughts, steps):
-    """One run: seconds of each step, tokens, peak memory."""
+def train(run, thoughts, steps, questions):
+    """One run: seconds of each step, tokens, FLOPs of the unique tokens, peak memory."""
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
@@ -86,10 +89,10 @@ def train(run, thoughts, steps):
 
     from md_trl import MDConfig, MDTrainer
     from md_trl.prompts import student_prompt
+    from md_trl.trainer.prefix_tree import build_tree
 
-    questions = 8 if thoughts == 1 else 1
     rows = json.loads((OUTPUT / f"rows-{thoughts}.json").read_text())[: questions * steps]
-    times = []
+    times, unique, targets = [], [], []
 
     class Clock(TrainerCallback):
         def on_step_begin(self, *args, **kwargs):
@@ -131,6 +134,15 @@ def train(run, thoughts, steps):
             processing_class=tokenizer,
             callbacks=[Clock()],
         )
+        collate = trainer.data_collator
+
+        def counted(batch):
+            laid_out = collate(batch)
+            unique.append(sum(len(build_tree([t["input_ids"] for t in q["thoughts"]]).tokens) for q in batch if q))
+            targets.append(len(laid_out["targets"]))
+            return laid_out
+
+        trainer.data_collator = counted
     else:
         flat = [
             {"prompt": student_prompt(row["question"], path), "completion": text}
@@ -151,11 +163,15 @@ def train(run, thoughts, steps):
         )
     trainer.train()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    embedding = model.get_input_embeddings().weight.numel()  # tied: it is the LM head too
+    body = sum(parameter.numel() for parameter in model.parameters()) - embedding
     tokens = next(log["num_tokens"] for log in reversed(trainer.state.log_history) if "num_tokens" in log)
     return {
         "seconds_per_step": times,
         "questions_per_step": questions,
         "tokens": tokens,
+        "unique_tokens": unique,
+        "flops": [6 * (body * nodes + embedding * edges) for nodes, edges in zip(unique, targets, strict=True)],
         "peak_mb": peak / 1024,
         "peak_over_model_mb": (peak - before) / 1024,
     }
@@ -171,6 +187,28 @@ def matrix_speed():
     return 2 * 2048 * 576 * 1536 / best
 
 
+def run_apart(name, thoughts, steps, questions):
+    """What `train` returns, from a process of its own."""
+    command = [sys.executable, __file__, "--run", name, "--thoughts", str(thoughts)]
+    command += ["--steps", str(steps), "--questions", str(questions)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        sys.exit(done.stderr[-3000:])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def linearity(steps):
+    """Mean unique tokens and seconds of a step of the tree layout, for more and more questions a step."""
+    found = []
+    for questions in (2, 4, 8, 16):
+        result = run_apart("md-tree", 1, steps, questions)
+        tokens = statistics.mean(result["unique_tokens"][1:steps])
+        seconds = statistics.mean(result["seconds_per_step"][1:])
+        found.append({"unique_tokens": tokens, "seconds": seconds, "ms_per_token": 1000 * seconds / tokens})
+    return found
+
+
 def _timed(function):
     start = time.perf_counter()
     function()
@@ -183,15 +221,15 @@ def main():
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--run", choices=RUNS, help="one run in this process, as JSON")
+    parser.add_argument("--questions", type=int, help="questions a step of that run")
     args = parser.parse_args()
     if args.run:
-        print(json.dumps(train(args.run, args.thoughts[0], args.steps)))
+        print(json.dumps(train(args.run, args.thoughts[0], args.steps, args.questions)))
         return
     if not MODEL.is_dir() or not SHARED.is_dir():
         print(f"bench_training: skipped, it needs {MODEL} and {SHARED}")
         return
     OUTPUT.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     for thoughts in args.thoughts:
         if thoughts == 10 and not STUDENT.is_dir():
             print(f"bench_training: 10 + 10 thoughts skipped, they need {STUDENT}")
@@ -201,12 +239,8 @@ def main():
         runs = {name: [] for name in RUNS}
         for _ in range(args.rounds):
             for name in RUNS:
-                command = [sys.executable, __file__, "--run", name, "--thoughts", str(thoughts)]
-                command += ["--steps", str(args.steps)]
-                done = subprocess.run(command, capture_output=True, text=True, env=environment)
-                if done.returncode:
-                    sys.exit(done.stderr[-3000:])
-                runs[name].append(json.loads(done.stdout.splitlines()[-1]))
+                runs[name].append(run_apart(name, thoughts, args.steps, 8 if thoughts == 1 else 1))
+        speed = matrix_speed()
         figures = {}
         for name, results in runs.items():
             # The first step also warms up
@@ -218,6 +252,9 @@ def main():
                 "peak_mb": statistics.median(result["peak_mb"] for result in results),
                 "peak_over_model_mb": statistics.median(result["peak_over_model_mb"] for result in results),
             }
+            if results[0]["flops"]:
+                limit = statistics.mean(results[0]["flops"][1 : args.steps]) / speed
+                figures[name]["seconds_per_step, over the limit"] = statistics.mean(seconds) / limit
         best = max(("sft-padded", "sft-grouped"), key=lambda name: figures[name]["questions_per_second"])
         ratios = {
             name: {
@@ -233,8 +270,10 @@ def main():
             "thoughts_per_path": thoughts,
             "figures": figures,
             "ratios": ratios,
-            "matrix_gflops": matrix_speed() / 1e9,
+            "matrix_gflops": speed / 1e9,
         }
+        if thoughts == 1:
+            report["tree: seconds over unique tokens"] = linearity(args.steps)
         (OUTPUT / f"training-{thoughts}.json").write_text(json.dumps(report, indent=2) + "\n")
         print(json.dumps(report, indent=2))
 
