@@ -69,6 +69,10 @@ def rows_from_store(
     return mix(questions, judged, repeat_cap=repeat_cap)
 
 
+# What decides which rows come out of a store
+_MIXING = ("model", "temperature", "repeat_cap", "settings")
+
+
 @dataclass
 class MixedThoughtsConfig(datasets.BuilderConfig):
     r"""
@@ -128,45 +132,62 @@ class MixedThoughts(datasets.GeneratorBasedBuilder):
     def __init__(self, config_name: str, store: str | Path, cache_dir: str | None = None, **config_kwargs: Any):
         if not Path(store).is_file():
             raise FileNotFoundError(f"There is no store at {store}. Make one with `md-trl sample --store {store}`.")
+        fingerprint = hashlib.sha256()
         with Store(store) as opened:
-            content = repr(opened.status()).encode()
+            picked = {name: config_kwargs.get(name) for name in ("model", "temperature", "settings")}
+            for record in [*opened.questions(config_name), *opened.thoughts(config_name, **picked)]:
+                fingerprint.update(repr(record).encode())
+        if config_name not in TASKS:  # imported under a name of the user's
+            self.BUILDER_CONFIGS = []
         super().__init__(
             cache_dir=cache_dir,
             config_name=config_name,
             store=str(Path(store).resolve()),
-            fingerprint=hashlib.sha256(content).hexdigest(),
+            fingerprint=fingerprint.hexdigest(),
             **config_kwargs,
         )
 
     def _info(self) -> datasets.DatasetInfo:
         return datasets.DatasetInfo(
-            description=f"Mixed thoughts on {self.config.name}: distinct CoT and PoT thoughts with type and lambda.",
+            description=f"Mixed thoughts on {self.config.name}: distinct CoT and PoT thoughts with type and lambda.\n"
+            + json.dumps({name: getattr(self.config, name) for name in _MIXING}),
             features=MixedRow.features(),
             homepage="https://huggingface.co/papers/2312.10730",
         )
 
+    # All rows are mixed here, for `datasets` hides the message of what fails in `_generate_examples`
     def _split_generators(self, dl_manager) -> list[datasets.SplitGenerator]:
-        with Store(self.config.store) as store:
-            splits = list(dict.fromkeys(question.split for question in store.questions(self.config.name)))
-        if not splits:
-            raise ValueError(f"{self.config.store} has no questions of {self.config.name}.")
-        return [datasets.SplitGenerator(name=split, gen_kwargs={"split": split}) for split in splits]
-
-    def _generate_examples(self, split: str):
         config = self.config
         with Store(config.store) as store:
-            rows = rows_from_store(
-                store,
-                config.name,
-                split,
-                model=config.model,
-                temperature=config.temperature,
-                repeat_cap=config.repeat_cap,
-                settings=config.settings,
-            )
+            mixing = {name: getattr(config, name) for name in _MIXING}
+            picked = {name: value for name, value in mixing.items() if name != "repeat_cap"}
+            sampled = {thought.id for thought in store.thoughts(config.name, **picked)}
+            splits = dict.fromkeys(q.split for q in store.questions(config.name) if q.id in sampled)
+            if not splits:
+                raise ValueError(
+                    f"{config.store} has no thoughts of {config.name}. Sample some with `md-trl sample --task "
+                    f"{config.name} --store {config.store}`."
+                )
+            rows = {split: rows_from_store(store, config.name, split, **mixing) for split in splits}
+        return [
+            datasets.SplitGenerator(name=split, gen_kwargs={"rows": _solved(rows[split], config.name, split)})
+            for split in splits
+        ]
+
+    def _generate_examples(self, rows: list[MixedRow]):
         for row in rows:
-            if row.type != 4:
-                yield row.id, row.to_dict()
+            yield row.id, row.to_dict()
+
+
+def _solved(rows: Sequence[MixedRow], task: str, split: str) -> list[MixedRow]:
+    """The rows that go into a dataset: all but those of type 4."""
+    kept = [row for row in rows if row.type != 4]
+    if not kept:
+        raise ValueError(
+            f"No question of {task}/{split} is left to mix: all {len(rows)} are of type 4, solved by neither path. "
+            "Sample more thoughts (`--n`), from a better model, or look at them with `md-trl sample --export`."
+        )
+    return kept
 
 
 def write_folder(
@@ -197,13 +218,7 @@ def write_folder(
     output = Path(output)
     info = datasets.DatasetInfo(features=MixedRow.features(), config_name=task, splits=datasets.SplitDict())
     for split, rows in splits.items():
-        kept = [row.to_dict() for row in rows if row.type != 4]
-        if not kept:
-            raise ValueError(
-                f"No question of {task}/{split} is left to mix: all {len(rows)} are of type 4, solved by neither "
-                "path. Sample more thoughts (`--n`), from a better model, or look at them with `md-trl sample "
-                "--export`."
-            )
+        kept = [row.to_dict() for row in _solved(rows, task, split)]
         (output / task).mkdir(parents=True, exist_ok=True)
         file = output / task / f"{split}-00000-of-00001.parquet"
         dataset = datasets.Dataset.from_list(kept, features=MixedRow.features())

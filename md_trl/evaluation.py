@@ -24,7 +24,7 @@ def evaluate_thoughts(questions: Sequence[Question], thoughts: Iterable[Thought]
         questions (`Sequence[Question]`):
             The questions asked.
         thoughts (`Iterable[Thought]`):
-            Judged thoughts, in sample order within a question and path.
+            Judged thoughts. Their `index` orders them.
         n (`int`):
             Thoughts of a path to use.
 
@@ -40,7 +40,7 @@ def evaluate_thoughts(questions: Sequence[Question], thoughts: Iterable[Thought]
         `ValueError`: a question without the `n` thoughts asked for.
     """
     answers: dict[str, dict[str, list[str | None]]] = defaultdict(dict)
-    for thought in thoughts:
+    for thought in sorted(thoughts, key=lambda thought: thought.index):
         answers[thought.path].setdefault(thought.id, []).append(thought.answer)
     for path, by_question in answers.items():
         wanted = 1 if path == "label" else n

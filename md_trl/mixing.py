@@ -21,18 +21,18 @@ def type_of(solved_by_cot: bool, solved_by_pot: bool) -> int:
 
 def mix(questions: Iterable[Question], thoughts: Iterable[Thought], repeat_cap: int = REPEAT_CAP) -> list[MixedRow]:
     r"""
-    Sort the questions of one task and split by which path solves them, and weigh them.
+    Sort questions by which path solves them, and weigh them.
 
     A path solves a question if the most frequent answer of its usable thoughts equals the gold answer. Type 1 is
     solved by PoT only, 2 by CoT only, 3 by both, 4 by neither. Lambda is `n2 / (n1 + n2)` for n1 correct CoT and n2
-    correct PoT thoughts. Questions of type 1 and 2 repeat about as often as balances them with type 3, at most
-    `repeat_cap` times.
+    correct PoT thoughts. Questions of type 1 and 2 repeat about as often as balances them with type 3 of the same task
+    and split, at most `repeat_cap` times.
 
     Args:
         questions (`Iterable[Question]`):
-            Questions of one task and split. Those without any thought are left out: they were not sampled.
+            Questions. Those without any thought are left out: they were not sampled.
         thoughts (`Iterable[Thought]`):
-            Judged thoughts, in sample order within a question and path.
+            Judged thoughts. Their `index` orders them: ties fall to the first answer, and texts keep this order.
         repeat_cap (`int`, *optional*, defaults to `4`):
             Largest `repeat`.
 
@@ -50,8 +50,10 @@ def mix(questions: Iterable[Question], thoughts: Iterable[Thought], repeat_cap: 
                 "thoughts."
             )
         by_path[thought.id, thought.path].append(thought)
+    for found in by_path.values():
+        found.sort(key=lambda thought: thought.index)
 
-    rows = []
+    rows, groups = [], []
     for question in questions:
         cot, pot = by_path[question.id, "cot"], by_path[question.id, "pot"]
         if not cot and not pot:
@@ -60,6 +62,7 @@ def mix(questions: Iterable[Question], thoughts: Iterable[Thought], repeat_cap: 
         by_cot = cot_vote is not None and equal(cot_vote, question.answer)
         by_pot = pot_vote is not None and equal(pot_vote, question.answer)
         n1, n2 = sum(t.correct for t in cot), sum(t.correct for t in pot)
+        groups.append((question.task, question.split))
         rows.append(
             MixedRow(
                 id=question.id,
@@ -79,10 +82,10 @@ def mix(questions: Iterable[Question], thoughts: Iterable[Thought], repeat_cap: 
                 pot=_distinct(pot),
             )
         )
-    count = Counter(row.type for row in rows)
-    for row in rows:
+    count = Counter((group, row.type) for group, row in zip(groups, rows, strict=True))
+    for group, row in zip(groups, rows, strict=True):
         if row.type in (1, 2):
-            row.repeat = max(1, min(repeat_cap, math.floor(count[3] / count[row.type] + 0.5)))
+            row.repeat = max(1, min(repeat_cap, math.floor(count[group, 3] / count[group, row.type] + 0.5)))
     return rows
 
 

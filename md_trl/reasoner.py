@@ -100,6 +100,8 @@ class MixedReasoner:
         Returns:
             `list[Reasoned]`: one a question, in order.
         """
+        if isinstance(questions, str):
+            raise TypeError(f"`questions` must be a list of texts, got the text {questions[:80]!r}. Write [question].")
         requests = [
             SampleRequest(
                 question_id=str(i),

@@ -10,7 +10,7 @@ from datasets import load_dataset
 
 from md_trl import MixedThoughts
 from md_trl.builder import rows_from_store, write_folder
-from md_trl.records import MixedRow
+from md_trl.records import MixedRow, Question
 from md_trl.sampling.store import Store
 
 
@@ -95,6 +95,36 @@ def test_the_builder_makes_the_same_dataset_and_notices_a_grown_store(tmp_path):
             assert dataset.to_list() == [row.to_dict() for row in rows_from_store(store, "svamp", "train")]
         assert len(dataset) == questions
         make_store(tmp_path / "t.db", questions=("What is 2 plus 3?", "What is 1 plus 4?"))
+
+
+def test_the_builder_notices_other_thoughts_in_as_many_rows(tmp_path):
+    path, texts = tmp_path / "t.db", []
+    for first in ("2 + 3 = 5. The answer is 5.", "5 it is. The answer is 5."):
+        path.unlink(missing_ok=True)
+        lines = [{"task": "mine", "question": "2 and 3?", "path": "cot", "text": first, "gold": "5"}]
+        (tmp_path / "t.jsonl").write_text(json.dumps(lines[0]) + "\n")
+        with Store(path) as store:
+            store.import_thoughts(tmp_path / "t.jsonl", task="mine")
+            store.add_questions([Question("mine/test/1", "mine", "test", "Not sampled?", "5")])
+        builder = MixedThoughts("mine", store=path, cache_dir=str(tmp_path / "cache"), repeat_cap=3)
+        builder.download_and_prepare()
+        assert list(builder.info.splits) == ["train"]  # a split without thoughts is none
+        assert '"repeat_cap": 3' in builder.info.description
+        texts.append(builder.as_dataset(split="train")[0]["cot"][0]["text"])
+    assert texts == ["2 + 3 = 5. The answer is 5.", "5 it is. The answer is 5."]
+
+
+def test_the_builder_says_that_nothing_was_solved(tmp_path):
+    hopeless = [{"task": "svamp", "question": "And 9?", "path": "cot", "text": "The answer is 1.", "gold": "9"}]
+    (tmp_path / "t.jsonl").write_text(json.dumps(hopeless[0]) + "\n")
+    with Store(tmp_path / "t.db") as store:
+        store.import_thoughts(tmp_path / "t.jsonl")
+    builder = MixedThoughts("svamp", store=tmp_path / "t.db", cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(ValueError, match="all 1 are of type 4"):
+        builder.download_and_prepare()
+    builder = MixedThoughts("gsm8k", store=tmp_path / "t.db", cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(ValueError, match="no thoughts of gsm8k"):
+        builder.download_and_prepare()
 
 
 def test_missing_stores_and_tasks_are_named(tmp_path):

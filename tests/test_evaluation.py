@@ -28,7 +28,9 @@ def test_figures_equal_a_slow_recount():
     questions = [Question(f"q{i}", "toy", "test", "?", g) for i, g in enumerate(gold)]
     draw = lambda: [[rng.choice(["1", "2", "3", None]) for _ in range(n + 1)] for _ in range(size)]  # noqa: E731
     cot, pot = draw(), draw()
-    result = evaluate_thoughts(questions, make(cot, "cot") + make(pot, "pot"), n)
+    thoughts = make(cot, "cot") + make(pot, "pot")
+    rng.shuffle(thoughts)  # their index orders them
+    result = evaluate_thoughts(questions, thoughts, n)
     for k in range(1, n + 1):
         for name, votes, lists in (
             ("cot", k, [c[:k] for c in cot]),

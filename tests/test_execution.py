@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from pathlib import Path
 
 import psutil
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from md_trl.answers import equal
 from md_trl.execution import Executor, Limits, Result, seccomp
 from md_trl.execution.programs import MAX_CHARS, NotAProgram, prepare
+from md_trl.execution.values import to_json
 
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
@@ -169,6 +171,7 @@ FAILURES = {
     "yield": ("def g():\n    yield 1\nanswer = list(g())", "unsupported", "yield"),
     "inheritance": ("class A(int):\n    pass\nanswer = A()", "unsupported", "inheritance"),
     "no answer": ("x = 5", "no_result", "neither"),
+    "prints nothing": ("def solution():\n    x = 5\nprint(solution())", "no_result", "printed None"),
     "returns nothing": ("def solution():\n    x = 5", "no_result", "neither"),
     "function": ("def f(x):\n    return x\nanswer = f", "no_result", "function"),
     "builtin": ("answer = len", "no_result", "builtin_function"),
@@ -365,3 +368,14 @@ class TestRealPrograms:
         ]
         # The file rounds these three.
         assert wrong == [("0.3333", 0.33335), ("0.165", 0.16665), ("0.25", 0.24916666666666668)]
+
+
+def test_limits_belong_to_the_executor(executor):
+    with pytest.raises(TypeError):
+        executor.run_many(["answer = 1"], Limits(seconds=0.5))
+
+
+@pytest.mark.parametrize(("text", "value"), [("1E+5", "100000"), ("2.50", "2.50"), ("1E-7", "0.0000001")])
+def test_decimals_have_no_exponent(text, value):
+    assert to_json(Decimal(text)) == value
+    assert to_json(Decimal("1E+99999999")) == "1e+99999999"

@@ -75,6 +75,11 @@ class TestMetric:
         metric.add_batch(cot=[["5"]], pot=[["6", "6"]], references=["6"])
         assert metric.compute() == load().compute(cot=[["5"], ["5"]], pot=[[], ["6", "6"]], references=["5", "6"])
 
+    def test_one_question_at_a_time(self):
+        metric = load()
+        metric.add(cot=[5, None], pot=[], references=5)
+        assert metric.compute()["accuracy"] == 1.0
+
     def test_nothing_and_numbers(self):
         given = load().compute(cot=[[None], [5, 6.0]], pot=[[None, "5"], [True, None]], references=[5, "6"])
         assert given == load().compute(cot=[[""], ["5", "6"]], pot=[["", "5"], ["yes", ""]], references=["5", "6"])

@@ -133,3 +133,32 @@ def test_judge_reads_prose_runs_programs_and_drops_what_reaches_no_answer():
     assert [t.correct for t in judged] == [expected == "5" for *_, expected in cases]
     assert [t.usable for t in judged] == [expected is not None for *_, expected in cases]
     assert flexible[2].answer == "5"
+
+
+def test_ties_and_texts_follow_the_sample_index_not_the_order_of_arrival():
+    both = thoughts("a", "cot", ["5", "6"])
+    for arrived in (both, both[::-1]):
+        [row] = mix([question("a")], arrived)
+        assert (row.cot_vote, row.type) == ("5", 2)
+        assert [thought["text"] for thought in row.cot] == ["cot 5", "cot 6"]
+
+
+def test_every_task_and_split_is_balanced_by_itself():
+    def rows_of(task, split, count_1, count_3):
+        questions, found = [], []
+        for i in range(count_1 + count_3):
+            questions.append(Question(f"{task}/{split}/{i}", task, split, f"What is {i}?", "5"))
+            for path in ("cot", "pot"):
+                answer = "6" if path == "cot" and i < count_1 else "5"
+                found.append(Thought(questions[-1].id, path, 0, answer, answer=answer, correct=answer == "5"))
+        return questions, found
+
+    groups = [rows_of("svamp", "train", 1, 3), rows_of("svamp", "test", 2, 3), rows_of("gsm8k", "train", 4, 4)]
+    together = mix([q for questions, _ in groups for q in questions], [t for _, found in groups for t in found])
+    apart = [row for questions, found in groups for row in mix(questions, found)]
+    assert together == apart
+    assert {(r.id.rsplit("/", 1)[0], r.repeat) for r in together if r.type == 1} == {
+        ("svamp/train", 3),
+        ("svamp/test", 2),
+        ("gsm8k/train", 1),
+    }

@@ -31,3 +31,9 @@ def test_a_student_that_learned_two_answers_by_heart_votes_for_them(tmp_path):
 def test_nothing_to_vote_on_is_refused():
     with pytest.raises(ValueError, match="leave nothing to vote on"):
         MixedReasoner(tiny_llama(), byte_tokenizer(), n_cot=0, n_pot=0)
+
+
+def test_a_bare_text_is_refused():
+    reasoner = MixedReasoner(tiny_llama(), byte_tokenizer(), n_cot=1, n_pot=0)
+    with pytest.raises(TypeError, match=r"Write \[question\]"):
+        reasoner("What is 2 plus 3?")

@@ -18,7 +18,17 @@ from tokenizers import processors
 from transformers import TrainerCallback
 
 from md_trl import MDConfig, MDTrainer, MixedReasoner
-from md_trl.trainer.thoughts import DrawnQuestions, QuestionSampler, draw, path_rows, thoughts_to_learn
+from md_trl.prompts import student_prompt
+from md_trl.prompts.student import encode
+from md_trl.trainer.thoughts import (
+    DrawnQuestions,
+    QuestionSampler,
+    draw,
+    path_rows,
+    prepare_questions,
+    thoughts_to_learn,
+    tokenize_thoughts,
+)
 
 
 # Every `train` collects garbage: what the imports have made is none
@@ -766,6 +776,46 @@ def test_path_rows_of_every_objective_have_the_gradients_of_the_mixed_rows(tmp_p
     _, [found] = train(tmp_path, tiny_llama(), flat, **options)
     _, [mixed] = train(tmp_path, tiny_llama(), ROWS, objective=objective, unsolved_path="majority", **options)
     assert relative_error(found, {name: gradient * 7 / len(flat) for name, gradient in mixed.items()}) < 1e-5
+
+
+def test_a_template_that_ends_the_question_in_eos_keeps_it_in_the_prompt():
+    tokenizer = byte_tokenizer(chat_template="{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}")
+    prompt = student_prompt("Q?", "cot", tokenizer)
+    [found] = tokenize_thoughts("Q?", "cot", ["So 5."], tokenizer, "auto")
+    assert tokenizer.decode(found["input_ids"][: found["start"]]) == prompt and prompt.endswith("</s>")
+    assert tokenizer.decode(found["input_ids"][found["start"] :]) == "So 5.</s>"
+    assert encode(tokenizer, [prompt], chat=True) == [found["input_ids"][: found["start"]]]
+
+
+def test_path_rows_of_a_template_with_bos_have_one_bos(tmp_path):
+    def tokenizer():
+        made = byte_tokenizer(bos_token="<s>", chat_template="{{ bos_token }}" + CHATML)
+        bos = made.convert_tokens_to_ids("<s>")
+        made.backend_tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", bos)])
+        return made
+
+    flat = path_rows(ROWS, tokenizer())
+    args = MDConfig(str(tmp_path), use_cpu=True)
+    of_rows, of_flat = (
+        {tuple(thought["input_ids"]) for r in questions for path in ("cot", "pot") for thought in r[path]}
+        for questions, _ in (prepare_questions(Dataset.from_list(d), tokenizer(), args, "train") for d in (ROWS, flat))
+    )
+    assert of_rows == of_flat
+
+
+def test_every_dataset_of_a_dictionary_has_its_own_figures_and_predict_has_the_same_loss(tmp_path):
+    def fresh():
+        return {"a": Dataset.from_list(ROWS[:1]), "b": Dataset.from_list(ROWS[1:3])}
+
+    args = MDConfig(str(tmp_path), report_to="none", use_cpu=True, rationales_per_path="all")
+    trainer = MDTrainer(tiny_llama(), args, ROWS, fresh(), byte_tokenizer())  # rows as a list
+    found = trainer.evaluate()
+    for name, dataset in fresh().items():
+        alone = trainer.evaluate(dataset)
+        assert found[f"eval_{name}_loss"] == pytest.approx(alone["eval_loss"])
+        logged = [log for log in trainer.state.log_history if f"eval_{name}_cot_loss" in log]
+        assert logged[0][f"eval_{name}_cot_loss"] == pytest.approx(alone["eval_cot_loss"])
+        assert trainer.predict(dataset).metrics["test_loss"] == pytest.approx(alone["eval_loss"])
 
 
 def test_bad_path_rows_are_named(tmp_path):

@@ -100,6 +100,10 @@ class MDVote(evaluate.Metric):
             reference_urls=["https://huggingface.co/papers/2312.10730"],
         )
 
+    def add(self, **answers):
+        """Add the answers of one question."""
+        super().add(**{name: _as_text(given) for name, given in answers.items()})
+
     def add_batch(self, **answers):
         """Add the answers of several questions."""
         super().add_batch(**{name: _as_text(given) for name, given in answers.items()})

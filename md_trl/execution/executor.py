@@ -82,7 +82,7 @@ class Executor:
         if self._monty:
             self._monty.__exit__(*exception)
 
-    def run_many(self, programs: Iterable[str], progress: bool = False) -> list[Result]:
+    def run_many(self, programs: Iterable[str], *, progress: bool = False) -> list[Result]:
         r"""
         Run programs and return their results in the same order.
 

@@ -111,14 +111,17 @@ def printed_answer(stdout: str, complete: bool) -> str:
             Whether that is everything it printed.
 
     Raises:
-        [`NoAnswer`]: If it printed nothing, or so much that the last line is not known.
+        [`NoAnswer`]: If it printed nothing, `None`, or so much that the last line is not known.
     """
     lines = stdout.strip().splitlines()
     if not lines:
         raise NoAnswer("the program neither returned, named nor printed an answer")
     if not complete:
         raise NoAnswer(f"the program printed more than {len(stdout):,} characters")
-    return lines[-1].strip()
+    last = lines[-1].strip()
+    if last == "None":  # what a function without `return` gave to `print`
+        raise NoAnswer("the program printed None")
+    return last
 
 
 def _with_answer(source: str, tree: ast.Module, outside: list[ast.AST], inside: list[ast.AST]) -> Program:

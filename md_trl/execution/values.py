@@ -60,7 +60,10 @@ def to_json(value: Any, simplify: Callable[[Any], Any] | None = None) -> Any:
         if isinstance(value, float):
             return value if math.isfinite(value) else str(value)
         if isinstance(value, Decimal):
-            value = "nan" if value.is_nan() else str(value).lower().replace("infinity", "inf")
+            if value.is_finite() and abs(value.adjusted()) < MAX_INT_DIGITS:
+                value = format(value, "f")  # without an exponent
+            else:
+                value = "nan" if value.is_nan() else str(value).lower().replace("infinity", "inf")
         elif isinstance(value, (Fraction, complex, datetime.date, datetime.time, datetime.timedelta)):
             value = str(value).strip("()")
         if isinstance(value, str):

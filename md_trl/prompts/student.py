@@ -91,5 +91,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], chat: bool) -> 
         `list[list[int]]`: one list of ids a text.
     """
     ids = tokenizer(texts, add_special_tokens=not chat, return_attention_mask=False, verbose=False)["input_ids"]
+    if chat:
+        return ids
     # Some tokenizers (T5, Llama with `add_eos_token`) close every text by themselves.
     return [i[:-1] if i and i[-1] == tokenizer.eos_token_id else i for i in ids]

@@ -211,7 +211,7 @@ def _check(where: str, row: Any, tasks: Collection[str]) -> ThoughtLine:
         text=row["text"].strip(),
         id=row.get("id"),
         question=row.get("question"),
-        gold=None if "gold" not in row else str(row["gold"]),
+        gold=str(row.get("gold", "")).strip() or None,
         answer=None if "answer" not in row else str(row["answer"]),
         model=row.get("model", ""),
         prompt_hash=prompt_hash,

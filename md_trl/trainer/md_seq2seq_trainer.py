@@ -126,7 +126,7 @@ class MDSeq2SeqTrainer(MixedObjective, Seq2SeqTrainer, _BaseTrainer):
             Encoder-decoder to train, or its name. The vocabulary of a [`~peft.PeftModel`] is left as it is.
         args ([`MDSeq2SeqConfig`], *optional*):
             Configuration for this trainer. If `None`, a default configuration is used.
-        train_dataset ([`~datasets.Dataset`]):
+        train_dataset ([`~datasets.Dataset`] or `list[dict]`):
             As in [`MDTrainer`].
         eval_dataset ([`~datasets.Dataset`] or `dict[str, Dataset]`, *optional*):
             As in [`MDTrainer`].
@@ -153,7 +153,7 @@ class MDSeq2SeqTrainer(MixedObjective, Seq2SeqTrainer, _BaseTrainer):
         self,
         model: str | PreTrainedModel | PeftModel,
         args: MDSeq2SeqConfig | None = None,
-        train_dataset: Dataset | None = None,
+        train_dataset: Dataset | list[dict[str, Any]] | None = None,
         eval_dataset: Dataset | dict[str, Dataset] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         callbacks: list[TrainerCallback] | None = None,
@@ -166,6 +166,8 @@ class MDSeq2SeqTrainer(MixedObjective, Seq2SeqTrainer, _BaseTrainer):
             args = MDSeq2SeqConfig(f"{name.split('/')[-1]}-MD")
         elif not isinstance(args, MDSeq2SeqConfig):
             raise TypeError(f"`args` must be an `MDSeq2SeqConfig`, got `{type(args).__name__}`.")
+        if isinstance(train_dataset, list):
+            train_dataset = Dataset.from_list(train_dataset)
         if not isinstance(train_dataset, Dataset):
             raise TypeError(
                 f"`train_dataset` must be a `datasets.Dataset` of mixed rows, got `{type(train_dataset).__name__}`. A "

@@ -82,7 +82,7 @@ class MDTrainer(MixedObjective, SFTTrainer):
             Causal language model to train, as in [`~trl.SFTTrainer`].
         args ([`MDConfig`], *optional*):
             Configuration for this trainer. If `None`, a default configuration is used.
-        train_dataset ([`~datasets.Dataset`]):
+        train_dataset ([`~datasets.Dataset`] or `list[dict]`):
             Mixed rows, one a question, as `md-trl mix` writes them. Rows of type 4 are dropped and counted in
             `trainer.dropped`, as are thoughts longer than `max_length`. Flat rows of `prompt`, `completion` and
             `weight` are accepted as well: the loss is then the mean over rows of weight times cross-entropy.
@@ -109,7 +109,7 @@ class MDTrainer(MixedObjective, SFTTrainer):
         self,
         model: str | PreTrainedModel,
         args: MDConfig | None = None,
-        train_dataset: Dataset | None = None,
+        train_dataset: Dataset | list[dict[str, Any]] | None = None,
         eval_dataset: Dataset | dict[str, Dataset] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         callbacks: list[TrainerCallback] | None = None,
@@ -121,6 +121,8 @@ class MDTrainer(MixedObjective, SFTTrainer):
             args = MDConfig(f"{(model if isinstance(model, str) else model.config.name_or_path).split('/')[-1]}-MD")
         elif not isinstance(args, MDConfig):
             raise TypeError(f"`args` must be an `MDConfig`, got `{type(args).__name__}`.")
+        if isinstance(train_dataset, list):
+            train_dataset = Dataset.from_list(train_dataset)
         if not isinstance(train_dataset, Dataset):
             raise TypeError(
                 f"`train_dataset` must be a `datasets.Dataset` of mixed rows, got `{type(train_dataset).__name__}`. A "

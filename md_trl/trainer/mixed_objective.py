@@ -175,7 +175,12 @@ class MixedObjective:
         with torch.no_grad(), self.compute_loss_context_manager():
             return self.compute_loss(model, inputs), None, None
 
+    def predict(self, test_dataset: Dataset, *args, **kwargs):
+        questions = self._prepare_questions(test_dataset, self.processing_class, self.args, "test")
+        return super().predict(questions, *args, **kwargs)
+
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
+        self._eval_prefix = metric_key_prefix
         self._totals["eval"].clear()
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         # `Trainer` averages the losses of batches; the objective is one quotient over the whole dataset
@@ -184,7 +189,7 @@ class MixedObjective:
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        mode, prefix = ("train", "") if self.model.training else ("eval", "eval_")
+        mode, prefix = ("train", "") if self.model.training else ("eval", f"{self._eval_prefix}_")
         totals = self._gathered_totals(mode)
         for name in dict.fromkeys(name for name, _ in totals):
             if name not in ("loss", "tokens") and totals[name, "count"]:

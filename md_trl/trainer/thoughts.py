@@ -114,7 +114,7 @@ def path_rows(
         texts = {path: thoughts_to_learn(row, path, unsolved_path) for path in ("cot", "pot")}
         if row["type"] == 4 or not any(texts.values()):
             continue
-        for path, weight in path_weights(objective, row["type"], row["lambda"]).items():
+        for path, weight in path_weights(objective, row["type"], row.get("lambda")).items():
             completions = texts[path] if path != "label" else [row["answer"].strip()]
             same = {name: row.get(name) for name in ("id", "task")} | {"path": path, "type": row["type"]}
             same["prompt"] = student_prompt(row["question"], path, tokenizer)
@@ -345,7 +345,9 @@ def _prepare_path_row(
         raise ValueError(f"{where} has weight {row['weight']!r}. It must be a number from 0 up.")
     out = {"id": row["id"], "type": 0, "lambda": None, "repeat": 1, "weight": row["weight"], "dropped": ""}
     texts = [row["completion"]]
-    tokenized = tokenize(row["prompt"], texts, tokenizer)
+    # A prompt out of a chat template has its special tokens
+    chat = bool(tokenizer.bos_token) and row["prompt"].startswith(tokenizer.bos_token)
+    tokenized = tokenize(row["prompt"], texts, tokenizer, chat)
     kept = _fitting(tokenized, texts if row["path"] == "pot" else None, tokenizer, args, where)
     out |= {"cot": [], "pot": [], "label": [], row["path"]: kept}
     return out | ({"too_long": 0} if kept else {"dropped": "no_thought", "too_long": 1})
