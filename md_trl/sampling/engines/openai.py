@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import itertools
 import json
+import math
 import os
 import queue
 import random
@@ -26,6 +28,8 @@ from . import Choice, SampleRequest, SampleResult, cut_at_stop, derive_seed
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0
 # A server that wants a longer pause than this is left alone.
 LONGEST_RETRY_AFTER = 600.0
+# Requests under way that share a client.
+CONNECTIONS_PER_CLIENT = 8
 
 
 class OpenAIEngine:
@@ -118,9 +122,10 @@ class OpenAIEngine:
         arrived: queue.SimpleQueue[asyncio.Future] = queue.SimpleQueue()
         self._throttle = _Throttle(self.concurrency, self.requests_per_minute, self.tokens_per_minute)
         with _event_loop() as loop:
-            client = self._client()
+            clients = self._clients()
+            turns = itertools.cycle(clients)
             try:
-                asyncio.run_coroutine_threadsafe(self._probe(client), loop).result()
+                asyncio.run_coroutine_threadsafe(self._probe(clients[0]), loop).result()
                 under_way: dict[asyncio.Future, SampleRequest] = {}
                 fatal = None
                 while True:
@@ -129,7 +134,7 @@ class OpenAIEngine:
                         and len(under_way) < self.concurrency
                         and (request := next(requests, None)) is not None
                     ):
-                        future = asyncio.run_coroutine_threadsafe(self._ask(client, request), loop)
+                        future = asyncio.run_coroutine_threadsafe(self._ask(next(turns), request), loop)
                         under_way[future] = request
                         future.add_done_callback(arrived.put)
                     if not under_way:
@@ -151,10 +156,22 @@ class OpenAIEngine:
                         yield future.result()
                 raise
             finally:
-                asyncio.run_coroutine_threadsafe(_cancel_and_close(client), loop).result()
+                asyncio.run_coroutine_threadsafe(_cancel_and_close(clients), loop).result()
 
-    def _client(self) -> openai.AsyncOpenAI:
-        return openai.AsyncOpenAI(api_key=self._key, base_url=self.base_url, max_retries=0, timeout=self.timeout)
+    def _clients(self) -> list[openai.AsyncOpenAI]:
+        # A client asks each of its idle connections whether it still stands, at every request: several clients with
+        # few connections each are much cheaper than one with all.
+        certificates = httpx2.create_ssl_context()
+        return [
+            openai.AsyncOpenAI(
+                api_key=self._key,
+                base_url=self.base_url,
+                max_retries=0,
+                timeout=self.timeout,
+                http_client=openai.DefaultAsyncHttpxClient(verify=certificates),
+            )
+            for _ in range(math.ceil(self.concurrency / CONNECTIONS_PER_CLIENT))
+        ]
 
     async def _probe(self, client: openai.AsyncOpenAI) -> None:
         """Find out before the first request whether there is a server that lets us in."""
@@ -431,9 +448,10 @@ def _event_loop() -> Iterator[asyncio.AbstractEventLoop]:
         loop.close()
 
 
-async def _cancel_and_close(client: openai.AsyncOpenAI) -> None:
+async def _cancel_and_close(clients: Iterable[openai.AsyncOpenAI]) -> None:
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    await client.close()
+    for client in clients:
+        await client.close()
