@@ -435,7 +435,7 @@ USAGES = st.fixed_dictionaries(
 
 
 @given(
-    answers=st.lists(TEXTS, min_size=3, max_size=3),
+    answers=st.lists(TEXTS.filter(str.strip), min_size=3, max_size=3),
     texts=st.lists(TEXTS, min_size=3, max_size=3),
     sampled=st.lists(
         st.tuples(
@@ -588,6 +588,7 @@ GOOD = {"task": "svamp", "id": "svamp/train/q-0", "path": "cot", "text": "a"}
         ({**GOOD, "task": "chess"}, "the task 'chess' is not one of"),
         ({**GOOD, "id": "svamp/train/nobody"}, "unknown question id 'svamp/train/nobody'.*gold"),
         ({**GOOD, "id": "svamp/train/nobody", "question": "What?"}, "unknown question id.*gold"),
+        ({**GOOD, "id": "svamp/train/nobody", "question": "What?", "gold": " "}, "unknown question id.*gold"),
         ({**GOOD, "id": "svamp/train/nobody", "gold": "1"}, "unknown question id.*question"),
         ({**GOOD, "id": "nobody", "question": "What?", "gold": "1"}, "'nobody'. Write it as `svamp/SPLIT/NAME`"),
         ({**GOOD, "id": "asdiv/train/1", "question": "What?", "gold": "1"}, "'asdiv/train/1'. Write it as `svamp/"),

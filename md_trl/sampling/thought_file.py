@@ -211,7 +211,7 @@ def _check(where: str, row: Any, tasks: Collection[str]) -> ThoughtLine:
         text=row["text"].strip(),
         id=row.get("id"),
         question=row.get("question"),
-        gold=str(row.get("gold", "")).strip() or None,
+        gold=str(row["gold"]) if str(row.get("gold", "")).strip() else None,
         answer=None if "answer" not in row else str(row["answer"]),
         model=row.get("model", ""),
         prompt_hash=prompt_hash,
