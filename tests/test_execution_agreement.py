@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from md_trl.answers import equal
@@ -98,6 +98,7 @@ slow_is_fine = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.la
 
 
 @given(batches)
+@example(["answer = str(round(-0.0, -1))", "answer = str(round(-4.0, -1))", "answer = str(round(0.0, -1))"])
 @settings(max_examples=25, deadline=None, suppress_health_check=slow_is_fine)
 def test_monty_and_cpython_agree(monty, batch):
     check_agreement(monty, batch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import re
 import socket
 import subprocess
 import sys
@@ -23,12 +24,14 @@ _STATUSES = ("ok", "error", "memory", "unsupported", "no_result")
 # A worker is our own code and answers when a program's time is up. One that does not within this time is lost.
 _PATIENCE = 10.0
 _START_SECONDS = 120.0
+_SCIENTIFIC = re.compile("numpy|sympy|mpmath")
 
 
 class JailEngine:
     r"""
-    A warm CPython that forks a confined child for every program. Use it as a context manager; `run` may be called from
-    several threads. It starts with the first program.
+    Warm CPythons that fork a confined child for every program. Use it as a context manager; `run` may be called from
+    several threads. One has numpy and sympy, which make a fork twice as dear; it serves the programs that name them.
+    Each starts with its first program.
 
     Args:
         limits ([`Limits`]):
@@ -38,17 +41,39 @@ class JailEngine:
     name = "jail"
 
     def __init__(self, limits: Limits):
+        self._plain, self._scientific = _Jail(limits, "plain"), _Jail(limits, "scientific")
+
+    def __enter__(self) -> JailEngine:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._plain.stop()
+        self._scientific.stop()
+
+    def run(self, program: Program) -> Result:
+        """Run one program in a child of its own."""
+        if _SCIENTIFIC.search(program.body):
+            return self._scientific.run(program)
+        result = self._plain.run(program)
+        # They bring other modules of the standard library along
+        return self._scientific.run(program) if result.status == "unsupported" else result
+
+
+class _Jail:
+    """A server with its workers; `modules` is `"plain"` or `"scientific"`."""
+
+    name = JailEngine.name
+
+    def __init__(self, limits: Limits, modules: str):
         self.limits = limits
+        self.modules = modules
         self._server: subprocess.Popen | None = None
         self._control: socket.socket | None = None
         self._unsupported = seccomp.reason_against()
         self._starting = threading.Lock()
         self._idle: queue.LifoQueue[socket.socket] = queue.LifoQueue()
 
-    def __enter__(self) -> JailEngine:
-        return self
-
-    def __exit__(self, *exception) -> None:
+    def stop(self) -> None:
         with self._starting:
             self._stop()
 
@@ -76,7 +101,7 @@ class JailEngine:
             self._control, theirs = socket.socketpair()
             with theirs:
                 self._server = subprocess.Popen(
-                    [sys.executable, "-I", str(_SERVER), str(theirs.fileno())],
+                    [sys.executable, "-I", str(_SERVER), str(theirs.fileno()), self.modules],
                     # Where Python's own libraries are, for builds that need it.
                     env={name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
                     | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
@@ -93,7 +118,7 @@ class JailEngine:
                 self._server.wait()
                 raise RuntimeError(
                     f"The jail ended with exit code {self._server.returncode} when it started. Run "
-                    f"`{sys.executable} -I {_SERVER} 0` to see why, or use engine='monty'."
+                    f"`{sys.executable} -I {_SERVER} 0 {self.modules}` to see why, or use engine='monty'."
                 )
             self._unsupported = json.loads(greeting)["unsupported"]
 

@@ -44,9 +44,10 @@ _USER_NAMESPACE = 0x10000000
 _MODULES = (
     "abc array ast bisect calendar cmath collections collections.abc copy csv dataclasses datetime decimal enum "
     "fractions functools hashlib heapq inspect itertools json math numbers operator pprint random re statistics "
-    "string textwrap time timeit traceback typing unicodedata uuid warnings zoneinfo "
-    "numpy numpy.linalg numpy.fft numpy.random "
-    "numpy.polynomial "
+    "string textwrap time timeit traceback typing unicodedata uuid warnings zoneinfo"
+).split()
+_SCIENTIFIC = (
+    "numpy numpy.linalg numpy.fft numpy.random numpy.polynomial "
     "sympy sympy.abc sympy.solvers sympy.solvers.inequalities sympy.physics.units sympy.stats mpmath"
 ).split()
 
@@ -54,11 +55,11 @@ _MODULES = (
 # ------------------------------------------------------------------------------------------------------------ server
 
 
-def serve(control: socket.socket) -> None:
+def serve(control: socket.socket, modules: str) -> None:
     parent = os.getppid()
     reason = seccomp.reason_against()
     if reason is None:
-        _warm_up()
+        _warm_up(_MODULES + (_SCIENTIFIC if modules == "scientific" else []))
         _renounce()
         reason = _try_filter()
     control.sendall(json.dumps({"unsupported": reason}).encode() + b"\n")
@@ -83,8 +84,8 @@ def serve(control: socket.socket) -> None:
         os.close(descriptors[0])
 
 
-def _warm_up() -> None:
-    for name in _MODULES:
+def _warm_up(modules: list[str]) -> None:
+    for name in modules:
         try:
             __import__(name)
         except ImportError:  # numpy and sympy are not required; a program that needs them is told
@@ -346,4 +347,4 @@ def _simplify(value: object) -> object:
 
 
 if __name__ == "__main__":
-    serve(socket.socket(fileno=int(sys.argv[1])))
+    serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2])

@@ -33,7 +33,7 @@ def round(number, ndigits=None):
     low = whole - rest
     if 2 * rest > unit or 2 * rest == unit and (abs(number) > whole or low // unit % 2 == 1):
         low += unit
-    return -float(low) if number < 0 else float(low)
+    return -float(low) if number < 0 or str(number) == "-0.0" else float(low)
 '''
 
 # Monty hands over what it has no form for as its `repr`.

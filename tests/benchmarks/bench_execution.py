@@ -222,6 +222,7 @@ def main() -> None:
         what, _, variant = args.measure.partition(" ")
         run = {
             "md_trl": lambda: run_md_trl(variant, ordinary(N)),
+            "sympy": lambda: run_md_trl("jail", [f"import sympy\n{program}" for program in ordinary(N)]),
             "code_eval": lambda: run_code_eval(ordinary(N), variant),
             "process": lambda: run_process_each(ordinary(N)),
             "large": lambda: run_large(variant),
@@ -235,6 +236,7 @@ def main() -> None:
         return
     report = {"processors": os.cpu_count(), "load_before": os.getloadavg()[0]}
     report |= {f"md_trl {engine}": measure(f"md_trl {engine}") for engine in ("monty", "jail", "auto")}
+    report["md_trl jail, programs that import sympy"] = measure("sympy")
     peer = "python -I each"
     report[peer] = measure("process")
     if code_eval := measure(f"code_eval {args.code_eval}"):
