@@ -69,8 +69,8 @@ def rows_from_store(
     return mix(questions, judged, repeat_cap=repeat_cap)
 
 
-# What decides which rows come out of a store
-_MIXING = ("model", "temperature", "repeat_cap", "settings")
+# What picks thoughts of a store
+_PICKED = ("model", "temperature", "settings")
 
 
 @dataclass
@@ -134,7 +134,7 @@ class MixedThoughts(datasets.GeneratorBasedBuilder):
             raise FileNotFoundError(f"There is no store at {store}. Make one with `md-trl sample --store {store}`.")
         fingerprint = hashlib.sha256()
         with Store(store) as opened:
-            picked = {name: config_kwargs.get(name) for name in ("model", "temperature", "settings")}
+            picked = {name: config_kwargs.get(name) for name in _PICKED}
             for record in [*opened.questions(config_name), *opened.thoughts(config_name, **picked)]:
                 fingerprint.update(repr(record).encode())
         if config_name not in TASKS:  # imported under a name of the user's
@@ -150,7 +150,7 @@ class MixedThoughts(datasets.GeneratorBasedBuilder):
     def _info(self) -> datasets.DatasetInfo:
         return datasets.DatasetInfo(
             description=f"Mixed thoughts on {self.config.name}: distinct CoT and PoT thoughts with type and lambda.\n"
-            + json.dumps({name: getattr(self.config, name) for name in _MIXING}),
+            + json.dumps({name: getattr(self.config, name) for name in (*_PICKED, "repeat_cap")}),
             features=MixedRow.features(),
             homepage="https://huggingface.co/papers/2312.10730",
         )
@@ -159,8 +159,7 @@ class MixedThoughts(datasets.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager) -> list[datasets.SplitGenerator]:
         config = self.config
         with Store(config.store) as store:
-            mixing = {name: getattr(config, name) for name in _MIXING}
-            picked = {name: value for name, value in mixing.items() if name != "repeat_cap"}
+            picked = {name: getattr(config, name) for name in _PICKED}
             sampled = {thought.id for thought in store.thoughts(config.name, **picked)}
             splits = dict.fromkeys(q.split for q in store.questions(config.name) if q.id in sampled)
             if not splits:
@@ -168,7 +167,10 @@ class MixedThoughts(datasets.GeneratorBasedBuilder):
                     f"{config.store} has no thoughts of {config.name}. Sample some with `md-trl sample --task "
                     f"{config.name} --store {config.store}`."
                 )
-            rows = {split: rows_from_store(store, config.name, split, **mixing) for split in splits}
+            rows = {
+                split: rows_from_store(store, config.name, split, repeat_cap=config.repeat_cap, **picked)
+                for split in splits
+            }
         return [
             datasets.SplitGenerator(name=split, gen_kwargs={"rows": _solved(rows[split], config.name, split)})
             for split in splits

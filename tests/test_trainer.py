@@ -809,6 +809,7 @@ def test_every_dataset_of_a_dictionary_has_its_own_figures_and_predict_has_the_s
 
     args = MDConfig(str(tmp_path), report_to="none", use_cpu=True, rationales_per_path="all")
     trainer = MDTrainer(tiny_llama(), args, ROWS, fresh(), byte_tokenizer())  # rows as a list
+    trainer.log({"before": 1.0})  # an evaluation has not begun
     found = trainer.evaluate()
     for name, dataset in fresh().items():
         alone = trainer.evaluate(dataset)

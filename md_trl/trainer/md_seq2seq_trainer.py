@@ -166,13 +166,7 @@ class MDSeq2SeqTrainer(MixedObjective, Seq2SeqTrainer, _BaseTrainer):
             args = MDSeq2SeqConfig(f"{name.split('/')[-1]}-MD")
         elif not isinstance(args, MDSeq2SeqConfig):
             raise TypeError(f"`args` must be an `MDSeq2SeqConfig`, got `{type(args).__name__}`.")
-        if isinstance(train_dataset, list):
-            train_dataset = Dataset.from_list(train_dataset)
-        if not isinstance(train_dataset, Dataset):
-            raise TypeError(
-                f"`train_dataset` must be a `datasets.Dataset` of mixed rows, got `{type(train_dataset).__name__}`. A "
-                "stream has no length, which the balance of types needs: load the dataset without `streaming=True`."
-            )
+        train_dataset = self._as_dataset(train_dataset)
         if peft_config is not None and not isinstance(peft_config, LoraConfig):
             raise ValueError(
                 f"`MDSeq2SeqTrainer` does not support `{type(peft_config).__name__}`: the embeddings of new tokens "

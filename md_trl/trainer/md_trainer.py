@@ -121,13 +121,7 @@ class MDTrainer(MixedObjective, SFTTrainer):
             args = MDConfig(f"{(model if isinstance(model, str) else model.config.name_or_path).split('/')[-1]}-MD")
         elif not isinstance(args, MDConfig):
             raise TypeError(f"`args` must be an `MDConfig`, got `{type(args).__name__}`.")
-        if isinstance(train_dataset, list):
-            train_dataset = Dataset.from_list(train_dataset)
-        if not isinstance(train_dataset, Dataset):
-            raise TypeError(
-                f"`train_dataset` must be a `datasets.Dataset` of mixed rows, got `{type(train_dataset).__name__}`. A "
-                "stream has no length, which the balance of types needs: load the dataset without `streaming=True`."
-            )
+        train_dataset = self._as_dataset(train_dataset)
         if peft_config is not None and peft_config.is_prompt_learning:
             raise ValueError(
                 f"`MDTrainer` does not support `{type(peft_config).__name__}`: virtual tokens shift the targets. Use "

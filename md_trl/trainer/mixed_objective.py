@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,8 +39,21 @@ class MixedObjective:
     }
     # `_objective` divides by the questions of the whole optimizer step, see `_get_num_items_in_batch`
     loss_is_scaled_for_ga = True
+    # What the names of evaluation figures begin with
+    _eval_prefix = "eval"
     # Turns a prompt and its thoughts into token ids
     _tokenize = staticmethod(tokenize_completions)
+
+    @staticmethod
+    def _as_dataset(train_dataset: Dataset | list[dict[str, Any]] | None) -> Dataset:
+        if isinstance(train_dataset, list):
+            return Dataset.from_list(train_dataset)
+        if not isinstance(train_dataset, Dataset):
+            raise TypeError(
+                f"`train_dataset` must be a `datasets.Dataset` of mixed rows, got `{type(train_dataset).__name__}`. A "
+                "stream has no length, which the balance of types needs: load the dataset without `streaming=True`."
+            )
+        return train_dataset
 
     def _prepare_questions(
         self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, args: MDConfig, name: str

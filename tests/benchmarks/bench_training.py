@@ -221,7 +221,7 @@ def main():
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--run", choices=RUNS, help="one run in this process, as JSON")
-    parser.add_argument("--questions", type=int, help="questions a step of that run")
+    parser.add_argument("--questions", type=int, default=8, help="questions a step of that run")
     args = parser.parse_args()
     if args.run:
         print(json.dumps(train(args.run, args.thoughts[0], args.steps, args.questions)))
