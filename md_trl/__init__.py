@@ -15,7 +15,7 @@ _ROOMS = {
     "MDSeq2SeqTrainer": "md_trl.trainer",
     "MDTrainer": "md_trl.trainer",
     "MixedReasoner": "md_trl.reasoner",
-    "MixedThoughts": "md_trl.builder",
+    "MixedThoughts": "md_trl.dataset",
 }
 
 __all__ = [
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from .builder import MixedThoughts
+    from .dataset import MixedThoughts
     from .reasoner import MixedReasoner
     from .trainer import MDConfig, MDSeq2SeqConfig, MDSeq2SeqTrainer, MDTrainer
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .answers import equal
+from .errors import InputError
 from .mixing import type_of
 from .records import Question, Thought
 from .voting import majority, score, vote, vote_two
@@ -41,13 +42,13 @@ def evaluate_thoughts(questions: Sequence[Question], thoughts: Iterable[Thought]
     """
     answers: dict[str, dict[str, list[str | None]]] = defaultdict(dict)
     for thought in sorted(thoughts, key=lambda thought: thought.index):
-        answers[thought.path].setdefault(thought.id, []).append(thought.answer)
+        answers[thought.path].setdefault(thought.question_id, []).append(thought.answer)
     for path, by_question in answers.items():
         wanted = 1 if path == "label" else n
         for question in questions:
             found = len(by_question.get(question.id, []))
             if found < wanted:
-                raise ValueError(
+                raise InputError(
                     f"{question.id!r} has {found} of {wanted} {path} thoughts. Run the same sampling again: it asks "
                     "for what is missing."
                 )

@@ -1,6 +1,6 @@
-"""Judging: thoughts come in, the answers they reach and whether those are right go out (Sec. 3.1, quality control).
+"""Judging: what answer each thought reaches, and whether it is right (Sec. 3.1, quality control).
 
-Teacher and student are judged alike. Programs run in an [`~md_trl.execution.Executor`], never here.
+Teacher and student are judged alike, in two steps: [`read_answers`] needs no gold answer, [`mark`] compares with it.
 """
 
 from __future__ import annotations
@@ -13,42 +13,34 @@ from .execution import Executor
 from .records import Thought
 
 
-def judge(
-    thoughts: Iterable[Thought],
-    gold: Mapping[str, str],
-    executor: Executor,
-    strict: bool = True,
-    progress: bool = False,
+def read_answers(
+    thoughts: Iterable[Thought], executor: Executor, strict: bool = True, progress: bool = False
 ) -> list[Thought]:
     r"""
-    Find the answer of each thought and compare it with the gold answer.
+    Fill in the answer that each thought reaches.
 
-    A PoT reaches the value its program computes, a CoT the answer it states, a `label` thought is its own answer. A
-    thought that was cut off, a program that does not run to an answer and a CoT that states none stay without an
-    answer: they are unusable.
+    The answer of a PoT is the value its program computes, that of a CoT the answer it states; a `label` thought is its
+    own answer. A thought that was cut off, a program that does not run to an answer and a CoT that states none are
+    unusable: their `answer` stays `None`.
 
     Args:
         thoughts (`Iterable[Thought]`):
             Thoughts as sampled.
-        gold (`Mapping[str, str]`):
-            Gold answer by question id.
         executor ([`~md_trl.execution.Executor`]):
-            Runs the programs; each distinct one once.
+            Runs the programs, each distinct one once.
         strict (`bool`, *optional*, defaults to `True`):
-            Whether a CoT must state its answer. Otherwise its last number will do, see [`~md_trl.answers.extract`].
+            Whether a CoT must state its answer. If `False`, its last number is accepted, see
+            [`~md_trl.answers.extract`].
         progress (`bool`, *optional*, defaults to `False`):
-            Whether to show a progress bar for the programs.
+            Whether to show a progress bar while programs run.
 
     Returns:
-        `list[Thought]`: the same thoughts in the same order, with `answer` and `correct`.
-
-    Raises:
-        `KeyError`: a thought of a question without a gold answer.
+        `list[Thought]`: The same thoughts in the same order, with `answer` in canonical form.
     """
     thoughts = list(thoughts)
     programs = [thought.text for thought in thoughts if thought.path == "pot" and thought.finish_reason == "stop"]
     results = iter(executor.run_many(programs, progress=progress))
-    judged = []
+    read_thoughts = []
     for thought in thoughts:
         answer = None
         if thought.finish_reason == "stop":
@@ -60,6 +52,27 @@ def judge(
             else:
                 answer = thought.text
             answer = None if canonical(answer) in NO_ANSWER else canonical(answer)
-        correct = answer is not None and equal(answer, gold[thought.id])
-        judged.append(replace(thought, answer=answer, correct=correct))
-    return judged
+        read_thoughts.append(replace(thought, answer=answer))
+    return read_thoughts
+
+
+def mark(thoughts: Iterable[Thought], gold: Mapping[str, str]) -> list[Thought]:
+    r"""
+    Mark each thought as correct or not.
+
+    Args:
+        thoughts (`Iterable[Thought]`):
+            Thoughts whose answers were read by [`read_answers`].
+        gold (`Mapping[str, str]`):
+            Gold answer by question id.
+
+    Returns:
+        `list[Thought]`: The same thoughts in the same order, with `correct`. An unusable thought is not correct.
+
+    Raises:
+        `KeyError`: A thought belongs to a question without a gold answer.
+    """
+    return [
+        replace(thought, correct=equal(thought.answer, gold[thought.question_id]) if thought.usable else False)
+        for thought in thoughts
+    ]

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 from .answers import equal
+from .errors import InputError
 from .records import MixedRow, Question, Thought
 from .voting import majority
 
@@ -45,11 +46,11 @@ def mix(questions: Iterable[Question], thoughts: Iterable[Thought], repeat_cap: 
     by_path: dict[tuple[str, str], list[Thought]] = defaultdict(list)
     for thought in thoughts:
         if thought.correct is None:
-            raise ValueError(
-                f"Thought {thought.index} of {thought.id!r} ({thought.path}) is not judged. Call `judge` on the "
-                "thoughts."
+            raise InputError(
+                f"Thought {thought.index} of {thought.question_id!r} ({thought.path}) is not judged. Call `judge` "
+                "on the thoughts."
             )
-        by_path[thought.id, thought.path].append(thought)
+        by_path[thought.question_id, thought.path].append(thought)
     for found in by_path.values():
         found.sort(key=lambda thought: thought.index)
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .errors import InputError
 from .execution import Executor
-from .judging import judge
+from .judging import read_answers
 from .prompts import is_chat, student_prompt
 from .records import PATHS, Thought
 from .sampling.engines import SampleRequest
@@ -78,7 +79,7 @@ class MixedReasoner:
         seed: int = 42,
     ):
         if min(n_cot, n_pot) < 0 or n_cot + n_pot == 0:
-            raise ValueError(
+            raise InputError(
                 f"`n_cot={n_cot}`, `n_pot={n_pot}` leave nothing to vote on. Sample one thought at least."
             )
         self.engine = TransformersEngine(model, tokenizer)
@@ -120,18 +121,17 @@ class MixedReasoner:
         for result in self.engine.generate(requests):
             if result.error is not None:
                 number = int(result.request.question_id)
-                raise ValueError(f"Question {number} cannot be asked, {result.error}: {questions[number][:80]!r}")
+                raise InputError(f"Question {number} cannot be asked, {result.error}: {questions[number][:80]!r}")
             request = result.request
             thoughts += [
                 Thought(request.question_id, request.path, i, choice.text.strip(), finish_reason=choice.finish_reason)
                 for i, choice in enumerate(result.choices)
             ]
-        # There is no gold answer here; `correct` means nothing
         with Executor() as executor:
-            judged = judge(thoughts, {thought.id: "" for thought in thoughts}, executor)
+            answered = read_answers(thoughts, executor)
         of = {(str(i), path): [] for i in range(len(questions)) for path in PATHS}
-        for thought in judged:
-            of[thought.id, thought.path].append(thought)
+        for thought in answered:
+            of[thought.question_id, thought.path].append(thought)
         return [
             Reasoned(vote((t.answer for t in cot), (t.answer for t in pot)), cot, pot)
             for cot, pot in ((of[str(i), "cot"], of[str(i), "pot"]) for i in range(len(questions)))

@@ -1,12 +1,13 @@
-"""The nouns that every room shares: [`Question`], [`Thought`], [`MixedRow`]. No logic lives here.
+"""The data types that every module shares. They hold no logic.
 
-The words are those of *Mixed Distillation* (https://huggingface.co/papers/2312.10730), Sec. 3.1.
+The terms are those of *Mixed Distillation* (https://huggingface.co/papers/2312.10730), Sec. 3.1.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 
 if TYPE_CHECKING:
@@ -14,6 +15,51 @@ if TYPE_CHECKING:
 
 PATHS = ("cot", "pot")
 """The two ways to reason: `cot` in prose, `pot` in a Python program."""
+LABEL = "label"
+"""The bare answer without any reasoning: a baseline that is sampled and stored like a path, but never votes."""
+PATHS_AND_LABEL = (*PATHS, LABEL)
+"""Everything a model can be asked to write."""
+
+TEACHER_THOUGHTS = 20
+"""Thoughts per path sampled from a teacher by default (Sec. 3.1)."""
+STUDENT_THOUGHTS = 10
+"""Thoughts per path sampled from a student by default (Sec. 4.4.2: 10 + 10 for the joint vote)."""
+STUDENT_MAX_TOKENS = 256
+"""Maximum length in tokens of a student's thought by default."""
+
+
+class QuestionType(IntEnum):
+    """Which paths solve a question (Sec. 3.1): a path solves it if its majority vote equals the gold answer."""
+
+    POT_ONLY = 1
+    COT_ONLY = 2
+    BOTH = 3
+    NEITHER = 4
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    r"""
+    How a model is sampled. Thoughts sampled with different parameters are kept apart in a store.
+
+    Args:
+        temperature (`float`, *optional*, defaults to `0.7`):
+            Sampling temperature; `0` is greedy decoding and allows one sample per question and path (Sec. 3.1).
+        top_p (`float`, *optional*, defaults to `1.0`):
+            Cumulative probability of the tokens to sample from.
+        max_tokens (`int`, *optional*, defaults to `512`):
+            Maximum number of tokens per sample.
+        stop (`tuple[str, ...]`, *optional*, defaults to `()`):
+            Strings that end a sample. They are not part of its text.
+        seed (`int`, *optional*, defaults to `42`):
+            Seed of the run. Each sample derives its own from it, see [`~md_trl.sampling.engines.derive_seed`].
+    """
+
+    temperature: float = 0.7
+    top_p: float = 1.0
+    max_tokens: int = 512
+    stop: tuple[str, ...] = ()
+    seed: int = 42
 
 
 @dataclass(frozen=True)
@@ -41,20 +87,42 @@ class Question:
     answer: str
 
 
+class Choice(NamedTuple):
+    r"""
+    One text that a model sampled.
+
+    Args:
+        text (`str`):
+            The text, cut before the first stop string.
+        finish_reason (`str`):
+            `stop` if the model ended the text or reached a stop string, else the engine's reason: `length`,
+            `content_filter`, ...
+        logprob (`float`, *optional*):
+            Mean natural log-probability per token under the model that wrote it, EOS included, at temperature 1.
+            `None` if the engine does not report it.
+    """
+
+    text: str
+    finish_reason: str
+    logprob: float | None = None
+
+
 @dataclass(frozen=True)
 class Thought:
     r"""
     One sampled text of one path for one question.
 
-    A sampler fills the first group; [`~md_trl.judging.judge`] fills `answer` and `correct`.
+    A sampler fills the first group; [`~md_trl.judging.read_answers`] fills `answer`, [`~md_trl.judging.mark`] fills
+    `correct`.
 
     Args:
-        id (`str`):
+        question_id (`str`):
             Id of the [`Question`].
         path (`str`):
             `cot`, `pot`, or `label` for the bare answer.
         index (`int`):
-            Sample index from 0: request order, then choice index, never the order of arrival. It breaks ties in votes.
+            Sample index from 0, by request order and then choice index, never by order of arrival. It breaks ties in
+            votes.
         text (`str`):
             The text as sampled, outer white space stripped.
         model (`str`, *optional*, defaults to `""`):
@@ -63,25 +131,28 @@ class Thought:
             As the server reported it. Anything but `stop` makes the thought unusable.
         stated (`str`, *optional*):
             Answer that came with an imported thought; used only for a CoT whose text states none.
+        logprob (`float`, *optional*):
+            As in [`Choice`].
         answer (`str`, *optional*):
-            Answer that the thought reaches, `None` while unjudged or if unusable.
+            Answer that the thought reaches; `None` until it is read, or if the thought is unusable.
         correct (`bool`, *optional*):
-            Whether `answer` equals the gold answer, `None` while unjudged.
+            Whether `answer` equals the gold answer; `None` until it is marked.
     """
 
-    id: str
+    question_id: str
     path: str
     index: int
     text: str
     model: str = ""
     finish_reason: str = "stop"
     stated: str | None = None
+    logprob: float | None = None
     answer: str | None = None
     correct: bool | None = None
 
     @property
     def usable(self) -> bool:
-        """Whether the thought, once judged, reached an answer and so may vote."""
+        """Whether the thought reached an answer and may vote. Meaningful once its answer was read."""
         return self.answer is not None
 
 
@@ -93,17 +164,17 @@ class MixedRow:
     Args:
         id (`str`), task (`str`), question (`str`), answer (`str`):
             As in [`Question`]; `answer` is the gold answer.
-        type (`int`):
-            1: solved by PoT only, 2: by CoT only, 3: by both, 4: by neither.
+        type ([`QuestionType`]):
+            Which paths solve the question; a plain integer in the dataset.
         lambda_ (`float`, *optional*):
             `n2 / (n1 + n2)`, the weight of the PoT path in type 3 (Eq. 4); `None` when `n1 + n2 = 0`. The column is
             named `lambda`.
         repeat (`int`):
-            How often the question counts in an epoch (types 1 and 2 are upsampled).
+            How many times the question is seen per epoch (types 1 and 2 are upsampled).
         n_cot (`int`), n_pot (`int`):
-            Thoughts sampled.
+            Number of thoughts sampled.
         n_cot_correct (`int`), n_pot_correct (`int`):
-            Correct thoughts: `n1` and `n2` of the paper.
+            Number of correct thoughts: `n1` and `n2` of the paper.
         cot_vote (`str`, *optional*), pot_vote (`str`, *optional*):
             Most frequent answer among the usable thoughts of the path.
         cot (`list[dict]`), pot (`list[dict]`):
@@ -114,7 +185,7 @@ class MixedRow:
     task: str
     question: str
     answer: str
-    type: int
+    type: QuestionType
     lambda_: float | None
     repeat: int
     n_cot: int

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .errors import InputError
 from .evaluation import at_votes
 
 
@@ -33,11 +34,11 @@ def load_results(folder: str | Path) -> list[dict[str, Any]]:
         try:
             result = json.loads(file.read_text())
         except json.JSONDecodeError as error:
-            raise ValueError(
+            raise InputError(
                 f"{file} is no JSON (line {error.lineno}: {error.msg}). Delete it, or evaluate again."
             ) from None
         if not isinstance(result, dict) or "n_questions" not in result:
-            raise ValueError(f"{file} is no result of `md-trl eval`. Move it out of {folder}.")
+            raise InputError(f"{file} is no result of `md-trl eval`. Move it out of {folder}.")
         results.append(result)
     return results
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .answers import NO_ANSWER, canonical
+from .errors import InputError
 
 
 def majority(answers: Iterable[Any]) -> str | None:
@@ -90,12 +91,12 @@ def score(cot: Sequence[Sequence[Any]], pot: Sequence[Sequence[Any]], references
         without any usable answer, counted wrong); `n_questions`; `mean_votes` (usable answers per question).
     """
     if not len(cot) == len(pot) == len(references):
-        raise ValueError(
+        raise InputError(
             f"cot, pot and references must hold one entry a question, but have {len(cot)}, {len(pot)} and "
             f"{len(references)} entries. Give an empty list where a path has no answer."
         )
     if not references:
-        raise ValueError("There is no question to score: cot, pot and references are empty.")
+        raise InputError("There is no question to score: cot, pot and references are empty.")
 
     n = len(references)
     joint_right = cot_right = pot_right = both = neither = abstained = votes = 0

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from md_trl.adaptive import AdaptiveRule, _at_least, sample_adaptively
 from md_trl.cli.sample import SampleArguments, run
 from md_trl.mixing import mix
 from md_trl.records import Question
-from md_trl.sampling import Store
-from md_trl.sampling.adaptive import AdaptiveRule, _at_least, sample_adaptively
 from md_trl.sampling.engines import Choice, SampleResult
+from md_trl.store import Store
 from md_trl.voting import majority
 
 
@@ -141,7 +141,7 @@ def test_asks_on_only_where_it_is_open(tmp_path):
     assert (again.requests, again.saved) == (0, summary.saved)
     answers = {}
     for thought in thoughts:
-        answers.setdefault((thought.id, thought.path), []).append(thought.answer)
+        answers.setdefault((thought.question_id, thought.path), []).append(thought.answer)
     for id_, count in counts.items():
         assert stop_at(RULE, "7", answers[id_, "cot"], answers[id_, "pot"]) == count
     assert [row.n_cot for row in mix(QUESTIONS, thoughts)] == list(counts.values())
@@ -160,7 +160,7 @@ def test_command(tmp_path, capsys):
     """With the simulated teacher, programs and all."""
     import threading
 
-    from md_trl.sampling.teacher import TeacherServer
+    from md_trl.simulated_teacher import TeacherServer
 
     args = {"task": "stories", "limit": 12, "model": "simulated-teacher", "store": str(tmp_path / "t.db")}
     with TeacherServer() as server:

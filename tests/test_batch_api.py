@@ -12,11 +12,12 @@ from servers.openai_server import OpenAIServer, error, text_of
 
 from md_trl.cli.sample import SampleArguments, run
 from md_trl.records import Question
-from md_trl.sampling import Store, batch_api, sample
+from md_trl.sampling import batch_api, sample
 from md_trl.sampling.batch_api import sample_in_batches
 from md_trl.sampling.engines import derive_seed
 from md_trl.sampling.engines.openai import OpenAIEngine
 from md_trl.sampling.ledger import Ledger, Price
+from md_trl.store import Store
 
 
 QUESTIONS = [Question(f"svamp/train/{i}", "svamp", "train", f"How much is {i} + 1?", str(i + 1)) for i in range(10)]
@@ -43,7 +44,7 @@ def expected(n=3):
 
 
 def stored(store):
-    return [(t.id, t.path, t.index, t.text) for t in store.thoughts()]
+    return [(t.question_id, t.path, t.index, t.text) for t in store.thoughts()]
 
 
 def batches(store, server, n=3, **kwargs):
@@ -198,7 +199,8 @@ def test_command(tmp_path, capsys):
 
 WORKER = """
 import os, signal, sys
-from md_trl.sampling import Store, batch_api
+from md_trl.sampling import batch_api
+from md_trl.store import Store
 from md_trl.sampling.engines.openai import OpenAIEngine
 from test_batch_api import QUESTIONS, prompt
 

@@ -21,10 +21,10 @@ from transformers import (
 
 from md_trl.cli.sample import SampleArguments, run
 from md_trl.prompts import student_prompt
-from md_trl.sampling import Store
 from md_trl.sampling.engines import Choice, SampleRequest, cut_at_stop, derive_seed
 from md_trl.sampling.engines.openai import OpenAIEngine
 from md_trl.sampling.engines.transformers import TransformersEngine
+from md_trl.store import Store
 
 
 MESSAGES = [{"role": "user", "content": "How much?"}]
@@ -503,7 +503,8 @@ def test_command(llama, tokenizer, tmp_path, capsys):
     assert len(thoughts) == 18
     request = SampleRequest(question.id, "cot", student_prompt(question.question, "cot"), n=2, max_tokens=5)
     (result,) = TransformersEngine(llama, tokenizer).generate([request])
-    assert [(t.text, t.finish_reason) for t in thoughts if (t.id, t.path) == (question.id, "cot")] == result.choices
+    found = [t for t in thoughts if (t.question_id, t.path) == (question.id, "cot")]
+    assert [(t.text, t.finish_reason) for t in found] == [choice[:2] for choice in result.choices]
 
 
 def test_no_such_model(tmp_path):

@@ -365,7 +365,7 @@ class TestCache:
             assert executor.cache.read([program]) == {}
 
     def test_beside_a_store(self, tmp_path):
-        from md_trl.sampling.store import Store
+        from md_trl.store import Store
 
         with Store(tmp_path / "store.db") as store:
             with Executor("monty", cache=store.path) as executor:

@@ -11,11 +11,12 @@ from servers.openai_server import OpenAIServer
 
 from md_trl.cli.sample import SampleArguments, run
 from md_trl.records import Question
-from md_trl.sampling import Store, sample
+from md_trl.sampling import sample
 from md_trl.sampling.engines import Choice, SampleResult
 from md_trl.sampling.engines.openai import OpenAIEngine
 from md_trl.sampling.ledger import Budget, Ledger, Price, Stratum, estimate, most_tokens, read_prices
 from md_trl.sampling.sampler import dry_run
+from md_trl.store import Store
 
 
 QUESTIONS = [Question(f"svamp/train/{i}", "svamp", "train", f"How much is {i} + 1?", str(i + 1)) for i in range(60)]

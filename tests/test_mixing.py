@@ -1,11 +1,12 @@
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from md_trl.execution import Executor
-from md_trl.judging import judge
+from md_trl.judging import mark, read_answers
 from md_trl.mixing import describe, mix
 from md_trl.records import MixedRow, Question, Thought
 
@@ -75,7 +76,7 @@ def test_thoughts_are_distinct_usable_and_in_the_order_first_seen():
 def test_votes_group_as_scoring_does():
     # "5", "5.0" and "$5" are one answer: three votes against two
     judged = thoughts("a", "cot", ["6", "6", "5", "5.0", "$5"])
-    judged = [Thought(t.id, t.path, t.index, t.text, answer=t.answer, correct=t.answer != "6") for t in judged]
+    judged = [replace(t, correct=t.answer != "6") for t in judged]
     [row] = mix([question("a")], judged)
     assert (row.type, row.cot_vote, row.n_cot_correct) == (2, "5", 3)
 
@@ -108,7 +109,7 @@ def test_describe_counts_types():
     assert describe([])
 
 
-def test_judge_reads_prose_runs_programs_and_drops_what_reaches_no_answer():
+def test_answers_are_read_from_prose_and_programs_then_marked():
     cases = [
         ("cot", "2 + 3 = 5. The answer is 5.", "stop", None, "5"),
         ("cot", "The answer is $1,005.00 dollars.", "stop", None, "1005"),
@@ -127,8 +128,10 @@ def test_judge_reads_prose_runs_programs_and_drops_what_reaches_no_answer():
     ]
     given_ = [Thought("q", path, i, text, "", end, stated) for i, (path, text, end, stated, _) in enumerate(cases)]
     with Executor() as executor:
-        judged = judge(given_, {"q": "5"}, executor)
-        flexible = judge(given_, {"q": "5"}, executor, strict=False)
+        answered = read_answers(given_, executor)
+        flexible = read_answers(given_, executor, strict=False)
+    assert all(t.correct is None for t in answered)
+    judged = mark(answered, {"q": "5"})
     assert [t.answer for t in judged] == [expected for *_, expected in cases]
     assert [t.correct for t in judged] == [expected == "5" for *_, expected in cases]
     assert [t.usable for t in judged] == [expected is not None for *_, expected in cases]

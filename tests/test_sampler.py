@@ -15,9 +15,10 @@ from servers.openai_server import OpenAIServer, Reply, error, text_of
 
 from md_trl.cli.sample import SampleArguments, format_status, run
 from md_trl.records import Question
-from md_trl.sampling import Store, sample
+from md_trl.sampling import sample
 from md_trl.sampling.engines import Choice, SampleResult, derive_seed
 from md_trl.sampling.engines.openai import OpenAIEngine
+from md_trl.store import Store
 
 
 SHARED = Path(__file__).parents[1].parent / "shared"
@@ -50,7 +51,7 @@ def expected(n, questions=QUESTIONS, paths=("cot", "pot"), seed=42):
 
 
 def stored(store, **selection):
-    return [(t.id, t.path, t.index, t.text) for t in store.thoughts(**selection)]
+    return [(t.question_id, t.path, t.index, t.text) for t in store.thoughts(**selection)]
 
 
 class ListEngine:
@@ -93,7 +94,8 @@ def test_a_second_run_asks_nothing_and_a_larger_one_the_rest(store):
         # Other parameters, another prompt, another seed: other samples.
         assert run_sample(store, server.url, n=6, temperature=0.2).thoughts == 144
         again = run_sample(store, server.url, n=6)
-        assert [t.id for t in store.thoughts(settings=again.settings)] == [q.id for q in QUESTIONS for _ in range(12)]
+        ids = [t.question_id for t in store.thoughts(settings=again.settings)]
+        assert ids == [q.id for q in QUESTIONS for _ in range(12)]
         assert run_sample(store, server.url, n=6, seed=1).thoughts == 144
         longer = run_sample(
             store, server.url, n=6, prompt=lambda q, p: [{"role": "system", "content": ""}, *prompt(q, p)]
@@ -247,7 +249,8 @@ def test_server_goes_away(store):
 
 WORKER = """
 import sys, time
-from md_trl.sampling import Store, sample
+from md_trl.sampling import sample
+from md_trl.store import Store
 from md_trl.sampling.engines.openai import OpenAIEngine
 from test_sampler import QUESTIONS, prompt
 
@@ -403,7 +406,7 @@ def test_command_imports_for_questions_of_a_source(store, tmp_path):
     with pytest.raises(ValueError, match="--source"):
         run(arguments(store, import_path=str(file), task="svamp", split="test"))
     run(arguments(store, import_path=str(file), task="svamp", split="test", source=str(source)))
-    assert [t.id for t in store.thoughts()] == ["svamp/test/chal-6"]
+    assert [t.question_id for t in store.thoughts()] == ["svamp/test/chal-6"]
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,11 @@ import pytest
 from servers.openai_server import OpenAIServer, Reply, error, text_of
 
 from md_trl.records import Question
-from md_trl.sampling import Store, sample
+from md_trl.sampling import sample
 from md_trl.sampling.engines import SampleRequest, derive_seed
 from md_trl.sampling.engines import openai as openai_engine
 from md_trl.sampling.engines.openai import OpenAIEngine
+from md_trl.store import Store
 
 
 def make_questions(count):
@@ -38,7 +39,7 @@ def expected(questions, n):
 
 
 def stored(store):
-    return [(t.id, t.path, t.index, t.text) for t in store.thoughts()]
+    return [(t.question_id, t.path, t.index, t.text) for t in store.thoughts()]
 
 
 @pytest.fixture
@@ -137,12 +138,12 @@ def run_with_faults(tmp_path, pairs, timeout, n=4):
         f"{spent.most_completion_tokens} tokens, of which the books say {unread[0]} + {unread[1]}"
     )
     # Complete: every sample once, each with a text that the server wrote for that question and path.
-    assert [(t.id, t.path, t.index) for t in rows] == [row[:3] for row in expected(questions, n)]
+    assert [(t.question_id, t.path, t.index) for t in rows] == [row[:3] for row in expected(questions, n)]
     assert sum(row.missing for row in status) == 0
     by_id = {question.id: question for question in questions}
     for thought in rows:
-        messages = prompt(by_id[thought.id], thought.path)
-        seeds = [derive_seed(42, thought.id, thought.path, first) for first in range(thought.index + 1)]
+        messages = prompt(by_id[thought.question_id], thought.path)
+        seeds = [derive_seed(42, thought.question_id, thought.path, first) for first in range(thought.index + 1)]
         assert thought.text in {text_of(messages, seed, thought.index - first) for first, seed in enumerate(seeds)}
     assert len({thought.text for thought in rows}) == len(rows)
     # The ledger is the server's books, to the token; what was lost is known by number, and bounded.
@@ -288,7 +289,8 @@ def test_rate_limits():
 
 FORKS = """
 import os, sys
-from md_trl.sampling import Store, sample
+from md_trl.sampling import sample
+from md_trl.store import Store
 from md_trl.sampling.engines.openai import OpenAIEngine
 from test_sampler_faults import make_questions, prompt
 

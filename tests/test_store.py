@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from md_trl.records import Question, Thought
 from md_trl.sampling.engines import Choice
-from md_trl.sampling.store import SCHEMA_VERSION, Claim, Store
+from md_trl.store.store import SCHEMA_VERSION, Claim, Store
 
 
 PARAMS = {"temperature": 0.7, "top_p": 1.0, "max_tokens": 64, "stop": [], "seed": 42}
@@ -54,7 +54,7 @@ def write(path, *rows):
 
 
 def test_light_import():
-    code = "import sys, md_trl.sampling.store; sys.exit(any(name in sys.modules for name in ('torch', 'openai')))"
+    code = "import sys, md_trl.store.store; sys.exit(any(name in sys.modules for name in ('torch', 'openai')))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
@@ -374,11 +374,11 @@ def test_thoughts_in_order_and_selected(store):
         for path in ("cot", "pot")
         for i in range(11)
     ]
-    assert [(t.id, t.path, t.index) for t in store.thoughts()] == expected
-    assert [(t.id, t.path, t.index) for t in store.thoughts("svamp", path="pot")] == [
+    assert [(t.question_id, t.path, t.index) for t in store.thoughts()] == expected
+    assert [(t.question_id, t.path, t.index) for t in store.thoughts("svamp", path="pot")] == [
         e for e in expected if e[0].startswith("svamp") and e[1] == "pot"
     ]
-    assert {t.id for t in store.thoughts(split="test")} == {question(7, "gsm8k", "test").id}
+    assert {t.question_id for t in store.thoughts(split="test")} == {question(7, "gsm8k", "test").id}
 
 
 def test_mixed_models_temperatures_and_settings(store, tmp_path):
@@ -524,7 +524,7 @@ def test_import_finds_questions_by_text(store, tmp_path):
     row = {"task": "svamp", "question": "  Who is  it? ", "path": "cot", "text": "a"}
     store.import_thoughts(write(tmp_path / "t.jsonl", row), split="test")
     store.import_thoughts(write(tmp_path / "t.jsonl", row), split="train")
-    assert [t.id for t in store.thoughts()] == ["svamp/test/9", "svamp/train/9"]
+    assert [t.question_id for t in store.thoughts()] == ["svamp/test/9", "svamp/train/9"]
 
 
 def test_import_adds_questions_that_bring_their_gold(store, tmp_path):
@@ -538,7 +538,7 @@ def test_import_adds_questions_that_bring_their_gold(store, tmp_path):
     assert re.fullmatch(r"svamp/dev/import-[0-9a-f]{12}", new.id)
     assert (new.task, new.split, new.question, new.answer) == ("svamp", "dev", "How  many?", "3")
     assert given == Question("gsm8k/test/5", "gsm8k", "test", "What?", "x")
-    assert [(t.id, t.path, t.stated) for t in store.thoughts()] == [
+    assert [(t.question_id, t.path, t.stated) for t in store.thoughts()] == [
         (new.id, "cot", "3.0"),
         (new.id, "pot", None),
         ("gsm8k/test/5", "pot", None),

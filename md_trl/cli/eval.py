@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ..errors import InputError
+
 
 @dataclass
 class EvalArguments:
@@ -87,16 +89,16 @@ def run(args: EvalArguments) -> None:
 
     from ..evaluation import evaluate_thoughts
     from ..execution import Executor
-    from ..judging import judge
+    from ..judging import mark, read_answers
     from ..prompts import is_chat, student_prompt
     from ..report import accuracy_table, solved_table
     from ..sampling.engines.transformers import TransformersEngine
     from ..sampling.sampler import sample
-    from ..sampling.store import Store
+    from ..store import Store
     from ..tasks import load_questions
 
     if unknown := sorted(set(args.paths) - {"cot", "pot", "label"}):
-        raise ValueError(f"Unknown path {unknown[0]!r} in `--paths`. Choose from cot, pot, label.")
+        raise InputError(f"Unknown path {unknown[0]!r} in `--paths`. Choose from cot, pot, label.")
     questions = load_questions(args.task, args.split, source=args.source, seed=args.data_seed)[: args.limit]
     name = args.name or Path(args.model).name
     engine = TransformersEngine(args.model)
@@ -118,10 +120,10 @@ def run(args: EvalArguments) -> None:
             wanted = {question.id for question in questions}
             found = store.thoughts(args.task, args.split, settings=summary.settings)
             # An earlier run may have sampled more questions, or more thoughts of each
-            thoughts += [t for t in found if t.path in paths and t.id in wanted and t.index < n]
+            thoughts += [t for t in found if t.path in paths and t.question_id in wanted and t.index < n]
     gold = {question.id: question.answer for question in questions}
     with Executor(cache=args.store) as executor:
-        judged = judge(thoughts, gold, executor, strict=args.extract == "strict", progress=True)
+        judged = mark(read_answers(thoughts, executor, strict=args.extract == "strict", progress=True), gold)
     seconds, tokens = sum(s.seconds for s in sampled), sum(s.completion_tokens for s in sampled)
     result = {
         "name": name,

@@ -51,10 +51,10 @@ def run(args: MixArguments) -> None:
     """Mixes, writes the dataset and prints a summary."""
     from pathlib import Path
 
-    from ..builder import rows_from_store, write_folder
+    from ..dataset import rows_from_store, write_folder
     from ..mixing import describe
     from ..sampling.ledger import Ledger, read_prices
-    from ..sampling.store import Store
+    from ..store import Store
 
     if not Path(args.store).is_file():
         raise FileNotFoundError(

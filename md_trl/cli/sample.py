@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..errors import InputError
 from ..records import Question
 from ..sampling.engines import Engine, Prompt
 from ..sampling.ledger import Ledger, read_prices
 from ..sampling.sampler import SampleSummary
-from ..sampling.store import StatusRow, Store, describe
+from ..store.store import StatusRow, Store, describe
 
 
 PROMPTS = ("auto", "few_shot", "few_shot_text", "student")
@@ -202,7 +203,7 @@ ARGUMENTS = SampleArguments
 def run(args: SampleArguments) -> None:
     """Sample; or show, import, export if one of these is asked for."""
     if args.status + (args.import_path is not None) + (args.export is not None) > 1:
-        raise ValueError("`--status`, `--import` and `--export` are different commands. Give one of them at a time.")
+        raise InputError("`--status`, `--import` and `--export` are different commands. Give one of them at a time.")
     if args.status or args.export is not None:
         if not Path(args.store).is_file():
             raise FileNotFoundError(f"{args.store} does not exist. Name an existing file with `--store`.")
@@ -231,9 +232,9 @@ def _load_questions(args: SampleArguments) -> list[Question]:
     from ..tasks import load_questions
 
     if args.task is None:
-        raise ValueError("`--task` is missing: name the task of the questions, for example `--task svamp`.")
+        raise InputError("`--task` is missing: name the task of the questions, for example `--task svamp`.")
     if args.limit is not None and args.limit < 1:
-        raise ValueError(f"`--limit` is {args.limit}. Use 1 or more, or leave it out.")
+        raise InputError(f"`--limit` is {args.limit}. Use 1 or more, or leave it out.")
     return load_questions(args.task, args.split, args.source, seed=args.data_seed)[: args.limit]
 
 
@@ -242,14 +243,14 @@ def _sample(args: SampleArguments) -> None:
     from ..sampling.sampler import dry_run, sample
 
     if args.model is None:
-        raise ValueError("`--model` is missing: name the model to sample from.")
+        raise InputError("`--model` is missing: name the model to sample from.")
     if args.batch and (args.engine != "openai" or args.adaptive):
-        raise ValueError("`--batch` works with `--engine openai`, and not with `--adaptive`: leave one out.")
+        raise InputError("`--batch` works with `--engine openai`, and not with `--adaptive`: leave one out.")
     if args.adaptive and sorted(args.paths) != ["cot", "pot"]:
-        raise ValueError(f"`--adaptive` decides by both paths, not by {args.paths}: use `--paths cot pot`.")
+        raise InputError(f"`--adaptive` decides by both paths, not by {args.paths}: use `--paths cot pot`.")
     prices = None if args.prices is None else read_prices(args.prices)
     if args.max_cost is not None and prices is None:
-        raise ValueError("`--max_cost` needs a price table: give `--prices`.")
+        raise InputError("`--max_cost` needs a price table: give `--prices`.")
     questions = _load_questions(args)
     engine, prompt = _engine_and_prompt(args)
     parameters = {
@@ -290,9 +291,9 @@ def _sample_adaptively(
     prompt: Callable[[Question, str], Prompt],
     parameters: dict[str, Any],
 ) -> SampleSummary:
+    from ..adaptive import AdaptiveRule, sample_adaptively
     from ..execution import Executor
-    from ..judging import judge
-    from ..sampling.adaptive import AdaptiveRule, sample_adaptively
+    from ..judging import mark, read_answers
 
     gold = {question.id: question.answer for question in questions}
     with Executor(cache=store.path) as executor:
@@ -302,7 +303,7 @@ def _sample_adaptively(
             engine,
             store,
             prompt,
-            lambda thoughts: judge(thoughts, gold, executor),
+            lambda thoughts: mark(read_answers(thoughts, executor), gold),
             AdaptiveRule(delta=args.delta),
             **parameters,
         )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 @dataclass
 class TeacherArguments:
     r"""
-    Serves the SIMULATED teacher of the task `stories` (`md_trl.sampling.teacher`): no language model is involved.
+    Serves the SIMULATED teacher of the task `stories` (`md_trl.simulated_teacher`): no language model is involved.
 
     Args:
         port (`int`, *optional*, defaults to `8000`):
@@ -30,7 +30,7 @@ ARGUMENTS = TeacherArguments
 
 def run(args: TeacherArguments) -> None:
     """Serve until Ctrl-C or SIGTERM."""
-    from ..sampling.teacher import MODEL, TeacherServer
+    from ..simulated_teacher import MODEL, TeacherServer
 
     try:
         server = TeacherServer(args.host, args.port)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
+from ..errors import InputError
+
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -90,7 +92,7 @@ def run(args: RecipeArguments, training_args: MDConfig, model_args: ModelConfig)
     from . import mix
 
     if model_args.model_name_or_path is None:
-        raise ValueError("`model_name_or_path` is missing. Give the student's folder or Hub id.")
+        raise InputError("`model_name_or_path` is missing. Give the student's folder or Hub id.")
     student = AutoConfig.from_pretrained(
         model_args.model_name_or_path,
         revision=model_args.model_revision,

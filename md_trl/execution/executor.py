@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from ..errors import InputError
 from . import monty
 from .cache import Cache
 from .jail import JailEngine
@@ -53,7 +54,7 @@ class Executor:
 
     def __init__(self, engine: str = "auto", limits: Limits | None = None, cache: str | Path | None = None):
         if engine not in ENGINES:
-            raise ValueError(f"Unknown engine {engine!r}. Choose one of {', '.join(ENGINES)}.")
+            raise InputError(f"Unknown engine {engine!r}. Choose one of {', '.join(ENGINES)}.")
         self.engine = engine
         self.limits = limits or Limits()
         self.cache = Cache(cache, engine, self.limits) if cache else None

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import InputError
+
 
 # How the error of a program begins that did not fail itself: its worker was killed.
 LOST = "the worker was lost"
@@ -32,7 +34,7 @@ class Limits:
     def __post_init__(self):
         for name, value in self.__dict__.items():
             if not 0 < value < math.inf:
-                raise ValueError(f"Limits({name}={value!r}) must be a positive number.")
+                raise InputError(f"Limits({name}={value!r}) must be a positive number.")
 
 
 @dataclass(frozen=True)

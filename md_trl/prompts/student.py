@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..errors import InputError
 from .triggers import TRIGGERS
 
 
@@ -27,10 +28,10 @@ def is_chat(tokenizer: PreTrainedTokenizerBase | None, prompt_format: str = "aut
         `ValueError`: an unknown `prompt_format`, or `"chat"` for a tokenizer without a chat template.
     """
     if prompt_format not in PROMPT_FORMATS:
-        raise ValueError(f"Unknown `prompt_format` {prompt_format!r}. Choose one of {', '.join(PROMPT_FORMATS)}.")
+        raise InputError(f"Unknown `prompt_format` {prompt_format!r}. Choose one of {', '.join(PROMPT_FORMATS)}.")
     has_template = tokenizer is not None and tokenizer.chat_template is not None
     if prompt_format == "chat" and not has_template:
-        raise ValueError(
+        raise InputError(
             "`prompt_format='chat'` needs a tokenizer with a chat template. Set `tokenizer.chat_template`, or use "
             "`prompt_format='plain'`."
         )
@@ -66,7 +67,7 @@ def student_prompt(
     ```
     """
     if path not in ("cot", "pot", "label"):
-        raise ValueError(f"Unknown path {path!r}. Choose one of cot, pot, label.")
+        raise InputError(f"Unknown path {path!r}. Choose one of cot, pot, label.")
     text = question.strip() if path == "label" else f"{question.strip()}\n{TRIGGERS[path]}"
     if is_chat(tokenizer, prompt_format):
         return tokenizer.apply_chat_template(

@@ -12,6 +12,7 @@ import json
 from functools import cache
 from importlib.resources import files
 
+from ..errors import InputError
 from ..records import PATHS, Question
 from ..tasks import TASKS
 from .triggers import TRIGGERS
@@ -47,7 +48,7 @@ def teacher_messages(question: Question, path: str) -> list[dict[str, str]]:
     ```
     """
     if path not in PATHS:
-        raise ValueError(f"Unknown path {path!r}. A teacher is asked for one of {', '.join(PATHS)}.")
+        raise InputError(f"Unknown path {path!r}. A teacher is asked for one of {', '.join(PATHS)}.")
     messages = []
     for example in _examples(question.task):
         messages.append({"role": "user", "content": f"{example['question']}\n{TRIGGERS[path]}"})
@@ -80,6 +81,6 @@ def teacher_prompt(question: Question, path: str) -> str:
 @cache
 def _examples(task: str) -> tuple[dict[str, str], ...]:
     if task not in TASKS:
-        raise ValueError(f"There are no worked examples for the task {task!r}, only for {', '.join(TASKS)}.")
+        raise InputError(f"There are no worked examples for the task {task!r}, only for {', '.join(TASKS)}.")
     text = (files(__package__) / "examples" / f"{task}.json").read_text(encoding="utf-8")
     return tuple({**example, "pot": "\n".join(example["pot"])} for example in json.loads(text))

@@ -1,7 +1,6 @@
-"""Ask a model for thoughts, and keep each of them: the store, the sampler, the engines."""
+"""Sampling: ask a model for thoughts and record each of them in a store. A sampler never judges an answer."""
 
 from .sampler import SampleSummary, sample
-from .store import Store
 
 
-__all__ = ["SampleSummary", "Store", "sample"]
+__all__ = ["SampleSummary", "sample"]

@@ -30,12 +30,13 @@ from urllib.parse import urlsplit
 import openai
 from tqdm.auto import tqdm
 
+from ..errors import InputError
 from ..records import Question
+from ..store.store import Batch, Claim, OpenRequest, Store
 from .engines import Prompt, SampleRequest
 from .engines.openai import OpenAIEngine, read_answer, request_body
 from .ledger import Budget, Price, most_tokens
 from .sampler import Job, Lacking, SampleSummary
-from .store import Batch, Claim, OpenRequest, Store
 
 
 logger = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ def sample_in_batches(
         `ConnectionError`: no server.
     """
     if max_cost is not None and prices is None:
-        raise ValueError("`max_cost` needs the prices: give `prices=` (`--prices`).")
+        raise InputError("`max_cost` needs the prices: give `prices=` (`--prices`).")
     start = time.perf_counter()
     job = Job(questions, paths, n, engine.model, store, prompt, **parameters)
     budget = None if prices is None else Budget(store, prices, engine.model, max_cost)
@@ -117,7 +118,7 @@ def sample_in_batches(
         except openai.APIConnectionError as error:
             raise engine.no_server(error) from None
         except openai.APIStatusError as error:
-            raise ValueError(
+            raise InputError(
                 f"{engine.base_url} refuses batches: {engine.message(error)}. Does it have a Batch API? What was "
                 "handed in is kept: run the same command again to go on."
             ) from None
@@ -216,7 +217,7 @@ class _Runner:
                 question.id, path, setting, self.job.n, most_prompt=most, batch=batch, allow=allow
             )
             if full and not requests:
-                raise ValueError(
+                raise InputError(
                     f"The request for {question.id!r} ({path}) has {length:,} bytes; a file may have "
                     f"{self.max_bytes:,} bytes and {self.max_requests:,} requests. Shorten the prompt."
                 )

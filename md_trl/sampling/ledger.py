@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import InputError
+from ..store.store import Spending, Store
 from .engines import Prompt
-from .store import Spending, Store
 
 
 # A chat template puts less around a message, and less before the first one.
@@ -76,19 +77,19 @@ def read_prices(path: str | Path) -> dict[str, Price]:
     try:
         table = yaml.safe_load(Path(path).read_text("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}.") from None
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}.") from None
     form = "Write `MODEL: {prompt: 0.50, cached: 0.25, completion: 1.50}`, per million tokens"
     if not isinstance(table, dict):
-        raise ValueError(f"{path} holds no table of prices. {form}.")
+        raise InputError(f"{path} holds no table of prices. {form}.")
     prices = {}
     for model, entry in table.items():
         if not isinstance(entry, dict) or not {"prompt", "completion"} <= set(entry) <= {*Price.__annotations__}:
-            raise ValueError(f"{path}: the price of {model!r} is {entry!r}. {form}.")
+            raise InputError(f"{path}: the price of {model!r} is {entry!r}. {form}.")
         for name, value in entry.items():
             if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
-                raise ValueError(f"{path}: {name!r} of {model!r} is {value!r}. Write a number from 0 on.")
+                raise InputError(f"{path}: {name!r} of {model!r} is {value!r}. Write a number from 0 on.")
         if entry.get("cached", 0) > entry["prompt"] or entry.get("batch", 0) > 1:
-            raise ValueError(
+            raise InputError(
                 f"{path}: {model!r} is dearer cached or in a batch than plain: {entry!r}. Correct it: limits on costs "
                 "rely on the plain price."
             )
@@ -99,7 +100,7 @@ def read_prices(path: str | Path) -> dict[str, Price]:
 def price_of(prices: Mapping[str, Price], model: str) -> Price:
     """The price of a model; a `ValueError` if the table lacks it."""
     if model not in prices:
-        raise ValueError(
+        raise InputError(
             f"The price table has no {model!r}, only {', '.join(map(repr, prices)) or 'nothing'}. Add it."
         )
     return prices[model]
@@ -112,14 +113,14 @@ class Ledger:
 
     Args:
         entries (`Sequence[Spending]`):
-            The facts, from [`~md_trl.sampling.store.Store.spending`].
+            The facts, from [`~md_trl.store.Store.spending`].
         prices (`Mapping[str, Price]`):
             The prices. Models without one cost nothing and are named in `unpriced`.
 
     Examples:
 
     ```python
-    >>> from md_trl.sampling import Store
+    >>> from md_trl.store import Store
     >>> from md_trl.sampling.ledger import Ledger, Price
 
     >>> with Store("thoughts.db") as store:
@@ -200,7 +201,7 @@ class Budget:
     requests under way and lost ones at the most they can have cost.
 
     Args:
-        store ([`~md_trl.sampling.store.Store`]):
+        store ([`~md_trl.store.Store`]):
             The store.
         prices (`Mapping[str, Price]`):
             The prices.

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 
 from tqdm.auto import tqdm
 
+from ..errors import InputError
 from ..records import PATHS, Question
+from ..store.store import Claim, Store
 from .engines import Engine, Prompt, SampleRequest, SampleResult
 from .ledger import Budget, Estimate, Price, Stratum, estimate, most_tokens, price_of
-from .store import Claim, Store
 
 
 logger = logging.getLogger(__name__)
@@ -131,13 +132,13 @@ class Job:
     ):
         for path in paths:
             if path not in (*PATHS, "label"):
-                raise ValueError(f"Unknown path {path!r}. Choose from {', '.join(PATHS)}, label.")
+                raise InputError(f"Unknown path {path!r}. Choose from {', '.join(PATHS)}, label.")
         if n < 1:
-            raise ValueError(f"`n` is {n}. Use 1 or more.")
+            raise InputError(f"`n` is {n}. Use 1 or more.")
         if temperature < 0:
-            raise ValueError(f"`temperature` is {temperature}. Use 0 (greedy) or more.")
+            raise InputError(f"`temperature` is {temperature}. Use 0 (greedy) or more.")
         if temperature == 0 and n > 1:
-            raise ValueError(
+            raise InputError(
                 f"`temperature=0` is greedy and gives one text, not n={n}. Use `n=1` or another temperature."
             )
         self.pairs = [(question, path) for question in questions for path in paths]
@@ -254,7 +255,7 @@ def sample(
     """
     start = time.perf_counter()
     if max_cost is not None and prices is None:
-        raise ValueError("`max_cost` needs the prices: give `prices=` (`--prices`).")
+        raise InputError("`max_cost` needs the prices: give `prices=` (`--prices`).")
     parameters = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "stop": stop, "seed": seed}
     budget = None if prices is None else Budget(store, prices, engine.model, max_cost)
     before = budget.cost if budget else 0.0
@@ -415,7 +416,7 @@ def dry_run(
         `ValueError`: as in [`sample`].
     """
     if probes < 2:
-        raise ValueError(f"`probes` is {probes}. An interval needs 2 or more.")
+        raise InputError(f"`probes` is {probes}. An interval needs 2 or more.")
     price = None if prices is None else price_of(prices, engine.model)
     strata = []
     for path in paths:

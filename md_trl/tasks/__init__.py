@@ -14,6 +14,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from ..errors import InputError
 from ..records import Question
 
 
@@ -61,7 +62,7 @@ def load_questions(
     ```
     """
     if task not in TASKS:
-        raise ValueError(f"Unknown task {task!r}. Choose one of {', '.join(TASKS)}.")
+        raise InputError(f"Unknown task {task!r}. Choose one of {', '.join(TASKS)}.")
     if split not in SPLITS:
-        raise ValueError(f"Unknown split {split!r} of task {task!r}. Choose one of {', '.join(SPLITS)}.")
+        raise InputError(f"Unknown split {split!r} of task {task!r}. Choose one of {', '.join(SPLITS)}.")
     return import_module(f".{task}", __name__).load(split, source=source, seed=seed, **task_options)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ElementTree
 
+from ..errors import InputError
 from ..records import Question
 from .loading import Row, check_names, draw_test, find_file, hub_rows
 
@@ -88,7 +89,7 @@ def _xml_rows(path: str) -> list[Row]:
     try:
         problems = list(ElementTree.parse(path).iter("Problem"))
     except ElementTree.ParseError as error:
-        raise ValueError(f"{path} is not an XML file: {error}. {REMEDY}") from error
+        raise InputError(f"{path} is not an XML file: {error}. {REMEDY}") from error
     rows = []
     for n, problem in enumerate(problems, 1):
         values = {name.lower(): value for name, value in problem.items()}

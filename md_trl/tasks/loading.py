@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import InputError
+
 
 @dataclass(frozen=True)
 class Row:
@@ -30,7 +32,7 @@ class Row:
 
     def __getitem__(self, column: str) -> Any:
         if column not in self.values:
-            raise ValueError(
+            raise InputError(
                 f"{self.where}: there is no column {column!r}, only {', '.join(map(repr, self.values))}. {self.remedy}"
             )
         return self.values[column]
@@ -43,7 +45,7 @@ class Row:
 
     def error(self, column: str, expected: str) -> ValueError:
         """The error to raise when the column holds something else than expected."""
-        return ValueError(f"{self.where}: {column!r} is {self[column]!r:.200}, expected {expected}. {self.remedy}")
+        return InputError(f"{self.where}: {column!r} is {self[column]!r:.200}, expected {expected}. {self.remedy}")
 
 
 def hub_rows(repo: str, config: str | None, split: str, remedy: str) -> list[Row]:
@@ -73,9 +75,9 @@ def json_rows(path: Path, remedy: str) -> list[Row]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not a JSON file: {error}. {remedy}") from error
+        raise InputError(f"{path} is not a JSON file: {error}. {remedy}") from error
     if not isinstance(rows, list):
-        raise ValueError(f"{path} holds {rows!r:.80}, expected a list of objects. {remedy}")
+        raise InputError(f"{path} holds {rows!r:.80}, expected a list of objects. {remedy}")
     return [_object(values, f"{path}, row {n}", remedy) for n, values in enumerate(rows, 1)]
 
 
@@ -87,23 +89,23 @@ def jsonl_rows(path: Path, remedy: str) -> list[Row]:
             for line in lines:
                 rows.append(_object(json.loads(line), f"{path}, row {len(rows) + 1}", remedy))
         except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path}, row {len(rows) + 1} is not JSON: {error}. {remedy}") from error
+            raise InputError(f"{path}, row {len(rows) + 1} is not JSON: {error}. {remedy}") from error
     return rows
 
 
 def _object(values: Any, where: str, remedy: str) -> Row:
     if not isinstance(values, dict):
-        raise ValueError(f"{where}: {values!r:.80} is not an object. {remedy}")
+        raise InputError(f"{where}: {values!r:.80} is not an object. {remedy}")
     return Row(where, values, remedy)
 
 
 def check_names(names: list[str], size: int, where: str, remedy: str) -> None:
     """Raises unless there are `size` different names: part of a data set would silently give other splits."""
     if len(names) != size:
-        raise ValueError(f"{where} holds {len(names):,} rows, expected {size:,}. {remedy}")
+        raise InputError(f"{where} holds {len(names):,} rows, expected {size:,}. {remedy}")
     if len(set(names)) != size:
         twice = next(name for n, name in enumerate(names) if name in names[:n])
-        raise ValueError(f"{where} holds {twice!r} twice. {remedy}")
+        raise InputError(f"{where} holds {twice!r} twice. {remedy}")
 
 
 def draw_test(strata: dict[str, str], size: int, seed: int) -> set[str]:

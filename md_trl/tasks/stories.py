@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from types import SimpleNamespace
 
+from ..errors import InputError
 from ..records import Question
 
 
@@ -172,14 +173,14 @@ def load(split: str, source: str | None = None, seed: int = 42, size: int | None
         `list[Question]`: The questions, with ids like `stories/train/large/17`.
     """
     if split not in SIZES:
-        raise ValueError(f"Unknown split {split!r} of stories. Choose one of {', '.join(SIZES)}.")
+        raise InputError(f"Unknown split {split!r} of stories. Choose one of {', '.join(SIZES)}.")
     if source is not None:
-        raise ValueError(
+        raise InputError(
             f"Stories are generated, not read: leave `source` out (it is {source!r}); `seed` varies them."
         )
     size = SIZES[split] if size is None else size
     if size < 1:
-        raise ValueError(f"`size` must be 1 or more, not {size}.")
+        raise InputError(f"`size` must be 1 or more, not {size}.")
     questions, seen, count = [], set(), dict.fromkeys(FAMILIES, 0)
     for place in range(size):
         family = _CYCLE[place % len(_CYCLE)]
@@ -192,7 +193,7 @@ def load(split: str, source: str | None = None, seed: int = 42, size: int | None
             if text not in seen:
                 break
         else:
-            raise ValueError(f"There are not {size} different stories in split {split!r}: ask for a smaller `size`.")
+            raise InputError(f"There are not {size} different stories in split {split!r}: ask for a smaller `size`.")
         seen.add(text)
         id = f"stories/{split}/{family}/{count[family]}"
         questions.append(Question(id, "stories", split, text, Story(kind, values).answer))

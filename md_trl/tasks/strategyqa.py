@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..errors import InputError
 from ..records import Question
 from .loading import Row, check_names, draw_test, find_file, hub_rows, json_rows
 
@@ -65,7 +66,7 @@ def load(split: str, source: str | None = None, seed: int = 42, protocol: str = 
         `list[Question]`: with ids as `strategyqa/test/e0044a7b4d146d611e73`.
     """
     if protocol not in PROTOCOLS:
-        raise ValueError(
+        raise InputError(
             f"Unknown `protocol` {protocol!r} of task 'strategyqa'. Choose one of {', '.join(PROTOCOLS)}."
         )
     if source is None:

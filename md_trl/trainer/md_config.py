@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 import torch
 from trl import SFTConfig
 
+from ..errors import InputError
+
 
 OBJECTIVES = ("md", "cot", "pot", "uniform", "step_by_step", "label", "label_all")
 LAYOUTS = ("padded", "packed", "tree")
@@ -126,12 +128,12 @@ class MDConfig(SFTConfig):
             ("layout", LAYOUTS),
         ):
             if getattr(self, name) not in choices:
-                raise ValueError(f"Unknown `{name}` {getattr(self, name)!r}. Choose one of {', '.join(choices)}.")
+                raise InputError(f"Unknown `{name}` {getattr(self, name)!r}. Choose one of {', '.join(choices)}.")
         self.rationales_per_path = str(self.rationales_per_path)
         if self.rationales_per_path != "all" and not (
             self.rationales_per_path.isdecimal() and int(self.rationales_per_path) > 0
         ):
-            raise ValueError(
+            raise InputError(
                 f"`rationales_per_path` must be a number from 1 up or 'all', got {self.rationales_per_path!r}."
             )
         self._refuse_what_would_change_the_objective()
@@ -194,4 +196,4 @@ class MDConfig(SFTConfig):
         }
         for name, (is_set, reason) in refused.items():
             if is_set:
-                raise ValueError(f"`MDConfig` does not support `{name}={getattr(self, name)!r}`: {reason}.")
+                raise InputError(f"`MDConfig` does not support `{name}={getattr(self, name)!r}`: {reason}.")

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from transformers import Seq2SeqTrainingArguments
 
+from ..errors import InputError
 from .md_config import MDConfig
 
 
@@ -43,4 +44,4 @@ class MDSeq2SeqConfig(MDConfig, Seq2SeqTrainingArguments):
         }
         for name, (is_set, reason) in refused.items():
             if is_set:
-                raise ValueError(f"`MDSeq2SeqConfig` does not support `{name}={getattr(self, name)!r}`: {reason}.")
+                raise InputError(f"`MDSeq2SeqConfig` does not support `{name}={getattr(self, name)!r}`: {reason}.")

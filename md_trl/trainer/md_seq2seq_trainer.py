@@ -18,6 +18,7 @@ from transformers import (
 )
 from trl.trainer.base_trainer import _BaseTrainer
 
+from ..errors import InputError
 from ..prompts import encode
 from .collator import MDCollator
 from .md_seq2seq_config import MDSeq2SeqConfig
@@ -168,7 +169,7 @@ class MDSeq2SeqTrainer(MixedObjective, Seq2SeqTrainer, _BaseTrainer):
             raise TypeError(f"`args` must be an `MDSeq2SeqConfig`, got `{type(args).__name__}`.")
         train_dataset = self._as_dataset(train_dataset)
         if peft_config is not None and not isinstance(peft_config, LoraConfig):
-            raise ValueError(
+            raise InputError(
                 f"`MDSeq2SeqTrainer` does not support `{type(peft_config).__name__}`: the embeddings of new tokens "
                 "are trained by a `LoraConfig`. Use LoRA."
             )
@@ -180,7 +181,7 @@ class MDSeq2SeqTrainer(MixedObjective, Seq2SeqTrainer, _BaseTrainer):
                 init_kwargs["quantization_config"] = quantization_config
             model = AutoModelForSeq2SeqLM.from_pretrained(model, **init_kwargs)
         if not model.config.is_encoder_decoder:
-            raise ValueError(f"{name!r} is no encoder-decoder. Train it with `MDTrainer`.")
+            raise InputError(f"{name!r} is no encoder-decoder. Train it with `MDTrainer`.")
         if processing_class is None:
             processing_class = AutoTokenizer.from_pretrained(
                 name, revision=init_kwargs.get("revision"), trust_remote_code=args.trust_remote_code
@@ -191,7 +192,7 @@ class MDSeq2SeqTrainer(MixedObjective, Seq2SeqTrainer, _BaseTrainer):
             processing_class, new_ids = add_program_tokens(processing_class, model, programs)
             if peft_config is not None:
                 if model.get_input_embeddings().num_embeddings > rows and not has_tied_head(model):
-                    raise ValueError(
+                    raise InputError(
                         f"{name!r} has an LM head of its own and {rows} embeddings, too few for a vocabulary of "
                         f"{len(processing_class)} with what programs need. An adapter cannot keep both resized: train "
                         "without `peft_config`."

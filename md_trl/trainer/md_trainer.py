@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.utils import logging
 from trl import SFTTrainer
 
+from ..errors import InputError
 from .collator import MDCollator
 from .md_config import MDConfig
 from .mixed_objective import MixedObjective
@@ -44,7 +45,7 @@ def sliding_window(config: PreTrainedConfig, max_length: int | None) -> int | No
     if kinds == {"full_attention"}:
         return None
     if kinds != {"sliding_attention"}:
-        raise ValueError(
+        raise InputError(
             f"This {config.model_type} has layers with a sliding window of {window} and layers without, and "
             f"`max_length={max_length}` is longer. Set `max_length` to {window} at most, or `layout='padded'`."
         )
@@ -123,7 +124,7 @@ class MDTrainer(MixedObjective, SFTTrainer):
             raise TypeError(f"`args` must be an `MDConfig`, got `{type(args).__name__}`.")
         train_dataset = self._as_dataset(train_dataset)
         if peft_config is not None and peft_config.is_prompt_learning:
-            raise ValueError(
+            raise InputError(
                 f"`MDTrainer` does not support `{type(peft_config).__name__}`: virtual tokens shift the targets. Use "
                 "LoRA."
             )
@@ -140,7 +141,7 @@ class MDTrainer(MixedObjective, SFTTrainer):
             peft_config=peft_config,
         )
         if self.aux_loss_enabled:
-            raise ValueError(
+            raise InputError(
                 f"{type(self.model).__name__} adds a load-balancing loss that is no part of the objective. Set "
                 "`router_aux_loss_coef=0.0`."
             )

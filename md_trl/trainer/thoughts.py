@@ -13,6 +13,7 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase
 
 from ..answers import equal
+from ..errors import InputError
 from ..prompts import encode, is_chat, student_prompt
 from .md_config import OBJECTIVES, MDConfig
 
@@ -108,7 +109,7 @@ def path_rows(
     """
     known = [name for name in OBJECTIVES if name != "label_all"]
     if objective not in known:
-        raise ValueError(f"Path rows have no objective {objective!r}. Choose one of {', '.join(known)}.")
+        raise InputError(f"Path rows have no objective {objective!r}. Choose one of {', '.join(known)}.")
     flat = []
     for row in rows:
         texts = {path: thoughts_to_learn(row, path, unsolved_path) for path in ("cot", "pot")}
@@ -190,7 +191,7 @@ def check_lossless(tokenizer: PreTrainedTokenizerBase, program: str, ids: list[i
     decoded = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     if not decoded.endswith(program):
         lost = sorted(set(program) - set(decoded)) or "spacing or order"
-        raise ValueError(
+        raise InputError(
             f"The tokenizer {tokenizer.name_or_path!r} loses characters of a program, so the student could not learn "
             f"to write it. {where}: lost {lost}; {program[:60]!r} came back as {decoded[-len(program) :][:60]!r}. Add "
             "them with `tokenizer.add_tokens` and resize the model's embeddings, or choose `objective='cot'`."
@@ -230,7 +231,7 @@ def prepare_questions(
             a program, or no question is left.
     """
     if tokenizer.eos_token_id is None:
-        raise ValueError(
+        raise InputError(
             f"The tokenizer {tokenizer.name_or_path!r} has no EOS token, so the student would never learn to stop. "
             "Set `tokenizer.eos_token` to a token of its vocabulary."
         )
@@ -241,7 +242,7 @@ def prepare_questions(
         needed = ["question", "answer"] if args.objective == "label_all" else ["question", "type", "cot", "pot"]
         needed += ["answer"] if args.objective in ("label", "step_by_step") else []
     if missing := [column for column in needed if column not in dataset.column_names]:
-        raise ValueError(
+        raise InputError(
             f"The {name} dataset has no column {', '.join(missing)}, which `objective={args.objective!r}` needs; it "
             f"has {', '.join(dataset.column_names)}. Pass mixed rows, as `md-trl mix` writes them."
         )
@@ -269,7 +270,7 @@ def prepare_questions(
     }
     kept = [index for index, reason in enumerate(prepared["dropped"]) if not reason]
     if not kept:
-        raise ValueError(
+        raise InputError(
             f"No question is left in the {name} dataset of {len(dataset)} rows: {dropped['type_4']} of type 4 (solved "
             f"by neither path), {dropped['no_thought']} without a thought to learn from, {dropped['too_long']} "
             f"thoughts longer than `max_length={args.max_length}`. Sample more or better thoughts, or raise "
@@ -291,11 +292,11 @@ def _prepare_question(
     where = f"Row {index} ({row['id']!r}) of the {name} dataset"
     for column in ("question", *(("answer",) if args.objective in ("label", "label_all", "step_by_step") else ())):
         if not isinstance(row[column], str):
-            raise ValueError(f"{where} has {column} {row[column]!r}. It must be a text.")
+            raise InputError(f"{where} has {column} {row[column]!r}. It must be a text.")
     for path in ("cot", "pot"):
         for thought in row.get(path) or []:
             if isinstance(thought, dict) and (thought.get("text") is None or thought.get("correct") is None):
-                raise ValueError(f"{where} has a {path} thought without `text` or `correct`: {thought!r}.")
+                raise InputError(f"{where} has a {path} thought without `text` or `correct`: {thought!r}.")
     out = {"id": row["id"], "type": row["type"] or 0, "lambda": row["lambda"], "repeat": row["repeat"], "weight": None}
     out |= {"cot": [], "pot": [], "label": [], "dropped": "", "too_long": 0}
 
@@ -307,15 +308,15 @@ def _prepare_question(
         return kept
 
     if not (isinstance(row["repeat"], int) and row["repeat"] >= 1):
-        raise ValueError(f"{where} has repeat {row['repeat']!r}. It must be a whole number from 1 up.")
+        raise InputError(f"{where} has repeat {row['repeat']!r}. It must be a whole number from 1 up.")
     if args.objective == "label_all":
         return out | {"label": fitting("label", [row["answer"].strip()])}
     if row["type"] not in (1, 2, 3, 4):
-        raise ValueError(f"{where} has type {row['type']!r}. It must be 1, 2, 3 or 4.")
+        raise InputError(f"{where} has type {row['type']!r}. It must be 1, 2, 3 or 4.")
     if row["type"] == 4:
         return out | {"dropped": "type_4"}
     if row["type"] == 3 and args.objective == "md" and not (row["lambda"] is not None and 0 <= row["lambda"] <= 1):
-        raise ValueError(
+        raise InputError(
             f"{where} is of type 3 and has lambda {row['lambda']!r}. It must be n2 / (n1 + n2), between 0 and 1; "
             "`objective='uniform'` does without."
         )
@@ -340,9 +341,9 @@ def _prepare_path_row(
     row = {"id": f"{name}/{index}", "path": "label", "weight": 1.0} | dict(row)
     where = f"Row {index} ({row['id']!r}) of the {name} dataset"
     if row["path"] not in ("cot", "pot", "label"):
-        raise ValueError(f"{where} has path {row['path']!r}. It must be cot, pot or label.")
+        raise InputError(f"{where} has path {row['path']!r}. It must be cot, pot or label.")
     if not isinstance(row["weight"], (int, float)) or not 0 <= row["weight"] < float("inf"):
-        raise ValueError(f"{where} has weight {row['weight']!r}. It must be a number from 0 up.")
+        raise InputError(f"{where} has weight {row['weight']!r}. It must be a number from 0 up.")
     out = {"id": row["id"], "type": 0, "lambda": None, "repeat": 1, "weight": row["weight"], "dropped": ""}
     texts = [row["completion"]]
     # A prompt out of a chat template has its special tokens

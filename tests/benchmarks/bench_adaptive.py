@@ -14,15 +14,16 @@ import threading
 from collections import Counter
 from pathlib import Path
 
+from md_trl.adaptive import AdaptiveRule, sample_adaptively
 from md_trl.execution import Executor
-from md_trl.judging import judge
+from md_trl.judging import mark, read_answers
 from md_trl.mixing import mix
 from md_trl.prompts import teacher_messages
 from md_trl.records import MixedRow, Thought
-from md_trl.sampling import Store, sample
-from md_trl.sampling.adaptive import AdaptiveRule, sample_adaptively
+from md_trl.sampling import sample
 from md_trl.sampling.engines.openai import OpenAIEngine
-from md_trl.sampling.teacher import MODEL, TeacherServer
+from md_trl.simulated_teacher import MODEL, TeacherServer
+from md_trl.store import Store
 from md_trl.tasks import load_questions
 
 
@@ -63,7 +64,7 @@ def compare(url: str, count: int, seed: int) -> dict:
     with Executor() as executor, tempfile.TemporaryDirectory() as folder:
 
         def judged(thoughts: list[Thought]) -> list[Thought]:
-            return judge(thoughts, gold, executor)
+            return mark(read_answers(thoughts, executor), gold)
 
         engine = OpenAIEngine(MODEL, url)
         with Store(f"{folder}/full.db") as store:
@@ -80,7 +81,7 @@ def compare(url: str, count: int, seed: int) -> dict:
             again = mix(questions, judged(store.thoughts()))
     # The same rule on the beginnings of the full run: what it would have missed of this very run
     lengths = {row.id: row.n_cot for row in adaptive}
-    beginnings = mix(questions, [thought for thought in thoughts if thought.index < lengths[thought.id]])
+    beginnings = mix(questions, [thought for thought in thoughts if thought.index < lengths[thought.question_id]])
     assert summary.thoughts + summary.saved == whole.thoughts
     return {
         "seed": seed,

@@ -22,8 +22,9 @@ import openai
 import psutil
 
 from md_trl.records import Question
-from md_trl.sampling import Store, sample
+from md_trl.sampling import sample
 from md_trl.sampling.engines.openai import OpenAIEngine
+from md_trl.store import Store
 
 
 CONCURRENCY = 64

@@ -53,7 +53,7 @@ def sampled_rows(count, n=10):
     from md_trl.records import Question
     from md_trl.sampling.engines.transformers import TransformersEngine
     from md_trl.sampling.sampler import sample
-    from md_trl.sampling.store import Store
+    from md_trl.store import Store
 
     questions = [
         Question(f"svamp/train/{row['id']}", "svamp", "train", row["question"], "?") for row in real_rows(count)
@@ -72,8 +72,8 @@ def sampled_rows(count, n=10):
         thoughts = store.thoughts(settings=summary.settings)
     by_path = {(q.id, path): [] for q in questions for path in ("cot", "pot")}
     for thought in thoughts:
-        if (thought.id, thought.path) in by_path:
-            by_path[thought.id, thought.path].append(thought.text)
+        if (thought.question_id, thought.path) in by_path:
+            by_path[thought.question_id, thought.path].append(thought.text)
     return [
         {"id": q.id, "question": q.question, "cot": by_path[q.id, "cot"], "pot": by_path[q.id, "pot"]}
         for q in questions

@@ -11,26 +11,13 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
+
+from ...records import Choice
 
 
 Prompt = str | list[dict[str, str]]
 """A text to go on with, or chat messages."""
-
-
-class Choice(NamedTuple):
-    r"""
-    One sampled text.
-
-    Args:
-        text (`str`):
-            The text, cut before the first stop string.
-        finish_reason (`str`):
-            `stop` if it ended by itself or at a stop string, else the engine's reason: `length`, `content_filter`, ...
-    """
-
-    text: str
-    finish_reason: str
 
 
 @dataclass(frozen=True, slots=True)

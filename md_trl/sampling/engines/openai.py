@@ -20,7 +20,8 @@ from typing import Any
 import httpx2
 import openai
 
-from ..keys import find_key
+from ...errors import InputError
+from ..api_keys import find_key
 from . import Choice, SampleRequest, SampleResult, cut_at_stop, derive_seed
 
 
@@ -37,7 +38,7 @@ class OpenAIEngine:
     Samples from an OpenAI-compatible server.
 
     The key comes from the environment variable `OPENAI_API_KEY` or the keyring and goes nowhere but to the server, see
-    [`~md_trl.sampling.keys.find_key`].
+    [`~md_trl.sampling.api_keys.find_key`].
 
     429, 5xx and refused connections cost nothing and are repeated, after the pause that the server asks for or one
     that doubles each time, with jitter. On 429 half as many requests are kept under way; each answer brings back a
@@ -88,10 +89,10 @@ class OpenAIEngine:
         tokens_per_minute: float | None = None,
     ):
         if concurrency < 1:
-            raise ValueError(f"`concurrency` is {concurrency}. Use 1 or more.")
+            raise InputError(f"`concurrency` is {concurrency}. Use 1 or more.")
         for name, limit in (("requests_per_minute", requests_per_minute), ("tokens_per_minute", tokens_per_minute)):
             if limit is not None and limit <= 0:
-                raise ValueError(f"`{name}` is {limit}. Use a number above 0, or leave it out.")
+                raise InputError(f"`{name}` is {limit}. Use a number above 0, or leave it out.")
         self.model = model
         self.base_url = base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
         self.concurrency = concurrency
@@ -208,14 +209,14 @@ class OpenAIEngine:
             except openai.AuthenticationError as error:
                 raise self.no_entry(error) from None
             except openai.NotFoundError as error:
-                raise ValueError(
+                raise InputError(
                     f"{self.base_url} does not know the model {self.model!r} or has no such API "
                     f"({self.message(error)}). Check `--model` and `--base_url` (it usually ends in /v1)."
                 ) from None
             except openai.APIStatusError as error:
                 fault, wait = self.message(error), _retry_after(error.response.headers)
                 if error.code == "insufficient_quota" or (wait or 0) > LONGEST_RETRY_AFTER:
-                    raise ValueError(
+                    raise InputError(
                         f"{self.base_url} gives no more for now ({fault}). What has arrived is stored: run the same "
                         "command again later."
                     ) from None
@@ -223,7 +224,7 @@ class OpenAIEngine:
                     self._throttle.slow_down(started, wait or 0.0)
                 elif error.status_code not in (408, 409) and error.status_code < 500:
                     if not self._accepted:
-                        raise ValueError(
+                        raise InputError(
                             f"{self.base_url} refuses what it is asked: {fault}. Nothing more was asked."
                         ) from None
                     return SampleResult(request, error=fault, retry=False, faults=faults)
@@ -267,7 +268,7 @@ class OpenAIEngine:
 
     def no_entry(self, error: openai.AuthenticationError) -> ValueError:
         """What to raise if the key is refused."""
-        return ValueError(
+        return InputError(
             f"{self.base_url} refuses the key (HTTP {error.status_code}): it is wrong or has expired. Set the "
             "environment variable `OPENAI_API_KEY` to a valid one. What has arrived is stored: run the same command "
             "again to go on."

@@ -24,6 +24,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import find_adapter_config_file
 
+from ...errors import InputError
 from ...prompts import encode
 from . import Choice, Prompt, SampleRequest, SampleResult, cut_at_stop, derive_seed, name_of_folder
 
@@ -205,7 +206,7 @@ class TransformersEngine:
         device: str | None = None,
     ):
         if batch_size < 1:
-            raise ValueError(f"`batch_size` is {batch_size}. Use 1 or more.")
+            raise InputError(f"`batch_size` is {batch_size}. Use 1 or more.")
         if isinstance(model, str):
             try:
                 self._model = _load(model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -218,7 +219,7 @@ class TransformersEngine:
                 ) from error
             self.model = name_of_folder(model)
         elif tokenizer is None:
-            raise ValueError("A loaded model needs its tokenizer: give `tokenizer=`.")
+            raise InputError("A loaded model needs its tokenizer: give `tokenizer=`.")
         else:
             self.model = model.config.name_or_path
             self._model = model
@@ -266,7 +267,7 @@ class TransformersEngine:
         jobs = []
         for request, ids in zip(window, self._encode(window), strict=True):
             if request.temperature == 0 and request.n > 1:
-                raise ValueError(f"`temperature=0` is greedy and gives one text, not n={request.n}. Use `n=1`.")
+                raise InputError(f"`temperature=0` is greedy and gives one text, not n={request.n}. Use `n=1`.")
             if self._encoder_decoder:  # T5 has no positions to run out of
                 room = math.inf
             else:
@@ -299,7 +300,7 @@ class TransformersEngine:
         if isinstance(prompt, str):
             return prompt, self.chat
         if self.tokenizer.chat_template is None:
-            raise ValueError(
+            raise InputError(
                 f"{self.model} has no chat template for a prompt of messages. Use a prompt of text, for example "
                 "`--prompt few_shot_text`."
             )

@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from ...errors import InputError
 from ...prompts import encode
 from . import Choice, SampleRequest, SampleResult, cut_at_stop, derive_seed, name_of_folder
 
@@ -57,9 +58,9 @@ class VLLMEngine:
                 "`--engine transformers`."
             ) from error
         if batch_size < 1:
-            raise ValueError(f"`batch_size` is {batch_size}. Use 1 or more.")
+            raise InputError(f"`batch_size` is {batch_size}. Use 1 or more.")
         if (Path(model) / "adapter_config.json").exists():
-            raise ValueError(
+            raise InputError(
                 f"{model} is an adapter, which the engine `vllm` does not load. Merge it "
                 "(`AutoPeftModelForCausalLM.from_pretrained(...).merge_and_unload()`), or use `--engine transformers`."
             )
@@ -122,7 +123,7 @@ class VLLMEngine:
             text, chat = request.prompt, self.chat
             if not isinstance(text, str):
                 if self.tokenizer.chat_template is None:
-                    raise ValueError(
+                    raise InputError(
                         f"{self.model} has no chat template for a prompt of messages. Use a prompt of text, for "
                         "example `--prompt few_shot_text`."
                     )

@@ -15,11 +15,12 @@ from datasets.info import DatasetInfosDict
 from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard, DatasetCardData
 
+from .errors import InputError
 from .execution import Executor
-from .judging import judge
+from .judging import mark, read_answers
 from .mixing import REPEAT_CAP, describe, mix
 from .records import MixedRow
-from .sampling.store import Store
+from .store import Store
 from .tasks import TASKS
 
 
@@ -37,7 +38,7 @@ def rows_from_store(
     Judge and mix the thoughts of one task and split.
 
     Args:
-        store ([`~md_trl.sampling.store.Store`]):
+        store ([`~md_trl.store.Store`]):
             Where the thoughts are.
         task (`str`), split (`str`):
             What to mix.
@@ -60,12 +61,12 @@ def rows_from_store(
     thoughts = store.thoughts(task, split, model=model, temperature=temperature, settings=settings)
     if not thoughts:
         held = sorted({f"{q.task}/{q.split}" for q in store.questions()}) or ["no question at all"]
-        raise ValueError(
+        raise InputError(
             f"{store.path} has no thoughts of {task}/{split}{f' by {model}' if model else ''}; it holds "
             f"{', '.join(held)}. Sample some with `md-trl sample --task {task} --split {split} --store {store.path}`."
         )
     with Executor(cache=store.path) as executor:
-        judged = judge(thoughts, {q.id: q.answer for q in questions}, executor, progress=progress)
+        judged = mark(read_answers(thoughts, executor, progress=progress), {q.id: q.answer for q in questions})
     return mix(questions, judged, repeat_cap=repeat_cap)
 
 
@@ -160,10 +161,10 @@ class MixedThoughts(datasets.GeneratorBasedBuilder):
         config = self.config
         with Store(config.store) as store:
             picked = {name: getattr(config, name) for name in _PICKED}
-            sampled = {thought.id for thought in store.thoughts(config.name, **picked)}
+            sampled = {thought.question_id for thought in store.thoughts(config.name, **picked)}
             splits = dict.fromkeys(q.split for q in store.questions(config.name) if q.id in sampled)
             if not splits:
-                raise ValueError(
+                raise InputError(
                     f"{config.store} has no thoughts of {config.name}. Sample some with `md-trl sample --task "
                     f"{config.name} --store {config.store}`."
                 )
@@ -185,7 +186,7 @@ def _solved(rows: Sequence[MixedRow], task: str, split: str) -> list[MixedRow]:
     """The rows that go into a dataset: all but those of type 4."""
     kept = [row for row in rows if row.type != 4]
     if not kept:
-        raise ValueError(
+        raise InputError(
             f"No question of {task}/{split} is left to mix: all {len(rows)} are of type 4, solved by neither path. "
             "Sample more thoughts (`--n`), from a better model, or look at them with `md-trl sample --export`."
         )

@@ -15,10 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 import openai
 import pytest
 
+from md_trl import simulated_teacher as teacher
 from md_trl.answers import equal
 from md_trl.prompts import STOP, TRIGGERS, teacher_messages, teacher_prompt
-from md_trl.sampling import teacher
-from md_trl.sampling.teacher import FINGERPRINT, LUCK, MODEL, SLIPS, SOLVED_BY, TeacherServer, think
+from md_trl.simulated_teacher import FINGERPRINT, LUCK, MODEL, SLIPS, SOLVED_BY, TeacherServer, think
 from md_trl.tasks.stories import FAMILIES, load, parse
 
 
@@ -91,7 +91,7 @@ def test_a_text_depends_on_question_trigger_seed_index_and_temperature_alone(cli
         assert texts(ask(client, path=path, n=20, temperature=1.4, seed=3)) != twenty
         # another process writes the same
         program = (
-            "from md_trl.sampling.teacher import think; from md_trl.tasks.stories import parse;"
+            "from md_trl.simulated_teacher import think; from md_trl.tasks.stories import parse;"
             f"q = {QUESTIONS[0].question!r}; print([think(parse(q), {path!r}, q, 3, i, 1.5) for i in range(20)])"
         )
         out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout

@@ -43,8 +43,8 @@ from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from ..prompts import TRIGGERS
-from ..tasks.stories import Story, parse
+from .prompts import TRIGGERS
+from .tasks.stories import Story, parse
 
 
 MODEL = "simulated-teacher"

@@ -1,6 +1,6 @@
 """The form of a thought file (JSONL or Parquet, a thought a line), checked line by line, and whose thoughts they are.
 
-[`~md_trl.sampling.store.Store.import_thoughts`] says what the fields mean.
+[`~md_trl.store.Store.import_thoughts`] says what the fields mean.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..errors import InputError
 from ..records import PATHS, Question
 
 
@@ -96,7 +97,7 @@ def _read_parquet(path: str | Path, tasks: Collection[str]) -> Iterator[ThoughtL
             batches = ParquetFile(stream).iter_batches(1024)
             rows = enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
         except pyarrow.ArrowException as error:
-            raise ValueError(f"{path} is not Parquet: {error}. Write JSONL under another name, or Parquet.") from None
+            raise InputError(f"{path} is not Parquet: {error}. Write JSONL under another name, or Parquet.") from None
         for number, row in rows:
             where = f"{path}, row {number}"
             for name in ("params", "usage"):
@@ -156,54 +157,54 @@ def _parse(where: str, line: str) -> Any:
         json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
         shown = _short(line.encode(errors="surrogateescape").decode(errors="replace"))
-        raise ValueError(f"{where}: {shown} is not JSON: {error}. {FORM}.") from None
+        raise InputError(f"{where}: {shown} is not JSON: {error}. {FORM}.") from None
     return row
 
 
 def _check(where: str, row: Any, tasks: Collection[str]) -> ThoughtLine:
     if not isinstance(row, dict):
-        raise ValueError(f"{where}: {_short(row)} is not an object. {FORM}.")
+        raise InputError(f"{where}: {_short(row)} is not an object. {FORM}.")
 
     # A field that is null counts as left out.
     row = {name: value for name, value in row.items() if value is not None}
     for name in ("task", "path", "text"):
         if name not in row:
-            raise ValueError(f"{where}: {name!r} is missing in {_short(row)}. {FORM}.")
+            raise InputError(f"{where}: {name!r} is missing in {_short(row)}. {FORM}.")
     if "id" not in row and "question" not in row:
-        raise ValueError(f"{where}: 'id' or 'question' is missing in {_short(row)}. {FORM}.")
+        raise InputError(f"{where}: 'id' or 'question' is missing in {_short(row)}. {FORM}.")
 
     for name in ("task", "path", "text", "id", "question", "model", "finish_reason"):
         if not isinstance(row.get(name, ""), str):
-            raise ValueError(f"{where}: {name!r} is {_short(row[name])}. Write it as a string.")
+            raise InputError(f"{where}: {name!r} is {_short(row[name])}. Write it as a string.")
     for name in ("gold", "answer"):
         if not (isinstance(row.get(name, ""), str) or _is_number(row[name])):
-            raise ValueError(f"{where}: {name!r} is {_short(row[name])}. Write it as a string or a number.")
+            raise InputError(f"{where}: {name!r} is {_short(row[name])}. Write it as a string or a number.")
     for name in ("params", "usage"):
         if not isinstance(row.get(name, {}), dict):
-            raise ValueError(f"{where}: {name!r} is {_short(row[name])}. Write it as an object.")
+            raise InputError(f"{where}: {name!r} is {_short(row[name])}. Write it as an object.")
     index = row.get("index", 0)
     if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < 2**31:
-        raise ValueError(f"{where}: 'index' is {_short(index)}. Write a sample's number from 0 on, or leave it out.")
+        raise InputError(f"{where}: 'index' is {_short(index)}. Write a sample's number from 0 on, or leave it out.")
     for name, value in row.get("usage", {}).items():
         if name in ("prompt_tokens", "cached_tokens", "completion_tokens") and not (
             _is_number(value) and 0 <= value < 2**53
         ):
-            raise ValueError(f"{where}: {name!r} of 'usage' is {_short(value)}. Write a number of tokens.")
+            raise InputError(f"{where}: {name!r} of 'usage' is {_short(value)}. Write a number of tokens.")
     params = row.get("params", {})
     for name in ("temperature", "top_p"):
         if name in params and not (_is_number(params[name]) and 0 <= params[name] < 1e6):
-            raise ValueError(f"{where}: {name!r} of 'params' is {_short(params[name])}. Write a number.")
+            raise InputError(f"{where}: {name!r} of 'params' is {_short(params[name])}. Write a number.")
     prompt_hash = params.pop("prompt_hash", "")
     if not isinstance(prompt_hash, str):
-        raise ValueError(f"{where}: 'prompt_hash' of 'params' is {_short(prompt_hash)}. Write it as a string.")
+        raise InputError(f"{where}: 'prompt_hash' of 'params' is {_short(prompt_hash)}. Write it as a string.")
 
     if row["task"] not in tasks:
-        raise ValueError(
+        raise InputError(
             f"{where}: the task {_short(row['task'])} is not one of {', '.join(sorted(tasks))}. Correct it, or import "
             "a task of your own by its name with `--task`."
         )
     if row["path"] not in _PATHS:
-        raise ValueError(f"{where}: unknown path {_short(row['path'])}. Choose one of {', '.join(_PATHS)}.")
+        raise InputError(f"{where}: unknown path {_short(row['path'])}. Choose one of {', '.join(_PATHS)}.")
     return ThoughtLine(
         where=where,
         task=row["task"],
@@ -245,25 +246,25 @@ class QuestionFinder:
             if ids:
                 return self.by_id[ids[0]][0]
             if line.gold is None:
-                raise ValueError(
+                raise InputError(
                     f"{line.where}: no question of {line.task} in the store has the text {line.question!r}. Correct "
                     'it, add the questions first (`--source`), or give the line its "gold" answer to add it.'
                 )
             return None
         if line.id not in self.by_id:
             if line.question is None or line.gold is None:
-                raise ValueError(
+                raise InputError(
                     f"{line.where}: unknown question id {line.id!r}. Correct it, add the questions first "
                     '(`--source`), or give the line its "question" and "gold" answer to add it.'
                 )
             return None
         key, known = self.by_id[line.id]
         if known.task != line.task:
-            raise ValueError(
+            raise InputError(
                 f"{line.where}: {line.id!r} is a question of {known.task}, not of {line.task}. Correct one."
             )
         if line.question is not None and _normalize(line.question) != _normalize(known.question):
-            raise ValueError(
+            raise InputError(
                 f"{line.where}: {line.id!r} is {known.question!r} in the store, not {line.question!r}. Correct the id "
                 "or the text."
             )
@@ -278,7 +279,7 @@ class QuestionFinder:
             id_ = line.id
             task, split, name = (id_.split("/", 2) + ["", ""])[:3]
             if task != line.task or not split or not name:
-                raise ValueError(
+                raise InputError(
                     f"{line.where}: the id of a new question is {id_!r}. Write it as `{line.task}/SPLIT/NAME`, or "
                     "leave it out."
                 )

@@ -26,9 +26,9 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from ..records import Question, Thought
+from ..errors import InputError
+from ..records import Choice, Question, Thought
 from ..tasks import TASKS
-from .engines import Choice
 from .thought_file import QuestionFinder, read_thought_file, write_thought_file
 
 
@@ -266,7 +266,7 @@ class Store:
     Examples:
 
     ```python
-    >>> from md_trl.sampling import Store
+    >>> from md_trl.store import Store
 
     >>> with Store("thoughts.db") as store:
     ...     store.import_thoughts("thoughts.jsonl")
@@ -296,9 +296,9 @@ class Store:
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
         self._db.execute("COMMIT")
         if application not in (0, APPLICATION_ID) or (application == 0 and tables):
-            raise ValueError(f"{self.path} is an SQLite file, but no store of md_trl. Choose another `--store`.")
+            raise InputError(f"{self.path} is an SQLite file, but no store of md_trl. Choose another `--store`.")
         if version > SCHEMA_VERSION:
-            raise ValueError(
+            raise InputError(
                 f"{self.path} has schema version {version}, this md_trl knows versions up to {SCHEMA_VERSION}. "
                 "Upgrade it (`pip install -U md_trl`), or choose another `--store`."
             )
@@ -363,7 +363,7 @@ class Store:
         if not added:
             (known,) = self._questions("id = ?", [question.id])
             if known != question:
-                raise ValueError(
+                raise InputError(
                     f"{self.path} holds {known.id!r} as {known.question!r} with the answer {known.answer!r} (split "
                     f"{known.split!r}), now it is {question.question!r} with {question.answer!r} (split "
                     f"{question.split!r}). Use the data the store was made with, or another `--store`."
@@ -491,7 +491,7 @@ class Store:
     def _key(self, question_id: str) -> int:
         row = self._db.execute("SELECT key FROM questions WHERE id = ?", (question_id,)).fetchone()
         if row is None:
-            raise ValueError(f"{self.path} has no question {question_id!r}. Add it with `add_questions` first.")
+            raise InputError(f"{self.path} has no question {question_id!r}. Add it with `add_questions` first.")
         return row[0]
 
     def _stored(self, question: int, path: str, setting: int) -> set[int]:
@@ -692,7 +692,7 @@ class Store:
             settings_of[columns[0], columns[1]].add(setting)
         mixed = {where: found for where, found in settings_of.items() if len(found) > 1}
         if mixed:
-            raise ValueError(self._mixed_message(mixed))
+            raise InputError(self._mixed_message(mixed))
         return thoughts
 
     def _mixed_message(self, mixed: dict[tuple[str, str], set[int]]) -> str:
@@ -989,11 +989,11 @@ def _is_alive(owner: str, claimed: float) -> bool:
 
 def _check_header(path: Path) -> None:
     if path.is_dir():
-        raise ValueError(f"{path} is a folder. Name a file for `--store`.")
+        raise InputError(f"{path} is a folder. Name a file for `--store`.")
     with path.open("rb") as file:
         header = file.read(16)
     if header not in (b"", b"SQLite format 3\0"):
-        raise ValueError(f"{path} is no store: it does not begin as an SQLite file. Choose another `--store`.")
+        raise InputError(f"{path} is no store: it does not begin as an SQLite file. Choose another `--store`.")
 
 
 def _set_wal(db: sqlite3.Connection) -> None:

@@ -9,6 +9,8 @@ import sys
 from importlib.util import find_spec
 from urllib.parse import urlsplit
 
+from ..errors import InputError
+
 
 class Key(str):
     """A key that does not show where a value is printed, as in a traceback with local variables."""
@@ -36,9 +38,9 @@ def find_key(base_url: str) -> Key:
     """
     url = urlsplit(base_url)
     if url.username or url.password:
-        raise ValueError("`base_url` holds a name or password. Put the key in `OPENAI_API_KEY` instead.")
+        raise InputError("`base_url` holds a name or password. Put the key in `OPENAI_API_KEY` instead.")
     if url.scheme not in ("http", "https") or not url.hostname:
-        raise ValueError(f"`base_url` is {base_url!r}. Write it as `http://127.0.0.1:8000/v1`.")
+        raise InputError(f"`base_url` is {base_url!r}. Write it as `http://127.0.0.1:8000/v1`.")
     if key := os.environ.get("OPENAI_API_KEY"):
         return Key(key)
     if _is_loopback(url.hostname):
@@ -55,7 +57,7 @@ def find_key(base_url: str) -> Key:
                     return Key(key)
         except keyring.errors.KeyringError:
             pass  # A machine without a keyring of its own
-    raise ValueError(
+    raise InputError(
         f"No key for {base_url}. Set the environment variable `OPENAI_API_KEY` (to any text if the server wants "
         f"none), or keep the key in the keyring: `pip install keyring`, `keyring set md_trl {url.hostname}`."
     )

@@ -9,9 +9,10 @@ from keyring.backend import KeyringBackend
 from servers.openai_server import OpenAIServer, error
 
 from md_trl.records import Question
-from md_trl.sampling import Store, sample
+from md_trl.sampling import sample
+from md_trl.sampling.api_keys import find_key
 from md_trl.sampling.engines.openai import OpenAIEngine
-from md_trl.sampling.keys import find_key
+from md_trl.store import Store
 
 
 URL = "https://api.example.org/v1"

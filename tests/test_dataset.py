@@ -9,9 +9,9 @@ import pytest
 from datasets import load_dataset
 
 from md_trl import MixedThoughts
-from md_trl.builder import rows_from_store, write_folder
+from md_trl.dataset import rows_from_store, write_folder
 from md_trl.records import MixedRow, Question
-from md_trl.sampling.store import Store
+from md_trl.store import Store
 
 
 LINES = [

@@ -29,9 +29,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from ..records import PATHS, Question, Thought
-from .engines import Engine, Prompt
-from .sampler import SampleSummary, sample
+from .errors import InputError
+from .records import PATHS, Question, Thought
+from .sampling.engines import Engine, Prompt
+from .sampling.sampler import SampleSummary, sample
 from .store import Store
 
 
@@ -55,11 +56,11 @@ class AdaptiveRule:
 
     def __post_init__(self):
         if not 0 < self.delta < 1:
-            raise ValueError(f"`delta` is {self.delta}. Use a probability between 0 and 1.")
+            raise InputError(f"`delta` is {self.delta}. Use a probability between 0 and 1.")
         if not 0 < self.tolerance <= 1:
-            raise ValueError(f"`tolerance` is {self.tolerance}. Use a number above 0, up to 1.")
+            raise InputError(f"`tolerance` is {self.tolerance}. Use a number above 0, up to 1.")
         if list(self.looks) != sorted(set(self.looks)) or not all(0 < look < 1 for look in self.looks):
-            raise ValueError(f"`looks` is {self.looks}. Use growing shares between 0 and 1.")
+            raise InputError(f"`looks` is {self.looks}. Use growing shares between 0 and 1.")
 
     def counts(self, n: int) -> list[int]:
         """After how many thoughts of a path to look, below n."""
@@ -170,10 +171,10 @@ def sample_adaptively(
         answers: dict[tuple[str, str], list[str | None]] = {}
         correct: dict[str, str] = {}
         thoughts = store.thoughts(settings=summary.settings)
-        for thought in judge(t for t in thoughts if t.id in wanted and t.index < k):
-            answers.setdefault((thought.id, thought.path), []).append(thought.answer)
+        for thought in judge(t for t in thoughts if t.question_id in wanted and t.index < k):
+            answers.setdefault((thought.question_id, thought.path), []).append(thought.answer)
             if thought.correct:
-                correct[thought.id] = thought.answer
+                correct[thought.question_id] = thought.answer
         # A gold answer that nobody gave is one that is not among the answers.
         still_open = [
             question
