@@ -30,8 +30,9 @@ from dataclasses import dataclass
 from functools import cache
 
 from .errors import InputError
+from .prompts import Prompt
 from .records import PATHS, Question, Thought
-from .sampling.engines import Engine, Prompt
+from .sampling.engines import Engine
 from .sampling.sampler import SampleSummary, sample
 from .store import Store
 

@@ -10,8 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .errors import InputError
 from .execution import Executor
 from .judging import read_answers
-from .prompts import is_chat, student_prompt
-from .records import PATHS, Thought
+from .prompts import resolve_prompt_format, student_prompt
+from .records import PATHS, SamplingParams, Thought
 from .sampling.engines import SampleRequest
 from .sampling.engines.transformers import TransformersEngine
 from .voting import vote
@@ -83,11 +83,10 @@ class MixedReasoner:
                 f"`n_cot={n_cot}`, `n_pot={n_pot}` leave nothing to vote on. Sample one thought at least."
             )
         self.engine = TransformersEngine(model, tokenizer)
-        self.engine.chat = is_chat(self.engine.tokenizer, prompt_format)
         self.n = {"cot": n_cot, "pot": n_pot}
         self.temperature = temperature
         self.max_tokens = max_tokens
-        self.prompt_format = prompt_format
+        self.prompt_format = resolve_prompt_format(self.engine.tokenizer, prompt_format)
         self.seed = seed
 
     def __call__(self, questions: Sequence[str]) -> list[Reasoned]:
@@ -107,11 +106,9 @@ class MixedReasoner:
             SampleRequest(
                 question_id=str(i),
                 path=path,
-                prompt=student_prompt(question, path, self.engine.tokenizer, self.prompt_format),
+                prompt=student_prompt(question, path, self.prompt_format),
+                params=SamplingParams(temperature=self.temperature, max_tokens=self.max_tokens, seed=self.seed),
                 n=self.n[path],
-                seed=self.seed,
-                temperature=self.temperature,
-                max_tokens=self.max_tokens,
             )
             for i, question in enumerate(questions)
             for path in PATHS

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from md_trl.adaptive import AdaptiveRule, _at_least, sample_adaptively
 from md_trl.cli.sample import SampleArguments, run
 from md_trl.mixing import mix
-from md_trl.records import Question
-from md_trl.sampling.engines import Choice, SampleResult
+from md_trl.records import Choice, Question
+from md_trl.sampling.engines import SampleResult
 from md_trl.store import Store
 from md_trl.voting import majority
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from servers.openai_server import OpenAIServer
 
 from md_trl.cli.sample import SampleArguments, run
-from md_trl.records import Question
+from md_trl.records import Choice, Question
 from md_trl.sampling import sample
-from md_trl.sampling.engines import Choice, SampleResult
+from md_trl.sampling.engines import SampleResult
 from md_trl.sampling.engines.openai import OpenAIEngine
 from md_trl.sampling.ledger import Budget, Ledger, Price, Stratum, estimate, most_tokens, read_prices
 from md_trl.sampling.sampler import dry_run
@@ -151,7 +151,7 @@ class DearEngine:
             return SampleResult(request, error="lost", lost=True)
         usage = {
             "prompt_tokens": int(most_tokens(request.prompt) * self.share),
-            "completion_tokens": int(request.n * request.max_tokens * self.share),
+            "completion_tokens": int(request.n * request.params.max_tokens * self.share),
         }
         return SampleResult(request, [Choice("x", "stop")] * request.n, usage)
 

@@ -14,9 +14,9 @@ import pytest
 from servers.openai_server import OpenAIServer, Reply, error, text_of
 
 from md_trl.cli.sample import SampleArguments, format_status, run
-from md_trl.records import Question
+from md_trl.records import Choice, Question
 from md_trl.sampling import sample
-from md_trl.sampling.engines import Choice, SampleResult, derive_seed
+from md_trl.sampling.engines import SampleResult, derive_seed
 from md_trl.sampling.engines.openai import OpenAIEngine
 from md_trl.store import Store
 

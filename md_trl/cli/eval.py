@@ -90,7 +90,7 @@ def run(args: EvalArguments) -> None:
     from ..evaluation import evaluate_thoughts
     from ..execution import Executor
     from ..judging import mark, read_answers
-    from ..prompts import is_chat, student_prompt
+    from ..prompts import resolve_prompt_format, student_prompt
     from ..report import accuracy_table, solved_table
     from ..sampling.engines.transformers import TransformersEngine
     from ..sampling.sampler import sample
@@ -102,10 +102,10 @@ def run(args: EvalArguments) -> None:
     questions = load_questions(args.task, args.split, source=args.source, seed=args.data_seed)[: args.limit]
     name = args.name or Path(args.model).name
     engine = TransformersEngine(args.model)
-    engine.chat = is_chat(engine.tokenizer, args.prompt_format)
+    prompt_format = resolve_prompt_format(engine.tokenizer, args.prompt_format)
 
     def prompt(question, path):
-        return student_prompt(question.question, path, engine.tokenizer, args.prompt_format)
+        return student_prompt(question.question, path, prompt_format)
 
     thoughts, sampled = [], []
     with Store(args.store) as store:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..prompts import Prompt
 from ..records import Question
-from ..sampling.engines import Engine, Prompt
+from ..sampling.engines import Engine
 from ..sampling.ledger import Ledger, read_prices
 from ..sampling.sampler import SampleSummary
 from ..store.store import StatusRow, Store, describe
@@ -310,7 +311,7 @@ def _sample_adaptively(
 
 
 def _engine_and_prompt(args: SampleArguments) -> tuple[Engine, Callable[[Question, str], Prompt]]:
-    from ..prompts import is_chat, student_prompt, teacher_messages, teacher_prompt
+    from ..prompts import resolve_prompt_format, student_prompt, teacher_messages, teacher_prompt
 
     prompts: dict[str, Callable[[Question, str], Prompt]] = {
         "few_shot": teacher_messages,
@@ -341,9 +342,9 @@ def _engine_and_prompt(args: SampleArguments) -> tuple[Engine, Callable[[Questio
 
         engine = TransformersEngine(args.model, batch_size=args.batch_size)
     kind = "student" if args.prompt == "auto" else args.prompt
-    if kind == "student" and is_chat(engine.tokenizer):
-        engine.chat = True
-        return engine, lambda question, path: student_prompt(question.question, path, engine.tokenizer)
+    if kind == "student":
+        prompt_format = resolve_prompt_format(engine.tokenizer)
+        return engine, lambda question, path: student_prompt(question.question, path, prompt_format)
     return engine, prompts[kind]
 
 

@@ -31,10 +31,12 @@ import openai
 from tqdm.auto import tqdm
 
 from ..errors import InputError
+from ..prompts import Prompt
 from ..records import Question
 from ..store.store import Batch, Claim, OpenRequest, Store
-from .engines import Prompt, SampleRequest
-from .engines.openai import OpenAIEngine, read_answer, request_body
+from .engines import SampleRequest
+from .engines.openai import OpenAIEngine
+from .engines.openai_api import read_answer, request_body
 from .ledger import Budget, Price, most_tokens
 from .sampler import Job, Lacking, SampleSummary
 
@@ -114,9 +116,9 @@ def sample_in_batches(
                     break
                 runner.wait(client, bar)
         except openai.AuthenticationError as error:
-            raise engine.no_entry(error) from None
+            raise engine.authentication_error(error) from None
         except openai.APIConnectionError as error:
-            raise engine.no_server(error) from None
+            raise engine.connection_error(error) from None
         except openai.APIStatusError as error:
             raise InputError(
                 f"{engine.base_url} refuses batches: {engine.message(error)}. Does it have a Batch API? What was "
@@ -302,11 +304,10 @@ class _Runner:
             if status in (400, 403, 422):
                 self._refused.add((request.question_id, request.path))
             return 0
-        asked = SampleRequest(
-            request.question_id, request.path, [] if endpoint.endswith("/chat/completions") else "", stop=request.stop
-        )
         try:
-            choices, usage, served = read_answer(response.get("body"), asked)
+            choices, usage, served = read_answer(
+                response.get("body"), endpoint.endswith("/chat/completions"), request.stop
+            )
         except ValueError as error:
             message = self.engine.clean(f"the answer cannot be read: {error}")
             self.store.fail(request.key, message, lost=True)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..prompts import Prompt
 from ..store.store import Spending, Store
-from .engines import Prompt
 
 
 # A chat template puts less around a message, and less before the first one.

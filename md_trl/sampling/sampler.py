@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from tqdm.auto import tqdm
 
 from ..errors import InputError
-from ..records import PATHS, Question
+from ..prompts import Prompt
+from ..records import PATHS, Question, SamplingParams
 from ..store.store import Claim, Store
-from .engines import Engine, Prompt, SampleRequest, SampleResult
+from .engines import Engine, SampleRequest, SampleResult
 from .ledger import Budget, Estimate, Price, Stratum, estimate, most_tokens, price_of
 
 
@@ -181,13 +182,9 @@ class Job:
             question.id,
             path,
             text,
+            SamplingParams(self.temperature, self.top_p, self.max_tokens, self.stop, self.seed),
             n=claim.n,
             first_index=claim.first_index,
-            seed=self.seed,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            max_tokens=self.max_tokens,
-            stop=self.stop,
             key=claim.key,
         )
 
