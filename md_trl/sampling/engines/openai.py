@@ -298,12 +298,12 @@ class OpenAIEngine:
     def authentication_error(self, error: openai.AuthenticationError) -> InputError:
         """The error to raise if the server does not accept the key, or wants one and there is none."""
         if self._key == NO_KEY:
-            problem = "wants a key, and the environment variable `OPENAI_API_KEY` is not set. Set it"
+            problem = "wants a key", "the environment variable `OPENAI_API_KEY` is not set. Set it"
         else:
-            problem = "refuses the key: it is wrong or has expired. Set the environment variable `OPENAI_API_KEY`"
+            problem = "refuses the key", "it is wrong or has expired. Set the environment variable `OPENAI_API_KEY`"
         return InputError(
-            f"{self.base_url} {problem} to a valid key (HTTP {error.status_code}). All samples received are stored: "
-            "run the same command again to continue."
+            f"{self.base_url} {problem[0]} (HTTP {error.status_code}): {problem[1]} to a valid key. All samples "
+            "received are stored: run the same command again to continue."
         )
 
     def message(self, error: openai.APIError) -> str:
