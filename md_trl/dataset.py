@@ -20,7 +20,7 @@ from .execution import Executor
 from .judging import mark, read_answers
 from .mixing import REPEAT_CAP, describe, mix
 from .records import MixedRow
-from .store import Store
+from .store import Selection, Store
 from .tasks import TASKS
 
 
@@ -49,7 +49,7 @@ def rows_from_store(
         progress (`bool`, *optional*, defaults to `False`):
             Whether to show a progress bar while programs run.
         settings (`Sequence[int]`, *optional*):
-            The same as `model` and `temperature`, by the numbers that `md-trl sample --status` shows.
+            The same as `model` and `temperature`, by the numbers that `md-trl store status` shows.
 
     Returns:
         `list[MixedRow]`: all rows, type 4 included.
@@ -57,17 +57,29 @@ def rows_from_store(
     Raises:
         `ValueError`: the store has no such thoughts, or thoughts that must not be mixed.
     """
-    questions = store.questions(task, split)
-    thoughts = store.thoughts(task, split, model=model, temperature=temperature, settings=settings)
+    questions = store.questions.load(task, split)
+    thoughts = store.thoughts(_selection(task, [split], model=model, temperature=temperature, settings=settings))
     if not thoughts:
-        held = sorted({f"{q.task}/{q.split}" for q in store.questions()}) or ["no question at all"]
+        held = sorted({f"{q.task}/{q.split}" for q in store.questions.load()}) or ["no question at all"]
         raise InputError(
-            f"{store.path} has no thoughts of {task}/{split}{f' by {model}' if model else ''}; it holds "
-            f"{', '.join(held)}. Sample some with `md-trl sample --task {task} --split {split} --store {store.path}`."
+            f"{store.file} has no thoughts of {task}/{split}{f' by {model}' if model else ''}; it holds "
+            f"{', '.join(held)}. Sample some with `md-trl sample --task {task} --split {split} --store {store.file}`."
         )
-    with Executor(cache=store.path) as executor:
+    with Executor(cache=store.file) as executor:
         judged = mark(read_answers(thoughts, executor, progress=progress), {q.id: q.answer for q in questions})
     return mix(questions, judged, repeat_cap=repeat_cap)
+
+
+def _selection(
+    task: str,
+    splits: Sequence[str] | None = None,
+    *,
+    model: str | None,
+    temperature: float | None,
+    settings: Sequence[int] | None,
+) -> Selection:
+    params = None if temperature is None else {"temperature": temperature}
+    return Selection(task, splits, models=model, settings=settings, params=params)
 
 
 # What picks thoughts of a store
@@ -136,7 +148,7 @@ class MixedThoughts(datasets.GeneratorBasedBuilder):
         fingerprint = hashlib.sha256()
         with Store(store) as opened:
             picked = {name: config_kwargs.get(name) for name in _PICKED}
-            for record in [*opened.questions(config_name), *opened.thoughts(config_name, **picked)]:
+            for record in [*opened.questions.load(config_name), *opened.thoughts(_selection(config_name, **picked))]:
                 fingerprint.update(repr(record).encode())
         if config_name not in TASKS:  # imported under a name of the user's
             self.BUILDER_CONFIGS = []
@@ -161,8 +173,8 @@ class MixedThoughts(datasets.GeneratorBasedBuilder):
         config = self.config
         with Store(config.store) as store:
             picked = {name: getattr(config, name) for name in _PICKED}
-            sampled = {thought.question_id for thought in store.thoughts(config.name, **picked)}
-            splits = dict.fromkeys(q.split for q in store.questions(config.name) if q.id in sampled)
+            sampled = {thought.question_id for thought in store.thoughts(_selection(config.name, **picked))}
+            splits = dict.fromkeys(q.split for q in store.questions.load(config.name) if q.id in sampled)
             if not splits:
                 raise InputError(
                     f"{config.store} has no thoughts of {config.name}. Sample some with `md-trl sample --task "
@@ -188,7 +200,7 @@ def _solved(rows: Sequence[MixedRow], task: str, split: str) -> list[MixedRow]:
     if not kept:
         raise InputError(
             f"No question of {task}/{split} is left to mix: all {len(rows)} are of type 4, solved by neither path. "
-            "Sample more thoughts (`--n`), from a better model, or look at them with `md-trl sample --export`."
+            "Sample more thoughts (`--n`), from a better model, or look at them with `md-trl store export`."
         )
     return kept
 

@@ -25,7 +25,7 @@ from md_trl.records import Choice, SamplingParams
 from md_trl.sampling.engines import SampleRequest, cut_at_stop, derive_seed
 from md_trl.sampling.engines.openai import OpenAIEngine
 from md_trl.sampling.engines.transformers import TransformersEngine
-from md_trl.store import Store
+from md_trl.store import Selection, Store
 
 
 MESSAGES = [{"role": "user", "content": "How much?"}]
@@ -543,8 +543,8 @@ def test_command(llama, tokenizer, tmp_path, capsys):
     run(args)
     assert "0 thoughts from 0 requests" in capsys.readouterr().out
     with Store(tmp_path / "t.db") as store:
-        thoughts = store.thoughts(model=TransformersEngine(str(tmp_path / "student")).model)
-        question = store.questions()[0]
+        thoughts = store.thoughts(Selection(models=TransformersEngine(str(tmp_path / "student")).model))
+        question = store.questions.load()[0]
     assert len(thoughts) == 18
     text = student_prompt(question.question, "cot")
     request = SampleRequest(question.id, "cot", text, SamplingParams(max_tokens=5), n=2)

@@ -13,7 +13,8 @@ from importlib import import_module
 
 VERBS = {
     "teacher": "serve the simulated teacher of the task `stories` on loopback",
-    "sample": "sample thoughts of a teacher or a student into a store; import and export them",
+    "sample": "sample thoughts of a teacher or a student into a store",
+    "store": "show what a store holds (`status`), or move thoughts to and from files (`import`, `export`)",
     "mix": "judge and mix the thoughts of a store into a dataset",
     "train": "run a recipe: build or load mixed thoughts, train a student, evaluate it",
     "eval": "sample a student and score its votes",
@@ -58,10 +59,12 @@ def run_verb(verb: str, arguments: Sequence[str]) -> None:
     parser = TrlParser(module.ARGUMENTS, prog=f"md-trl {verb}", description=f"md-trl {verb}: {VERBS[verb]}.")
     # `TrlParser` reads `--config` before it parses; here it is only for `--help`
     parser.add_argument("--config", help="YAML file with values for these arguments; the command line wins.")
+    if verb == "store":
+        parser.add_argument("action", choices=module.ACTIONS, help="What to do with the store.")
     arguments = [part for argument in arguments for part in _split_config(argument)]
     try:
-        *parsed, _ = parser.parse_args_and_config(arguments)
-        module.run(*parsed)
+        *parsed, rest = parser.parse_args_and_config(arguments)
+        module.run(*parsed, *([rest.action] if verb == "store" else []))
     except (ValueError, OSError) as error:
         # An error of a library keeps its traceback: it is more likely ours than the user's
         frame = traceback.extract_tb(error.__traceback__)[-1]

@@ -22,7 +22,7 @@ class MixArguments:
         model (`str`, *optional*), temperature (`float`, *optional*):
             Which thoughts to take, where the store has several for a question.
         settings (`list[int]`, *optional*):
-            The same by the numbers that `md-trl sample --status` shows.
+            The same by the numbers that `md-trl store status` shows.
         prices (`str`, *optional*):
             Price table, as for `md-trl sample`: the summary says what each kept question has cost.
         repeat_cap (`int`, *optional*, defaults to `4`):
@@ -36,7 +36,7 @@ class MixArguments:
     model: str | None = field(default=None, metadata={"help": "Take the thoughts of this model only."})
     temperature: float | None = field(default=None, metadata={"help": "Take the thoughts of this temperature only."})
     settings: list[int] | None = field(
-        default=None, metadata={"help": "Take the thoughts of these settings only; `md-trl sample --status` has them."}
+        default=None, metadata={"help": "Take the thoughts of these settings only; `md-trl store status` has them."}
     )
     prices: str | None = field(
         default=None, metadata={"help": "Price table (YAML, per million tokens): what a kept question has cost."}
@@ -54,7 +54,7 @@ def run(args: MixArguments) -> None:
     from ..dataset import rows_from_store, write_folder
     from ..mixing import describe
     from ..sampling.ledger import Ledger, read_prices
-    from ..store import Store
+    from ..store import Selection, Store
 
     if not Path(args.store).is_file():
         raise FileNotFoundError(
@@ -84,7 +84,7 @@ def run(args: MixArguments) -> None:
             and args.temperature in (None, row.params.get("temperature"))
             and (args.settings is None or row.setting in args.settings)
         ]
-        spending = store.spending(args.task, args.splits, settings=sorted({row.setting for row in sampled}))
+        spending = store.spending(Selection(args.task, args.splits, settings=sorted({row.setting for row in sampled})))
     settings = {
         "teacher": ", ".join(sorted({row.model for row in sampled})),
         "temperature": ", ".join(sorted({str(row.params.get("temperature", "unknown")) for row in sampled})),
