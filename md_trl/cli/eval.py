@@ -91,6 +91,7 @@ def run(args: EvalArguments) -> None:
     from ..execution import Executor
     from ..judging import mark, read_answers
     from ..prompts import resolve_prompt_format, student_prompt
+    from ..records import SamplingParams
     from ..report import accuracy_table, solved_table
     from ..sampling.engines.transformers import TransformersEngine
     from ..sampling.sampler import sample
@@ -114,8 +115,8 @@ def run(args: EvalArguments) -> None:
             paths = [path for path in paths if path in args.paths]
             if not paths:
                 continue
-            settings = {"temperature": temperature, "max_tokens": args.max_tokens, "seed": args.seed}
-            summary = sample(questions, paths, n, engine, store, prompt, **settings)
+            params = SamplingParams(temperature=temperature, max_tokens=args.max_tokens, seed=args.seed)
+            summary = sample(questions, paths, n, engine, store, prompt, params=params)
             sampled.append(summary)
             wanted = {question.id for question in questions}
             found = store.thoughts(Selection(args.task, [args.split], settings=summary.settings))

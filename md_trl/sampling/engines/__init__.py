@@ -18,6 +18,11 @@ from ...prompts import Prompt, max_prompt_tokens
 from ...records import Choice, SamplingParams
 
 
+# Defaults that the command line shows too. The engines' own files import large libraries.
+CONCURRENCY, MAX_RETRIES, TIMEOUT, POLL_SECONDS = 16, 6, 300.0, 60.0
+BATCH_SIZE = 128
+
+
 @dataclass(frozen=True, slots=True)
 class SampleRequest:
     r"""

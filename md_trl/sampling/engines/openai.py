@@ -19,7 +19,7 @@ import openai
 
 from ...errors import InputError
 from ..api_keys import NO_KEY, find_key
-from . import SampleRequest, SampleResult, check_params
+from . import CONCURRENCY, MAX_RETRIES, TIMEOUT, SampleRequest, SampleResult, check_params
 from .openai_api import read_answer, request_body, retry_after
 from .throttle import Throttle
 
@@ -88,9 +88,9 @@ class OpenAIEngine:
         self,
         model: str,
         base_url: str | None = None,
-        concurrency: int = 16,
-        max_retries: int = 6,
-        timeout: float = 300.0,
+        concurrency: int = CONCURRENCY,
+        max_retries: int = MAX_RETRIES,
+        timeout: float = TIMEOUT,
         requests_per_minute: float | None = None,
         tokens_per_minute: float | None = None,
     ):
@@ -297,13 +297,14 @@ class OpenAIEngine:
 
     def authentication_error(self, error: openai.AuthenticationError) -> InputError:
         """The error to raise if the server does not accept the key, or wants one and there is none."""
+        status = f"(HTTP {error.status_code})"
         if self._key == NO_KEY:
-            problem = "wants a key", "the environment variable `OPENAI_API_KEY` is not set. Set it"
+            problem = f"wants a key {status}, and the environment variable `OPENAI_API_KEY` is not set. Set it"
         else:
-            problem = "refuses the key", "it is wrong or has expired. Set the environment variable `OPENAI_API_KEY`"
+            problem = f"refuses the key {status}: it is wrong or has expired. Set `OPENAI_API_KEY`"
         return InputError(
-            f"{self.base_url} {problem[0]} (HTTP {error.status_code}): {problem[1]} to a valid key. All samples "
-            "received are stored: run the same command again to continue."
+            f"{self.base_url} {problem} to a valid key. All samples received are stored: run the same command again "
+            "to continue."
         )
 
     def message(self, error: openai.APIError) -> str:

@@ -25,7 +25,7 @@ from transformers.utils import find_adapter_config_file
 from ...errors import InputError
 from ...prompts import encode_prompt
 from ...records import Choice, SamplingParams
-from . import SampleRequest, SampleResult, check_params, cut_at_stop, model_name
+from . import BATCH_SIZE, SampleRequest, SampleResult, check_params, cut_at_stop, model_name
 from .decoding import CausalDecoder, EncoderDecoder
 
 
@@ -80,7 +80,7 @@ class TransformersEngine:
         self,
         model: str | PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase | None = None,
-        batch_size: int = 128,
+        batch_size: int = BATCH_SIZE,
         cache_gb: float = 2.0,
         device: str | None = None,
     ):
