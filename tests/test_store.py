@@ -433,6 +433,26 @@ def test_status(store):
     assert (row.prompt_tokens, row.completion_tokens) == (20, 10)
 
 
+def test_status_does_not_miss_what_no_run_wants(store):
+    """As adaptive sampling leaves it: four samples of one question are wanted, two of the others."""
+    setting = store.settings.number("m", "p", PARAMS)
+    store.claims.want([(question(i).id, "cot", setting) for i in range(3)], 2)
+    fill(store, question(0).id, "cot", ["a", "b"])
+    store.claims.want([(question(0).id, "cot", setting)], 4)
+    fill(store, question(0).id, "cot", ["a", "b", "c", "d"])
+    fill(store, question(1).id, "cot", ["a", "b"])
+    (row,) = store.status()
+    assert (row.n, row.thoughts, row.missing) == (
+        4,
+        6,
+        2,
+    )  # Both samples of question 2, which a run was stopped before
+    store.claims.want([(question(1).id, "cot", setting)], 1)  # Fewer than before
+    assert store.status() == [row]
+    store.claims.want([(question(2).id, "cot", setting)], 4)
+    assert store.status()[0].missing == 4
+
+
 def test_status_of_a_selection_in_one_query(store):
     store.questions.add([question(7, "gsm8k", "test")])
     for q in (question(0), question(7, "gsm8k", "test")):

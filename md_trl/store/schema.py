@@ -46,6 +46,11 @@ CREATE TABLE requests (
 );
 CREATE INDEX requests_of_a_question ON requests (question, path, setting);
 CREATE INDEX requests_of_a_batch ON requests (batch) WHERE batch IS NOT NULL;
+-- How many samples of a question were wanted so far, for the status. Adaptive sampling wants fewer of some questions.
+CREATE TABLE wanted (
+    question INTEGER NOT NULL REFERENCES questions, path TEXT NOT NULL, setting INTEGER NOT NULL REFERENCES settings,
+    n INTEGER NOT NULL, PRIMARY KEY (question, path, setting)
+) WITHOUT ROWID;
 CREATE TABLE thoughts (
     request INTEGER NOT NULL REFERENCES requests, question INTEGER NOT NULL REFERENCES questions, path TEXT NOT NULL,
     setting INTEGER NOT NULL REFERENCES settings, sample_index INTEGER NOT NULL, choice_index INTEGER NOT NULL,
