@@ -156,8 +156,8 @@ def _set_wal(db: sqlite3.Connection) -> None:
 
 def _create_tables(db: sqlite3.Connection) -> None:
     with transaction(db):
-        (version,) = db.execute("PRAGMA user_version").fetchone()
-        if version == SCHEMA_VERSION:
+        (application,) = db.execute("PRAGMA application_id").fetchone()
+        if application == APPLICATION_ID:
             return  # Another process was first.
         # Not `executescript`, which would commit the transaction first.
         script = "\n".join(line for line in SCHEMA.splitlines() if not line.startswith("--"))
