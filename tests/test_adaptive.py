@@ -132,6 +132,7 @@ def test_asks_on_only_where_it_is_open(tmp_path):
         summary = sample_adaptively(QUESTIONS, N, teacher, store, prompt, executor, progress=False)
         thoughts = mark(read_answers(store.thoughts(), executor), {question.id: "7" for question in QUESTIONS})
         again = sample_adaptively(QUESTIONS, N, Teacher(), store, prompt, executor, progress=False)
+        assert [row.missing for row in store.status()] == [0, 0]  # What was not needed is not missing.
     counts = {question.id: teacher.asked[question.id, "cot"] for question in QUESTIONS}
     assert all(teacher.asked[id_, "pot"] == count for id_, count in counts.items())  # Equally many on both paths
     assert set(counts.values()) == {6, 10, 14, 20}

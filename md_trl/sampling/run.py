@@ -227,6 +227,7 @@ class SamplingRun:
         self._several_returned = False
 
     def __enter__(self) -> SamplingRun:
+        self.store.claims.want([(question.id, path, setting) for question, path, setting in self._wanted], self.n)
         total = len(self._wanted) * self.n
         done = total - sum(missing.count for missing in self.missing())
         title = f"{self.model} (batch)" if self.batch else self.model
