@@ -28,8 +28,8 @@ def load_questions(
     r"""
     Load one split of a task.
 
-    Train and test share no question if both are loaded from the same source with the same seed and options. The id of a
-    question contains its split but not how the split was drawn, so a store should hold one way of splitting only.
+    Train and test share no question if both are loaded from the same source with the same seed and options. The id of
+    a question contains its split but not how the split was drawn, so a store should hold one way of splitting only.
 
     Args:
         task (`str`):
