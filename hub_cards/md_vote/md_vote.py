@@ -23,9 +23,9 @@ from md_trl.voting import score, score_flat
 
 _DESCRIPTION = """
 Accuracy of a model that answers by voting over two reasoning paths, chain of thought (CoT) and program of thought
-(PoT), as in Mixed Distillation. The joint vote is the most frequent answer of both paths together (Eq. 5 of the paper).
-Answers are compared in a canonical form of numbers, yes/no, times and words, so `$1,080`, `1080.0` and `1080 dollars`
-are the same answer, and votes group answers exactly as scoring compares them.
+(PoT), as in Mixed Distillation. The joint vote is the most frequent answer of both paths together (Eq. 5 of the
+paper). Answers are compared in a canonical form of numbers, yes/no, times and words, so `$1,080`, `1080.0` and
+`1080 dollars` are the same answer, and votes group answers exactly as scoring compares them.
 """
 
 _KWARGS_DESCRIPTION = """
@@ -37,7 +37,7 @@ Args:
     references (list of str): for each question, the gold answer.
     predictions (list of str): for each question, one answer. Used by the configuration "flat" in place of cot and pot.
 Returns:
-    accuracy (float): share of questions whose joint vote is correct. Without a usable answer a question counts as wrong.
+    accuracy (float): share of questions whose joint vote is correct. No usable answer counts as wrong.
     cot_accuracy (float): share of questions whose CoT vote is correct.
     pot_accuracy (float): share of questions whose PoT vote is correct.
     both (float): share of questions whose CoT and PoT votes are both correct.
