@@ -8,7 +8,7 @@ from typing import Any
 
 from ..adaptive import AdaptiveRule, sample_adaptively
 from ..errors import InputError
-from ..execution import Executor
+from ..execution import Executor, default_cache
 from ..prompts import STOP, Prompt, resolve_prompt_format, student_prompt, teacher_messages, teacher_prompt
 from ..records import PATHS, TEACHER_THOUGHTS, Question, SamplingParams
 from ..sampling import SampleSummary, sample
@@ -251,8 +251,9 @@ def _sample(
     prompt: Callable[[Question, str], Prompt],
     options: dict[str, Any],
 ) -> SampleSummary:
+<<<<<<< HEAD
     if args.adaptive:
-        with Executor(cache=store.file) as executor:
+        with Executor(cache=default_cache(store.file)) as executor:
             rule = AdaptiveRule(delta=args.delta)
             return sample_adaptively(questions, args.n, engine, store, prompt, executor, rule, **options)
     job = (questions, args.paths, args.n, engine, store, prompt)
@@ -261,6 +262,24 @@ def _sample(
 
         return sample_in_batches(*job, poll_seconds=args.poll_seconds, **options)
     return sample(*job, **options)
+=======
+    from ..adaptive import AdaptiveRule, sample_adaptively
+    from ..execution import Executor, default_cache
+    from ..judging import mark, read_answers
+
+    gold = {question.id: question.answer for question in questions}
+    with Executor(cache=default_cache(store.path)) as executor:
+        return sample_adaptively(
+            questions,
+            args.n,
+            engine,
+            store,
+            prompt,
+            lambda thoughts: mark(read_answers(thoughts, executor), gold),
+            AdaptiveRule(delta=args.delta),
+            **parameters,
+        )
+>>>>>>> answers
 
 
 def _engine(args: SampleArguments) -> Engine:
