@@ -33,7 +33,7 @@ from .errors import InputError
 from .records import PATHS, Question, Thought
 from .sampling.engines import Engine, Prompt
 from .sampling.sampler import SampleSummary, sample
-from .store import Store
+from .store import Selection, Store
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def sample_adaptively(
         wanted = {question.id: question for question in still_open}
         answers: dict[tuple[str, str], list[str | None]] = {}
         correct: dict[str, str] = {}
-        thoughts = store.thoughts(settings=summary.settings)
+        thoughts = store.thoughts(Selection(settings=summary.settings))
         for thought in judge(t for t in thoughts if t.question_id in wanted and t.index < k):
             answers.setdefault((thought.question_id, thought.path), []).append(thought.answer)
             if thought.correct:

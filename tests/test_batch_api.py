@@ -221,11 +221,13 @@ def killed(owner, name, before):
 import openai
 from openai.resources.batches import Batches
 from openai.resources.files import Files
-owners = {"claim": Store, "add_batch": Store, "update_batch": Store, "finish_batch": Store, "save": Store,
-          "create_file": Files, "create_batch": Batches, "retrieve": Batches, "fail": Store}
+from md_trl.store.batches import Batches as Jobs
+from md_trl.store.claims import Claims
+owners = {"claim": Claims, "add_batch": Jobs, "update_batch": Jobs, "finish_batch": Jobs, "save": Claims,
+          "create_file": Files, "create_batch": Batches, "retrieve": Batches, "fail": Claims}
 if where != "nowhere":
     side, name = where.split()
-    killed(owners[name], name.replace("_file", "").replace("create_batch", "create"), side == "before")
+    killed(owners[name], name.removesuffix("_file").removesuffix("_batch"), side == "before")
 with Store(path) as store:
     batch_api.sample_in_batches(QUESTIONS, ["cot", "pot"], 3, OpenAIEngine("m", url), store, prompt, poll_seconds=0,
                                 max_requests=12, progress=False)
@@ -312,7 +314,7 @@ def test_killed_and_restarted_in_every_state(tmp_path, where, count):
 def test_a_living_process_keeps_its_batch(tmp_path, store):
     """A second process leaves it alone, and buys nothing that is in it."""
     with OpenAIServer() as server:
-        store.add_questions(QUESTIONS)
+        store.questions.add(QUESTIONS)
         engine = OpenAIEngine("m", server.url)
         job = batch_api.Job(QUESTIONS, ["cot", "pot"], 3, "m", store, prompt)
         with engine.sync_client() as client:

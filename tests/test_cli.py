@@ -141,7 +141,7 @@ def test_real_rationales_are_imported_and_mixed(tmp_path):
     with (tmp_path / "thoughts.jsonl").open("w") as file:
         subprocess.run([sys.executable, script, SHARED / "data" / "svamp_teacher"], stdout=file, check=True)
     store = ["--store", tmp_path / "teacher.db"]
-    assert "3,014 questions added" in md_trl("sample", *store, "--import", tmp_path / "thoughts.jsonl").stdout
+    assert "3,014 questions added" in md_trl("store", "import", *store, "--file", tmp_path / "thoughts.jsonl").stdout
     out = md_trl("mix", *store, "--task", "svamp", "--output", tmp_path / "mixed").stdout
     assert "svamp/train: 3,014 questions" in out
     types = json.loads((tmp_path / "mixed" / "svamp" / "mixing.json").read_text())["types"]["train"]

@@ -54,7 +54,7 @@ def test_programs_run_once_and_their_results_stay_in_the_store(tmp_path):
         [row] = rows_from_store(store, "svamp", "train")
         assert row.pot_vote == "5"
         # Were the program run again, it would not come to 6
-        with closing(sqlite3.connect(store.path)) as db, db:
+        with closing(sqlite3.connect(store.file)) as db, db:
             db.execute("UPDATE execution_results SET result = replace(result, '\"ok\", 5', '\"ok\", 6')")
         [row] = rows_from_store(store, "svamp", "train")
         assert row.pot_vote == "6"
@@ -105,7 +105,7 @@ def test_the_builder_notices_other_thoughts_in_as_many_rows(tmp_path):
         (tmp_path / "t.jsonl").write_text(json.dumps(lines[0]) + "\n")
         with Store(path) as store:
             store.import_thoughts(tmp_path / "t.jsonl", task="mine")
-            store.add_questions([Question("mine/test/1", "mine", "test", "Not sampled?", "5")])
+            store.questions.add([Question("mine/test/1", "mine", "test", "Not sampled?", "5")])
         builder = MixedThoughts("mine", store=path, cache_dir=str(tmp_path / "cache"), repeat_cap=3)
         builder.download_and_prepare()
         assert list(builder.info.splits) == ["train"]  # a split without thoughts is none

@@ -24,7 +24,7 @@ from md_trl.prompts import student_prompt
 from md_trl.sampling.engines import Choice, SampleRequest, cut_at_stop, derive_seed
 from md_trl.sampling.engines.openai import OpenAIEngine
 from md_trl.sampling.engines.transformers import TransformersEngine
-from md_trl.store import Store
+from md_trl.store import Selection, Store
 
 
 MESSAGES = [{"role": "user", "content": "How much?"}]
@@ -498,8 +498,8 @@ def test_command(llama, tokenizer, tmp_path, capsys):
     run(args)
     assert "0 thoughts from 0 requests" in capsys.readouterr().out
     with Store(tmp_path / "t.db") as store:
-        thoughts = store.thoughts(model=TransformersEngine(str(tmp_path / "student")).model)
-        question = store.questions()[0]
+        thoughts = store.thoughts(Selection(models=TransformersEngine(str(tmp_path / "student")).model))
+        question = store.questions.load()[0]
     assert len(thoughts) == 18
     request = SampleRequest(question.id, "cot", student_prompt(question.question, "cot"), n=2, max_tokens=5)
     (result,) = TransformersEngine(llama, tokenizer).generate([request])

@@ -368,7 +368,7 @@ class TestCache:
         from md_trl.store import Store
 
         with Store(tmp_path / "store.db") as store:
-            with Executor("monty", cache=store.path) as executor:
+            with Executor("monty", cache=store.file) as executor:
                 assert run(executor, "answer = 5").value == 5
             assert store.thoughts() == []
         with Store(tmp_path / "store.db"), Executor("monty", cache=tmp_path / "store.db") as executor:

@@ -10,13 +10,15 @@ from hypothesis import strategies as st
 from servers.openai_server import OpenAIServer
 
 from md_trl.cli.sample import SampleArguments, run
-from md_trl.records import Question
+from md_trl.cli.store import StoreArguments
+from md_trl.cli.store import run as run_store
+from md_trl.records import Question, SamplingParams
 from md_trl.sampling import sample
 from md_trl.sampling.engines import Choice, SampleResult
 from md_trl.sampling.engines.openai import OpenAIEngine
 from md_trl.sampling.ledger import Budget, Ledger, Price, Stratum, estimate, most_tokens, read_prices
 from md_trl.sampling.sampler import dry_run
-from md_trl.store import Store
+from md_trl.store import Selection, Store
 
 
 QUESTIONS = [Question(f"svamp/train/{i}", "svamp", "train", f"How much is {i} + 1?", str(i + 1)) for i in range(60)]
@@ -99,8 +101,12 @@ def test_ledger_is_the_servers_books(store):
     assert (entry.requests, entry.failed, entry.thoughts, entry.batch) == (120, 0, 360, False)
     assert f"{books(server):.4f}" in ledger.format()
     # By task and split, for the cost of what is kept of them
-    assert Ledger(store.spending(task="svamp", splits=["train"]), PRICES).cost == ledger.cost
-    assert store.spending(task="gsm8k") == store.spending(splits=["test"]) == store.spending(model="other") == []
+    assert Ledger(store.spending(Selection("svamp", ["train"])), PRICES).cost == ledger.cost
+    assert [] == [
+        entry
+        for other in (Selection("gsm8k"), Selection(splits=["test"]), Selection(models="other"))
+        for entry in store.spending(other)
+    ]
 
 
 def test_models_without_a_price_and_imports(store, tmp_path):
@@ -186,19 +192,19 @@ def test_max_cost_is_never_passed_and_nearly_reached(store, caplog, share, lose)
 
 def test_two_processes_keep_to_one_limit(store):
     """Each sees what the other has claimed before it claims."""
-    store.add_questions(QUESTIONS)
-    setting = store.setting("m", "p", {"max_tokens": 100})
+    store.questions.add(QUESTIONS)
+    setting = store.settings.number("m", "p", SamplingParams(max_tokens=100))
     most = PRICES["m"].cost(50, 0, 100)
-    with Store(store.path) as other:
+    with Store(store.file) as other:
         budgets = [(s, Budget(s, PRICES, "m", 5.5 * most)) for s in (store, other)]
         claimed = 0
         for i, question in enumerate(QUESTIONS[:10]):
             mine, budget = budgets[i % 2]
-            claimed += len(
-                mine.claim(
-                    question.id, "cot", setting, 1, most_prompt=50, allow=lambda n, b=budget: b.allows(50, 100, len(n))
-                )
-            )
+            granted = mine.claims.claim(
+                question.id, "cot", setting, 1, max_prompt_tokens=50, max_completion_tokens=100,
+                allow=lambda n, b=budget: len(n) * b.allows(50, 100, len(n)),
+            )  # fmt: skip
+            claimed += len(granted.claims)
         assert claimed == 5 and all(budget.refused for _, budget in budgets)
         assert Ledger(store.spending(), PRICES).unknown == pytest.approx(5 * most)
 
@@ -289,7 +295,7 @@ def test_command(tmp_path, capsys):
         out = capsys.readouterr().out
         assert "cost 0.0" in out and f"{books(server):.4f}" in out
         assert books(server) <= 0.05
-        run(SampleArguments(store=common["store"], prices=common["prices"], status=True))
+        run_store(StoreArguments(store=common["store"], prices=common["prices"]), "status")
         assert f"{books(server):.4f}" in capsys.readouterr().out
     with pytest.raises(ValueError, match="--prices"):
         run(SampleArguments(**{**common, "prices": None}, max_cost=1.0))

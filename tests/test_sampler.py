@@ -1,6 +1,5 @@
 """The sampler asks for what is missing and nothing else, and loses nothing: over real HTTP, with processes killed."""
 
-import json
 import os
 import random
 import signal
@@ -13,12 +12,14 @@ from pathlib import Path
 import pytest
 from servers.openai_server import OpenAIServer, Reply, error, text_of
 
-from md_trl.cli.sample import SampleArguments, format_status, run
+from md_trl.cli.sample import SampleArguments, run
+from md_trl.cli.store import StoreArguments, format_status
+from md_trl.cli.store import run as run_store
 from md_trl.records import Question
 from md_trl.sampling import sample
 from md_trl.sampling.engines import Choice, SampleResult, derive_seed
 from md_trl.sampling.engines.openai import OpenAIEngine
-from md_trl.store import Store
+from md_trl.store import Selection, Store
 
 
 SHARED = Path(__file__).parents[1].parent / "shared"
@@ -51,7 +52,7 @@ def expected(n, questions=QUESTIONS, paths=("cot", "pot"), seed=42):
 
 
 def stored(store, **selection):
-    return [(t.question_id, t.path, t.index, t.text) for t in store.thoughts(**selection)]
+    return [(t.question_id, t.path, t.index, t.text) for t in store.thoughts(Selection(**selection))]
 
 
 class ListEngine:
@@ -94,7 +95,7 @@ def test_a_second_run_asks_nothing_and_a_larger_one_the_rest(store):
         # Other parameters, another prompt, another seed: other samples.
         assert run_sample(store, server.url, n=6, temperature=0.2).thoughts == 144
         again = run_sample(store, server.url, n=6)
-        ids = [t.question_id for t in store.thoughts(settings=again.settings)]
+        ids = [t.question_id for t in store.thoughts(Selection(settings=again.settings))]
         assert ids == [q.id for q in QUESTIONS for _ in range(12)]
         assert run_sample(store, server.url, n=6, seed=1).thoughts == 144
         longer = run_sample(
@@ -103,7 +104,7 @@ def test_a_second_run_asks_nothing_and_a_larger_one_the_rest(store):
         assert longer.thoughts == 144
     with pytest.raises(ValueError, match="settings="):
         store.thoughts()
-    assert len(store.thoughts(temperature=0.2)) == 144
+    assert len(store.thoughts(Selection(params={"temperature": 0.2}))) == 144
 
 
 def test_settings_do_not_multiply_with_questions(store):
@@ -250,7 +251,7 @@ def test_server_goes_away(store):
 WORKER = """
 import sys, time
 from md_trl.sampling import sample
-from md_trl.store import Store
+from md_trl.store import Selection, Store
 from md_trl.sampling.engines.openai import OpenAIEngine
 from test_sampler import QUESTIONS, prompt
 
@@ -284,13 +285,13 @@ def test_kill_and_resume(store):
     kills = 0
     with OpenAIServer(delay=0.03) as server:
         for _ in range(4):
-            (process,) = start(server.url, store.path)
+            (process,) = start(server.url, store.file)
             time.sleep(rng.uniform(0.02, 0.25))
             process.kill()
             kills += process.wait() == -signal.SIGKILL
         before = len(server.bodies)
         there = len(store._db.execute("SELECT 1 FROM thoughts").fetchall())
-        (process,) = start(server.url, store.path)
+        (process,) = start(server.url, store.file)
         assert process.wait() == 0
         bought_twice = sum(count - 4 for count in server.sold.values())
     print(f"{kills} kills, {there} of 96 thoughts after {before} requests, {bought_twice} samples bought twice")
@@ -302,7 +303,7 @@ def test_kill_and_resume(store):
 
 def test_two_processes_on_one_store(store):
     with OpenAIServer(delay=0.02) as server:
-        processes = start(server.url, store.path, stderr=subprocess.DEVNULL, count=2)
+        processes = start(server.url, store.file, stderr=subprocess.DEVNULL, count=2)
         assert [process.wait() for process in processes] == [0, 0]
     assert stored(store) == expected(4)
     assert set(server.sold.values()) == {4}
@@ -312,7 +313,7 @@ def test_two_processes_on_one_store(store):
 
 def test_interrupt_keeps_what_has_arrived(store):
     with OpenAIServer(delay=0.05) as server:
-        (process,) = start(server.url, store.path, stderr=subprocess.PIPE)
+        (process,) = start(server.url, store.file, stderr=subprocess.PIPE)
         while len(server.bodies) < 8:
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
@@ -322,7 +323,7 @@ def test_interrupt_keeps_what_has_arrived(store):
         # Four requests were under way, and at most one was being stored with four more waiting.
         assert 4 * (len(server.bodies) - 8) <= arrived <= 4 * len(server.bodies) and arrived
         # The claims were given back at once.
-        assert store._db.execute("SELECT count(*) FROM requests WHERE finished IS NULL").fetchone() == (0,)
+        assert store._db.execute("SELECT count(*) FROM requests WHERE ended_at IS NULL").fetchone() == (0,)
 
 
 def test_the_key_is_nowhere(store, tmp_path):
@@ -335,7 +336,7 @@ def test_the_key_is_nowhere(store, tmp_path):
             code = f"import logging; logging.basicConfig(level=logging.DEBUG)\n{WORKER}"
             code = code.replace("concurrency=4", "concurrency=1, max_retries=0")
             subprocess.run(
-                [sys.executable, "-c", code, server.url, str(store.path)],
+                [sys.executable, "-c", code, server.url, str(store.file)],
                 env=os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OPENAI_API_KEY": "sk-secret-of-mine"},
                 stdin=subprocess.DEVNULL,
                 stdout=file,
@@ -353,7 +354,7 @@ def test_the_key_is_nowhere(store, tmp_path):
 
 
 def arguments(store, **changes):
-    return SampleArguments(store=str(store.path), **changes)
+    return SampleArguments(store=str(store.file), **changes)
 
 
 def test_command_samples(store, capsys):
@@ -367,8 +368,8 @@ def test_command_samples(store, capsys):
         assert server.most_under_way <= 2
         assert server.bodies[0]["messages"][-1]["content"].endswith("Let's think step by step.")
         assert server.bodies[0]["max_tokens"] == 512 and server.bodies[0]["temperature"] == 0.7
-    assert [q.task for q in store.questions()] == ["stories"] * 3
-    run(arguments(store, status=True))
+    assert [q.task for q in store.questions.load()] == ["stories"] * 3
+    run_store(StoreArguments(str(store.file)), "status")
     out = capsys.readouterr().out
     assert out.strip() == format_status(store)
     assert "stories" in out and "0 of 2 each" in out and "model='m'" in out
@@ -384,38 +385,13 @@ def test_command_prompts(store):
             )
     text, student = (body["prompt"] for body in server.bodies)
     assert text.count("Question:") > 2 and server.bodies[0]["stop"] == ["\nQuestion:"]
-    question = store.questions()[0].question
+    question = store.questions.load()[0].question
     assert student == f"{question}\nLet's think step by step.\n" and "stop" not in server.bodies[1]
-
-
-def test_command_imports_and_exports(store, tmp_path, capsys):
-    file = tmp_path / "own.jsonl"
-    file.write_text(json.dumps({"task": "svamp", "question": "How?", "gold": "1", "path": "cot", "text": "a"}))
-    run(arguments(store, import_path=str(file)))
-    assert "1 thoughts and 1 questions added" in capsys.readouterr().out
-    run(arguments(store, export=str(tmp_path / "out.jsonl")))
-    assert "1 thoughts written" in capsys.readouterr().out
-    assert json.loads((tmp_path / "out.jsonl").read_text())["text"] == "a"
-
-
-@pytest.mark.skipif(not SHARED.exists(), reason="needs the shared data beside the checkout")
-def test_command_imports_for_questions_of_a_source(store, tmp_path):
-    file = tmp_path / "own.jsonl"
-    source = SHARED / "data" / "SVAMP.json"
-    file.write_text(json.dumps({"task": "svamp", "id": "svamp/test/chal-6", "path": "cot", "text": "a"}))
-    with pytest.raises(ValueError, match="--source"):
-        run(arguments(store, import_path=str(file), task="svamp", split="test"))
-    run(arguments(store, import_path=str(file), task="svamp", split="test", source=str(source)))
-    assert [t.question_id for t in store.thoughts()] == ["svamp/test/chal-6"]
 
 
 @pytest.mark.parametrize(
     ("changes", "kind", "message"),
     [
-        ({"status": True, "export": "x"}, ValueError, "one of them"),
-        ({"status": True, "store": "nowhere.db"}, FileNotFoundError, "nowhere.db does not exist"),
-        ({"export": "x", "store": "nowhere.db"}, FileNotFoundError, "nowhere.db does not exist"),
-        ({"import_path": "nowhere.jsonl"}, FileNotFoundError, "nowhere.jsonl"),
         ({"task": "stories"}, ValueError, "`--model` is missing"),
         ({"model": "m"}, ValueError, "`--task` is missing"),
         ({"task": "chess", "model": "m"}, ValueError, "chess"),
@@ -430,7 +406,7 @@ def test_command_errors(tmp_path, monkeypatch, changes, kind, message):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(kind, match=message):
         run(SampleArguments(**changes))
-    assert list(tmp_path.iterdir()) == [] or changes.get("import_path")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_command_arguments():
@@ -440,10 +416,4 @@ def test_command_arguments():
     parser = TrlParser(SampleArguments)
     line = "--task svamp --split train --paths cot pot --n 20 --temperature 0.7 --engine openai --model gpt-3.5-turbo"
     (args,) = parser.parse_args_and_config([*line.split(), *"--base_url URL --store t.db --limit 100".split()])
-    assert (args.paths, args.n, args.limit, args.status) == (["cot", "pot"], 20, 100, False)
-    (args,) = parser.parse_args_and_config("--store t.db --import thoughts.jsonl".split())
-    assert args.import_path == "thoughts.jsonl"
-    (args,) = parser.parse_args_and_config("--store t.db --status".split())
-    assert args.status
-    (args,) = parser.parse_args_and_config("--store t.db --export thoughts.jsonl".split())
-    assert args.export == "thoughts.jsonl"
+    assert (args.paths, args.n, args.limit) == (["cot", "pot"], 20, 100)

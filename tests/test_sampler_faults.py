@@ -134,8 +134,8 @@ def run_with_faults(tmp_path, pairs, timeout, n=4):
         f"{starts} starts; "
         f"{len(rows)} thoughts; ledger {spent.prompt_tokens} + {spent.completion_tokens} tokens "
         f"({spent.cached_tokens} cached), books {server.prompt_tokens} + {server.completion_tokens} "
-        f"({server.cached_tokens} cached); {spent.unknown} answers lost, at most {spent.most_prompt_tokens} + "
-        f"{spent.most_completion_tokens} tokens, of which the books say {unread[0]} + {unread[1]}"
+        f"({server.cached_tokens} cached); {spent.unknown} answers lost, at most {spent.max_prompt_tokens} + "
+        f"{spent.max_completion_tokens} tokens, of which the books say {unread[0]} + {unread[1]}"
     )
     # Complete: every sample once, each with a text that the server wrote for that question and path.
     assert [(t.question_id, t.path, t.index) for t in rows] == [row[:3] for row in expected(questions, n)]
@@ -151,7 +151,7 @@ def run_with_faults(tmp_path, pairs, timeout, n=4):
     assert spent.cached_tokens == server.cached_tokens
     assert spent.completion_tokens == server.completion_tokens
     assert spent.unknown == behaviour.total("lost")
-    assert spent.most_prompt_tokens >= unread[0] and spent.most_completion_tokens >= unread[1]
+    assert spent.max_prompt_tokens >= unread[0] and spent.max_completion_tokens >= unread[1]
     # Whatever stopped a run said why.
     assert all("refuses the key" in s or "does not know the model" in s or "gives no more" in s for s in stops)
     return behaviour, stops
@@ -349,7 +349,7 @@ def kill_over_and_over(tmp_path, kills, count):
                 continue
             with Store(path) as store:
                 now = {row[:3]: row[3] for row in stored(store)}
-                open_at_kills |= set(store._db.execute("SELECT id FROM requests WHERE finished IS NULL").fetchall())
+                open_at_kills |= set(store._db.execute("SELECT id FROM requests WHERE ended_at IS NULL").fetchall())
             assert len(now) == len({*now})
             assert before.items() <= now.items()  # Nothing that was committed is gone or changed.
             for id_, path_, index in now.keys() - before.keys():

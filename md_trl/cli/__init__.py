@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 VERBS = {
     "teacher": "serve the simulated teacher of the task `stories` on loopback",
     "sample": "sample thoughts of a teacher or a student into a store",
+    "store": "show what a store holds (`status`), or move thoughts to and from files (`import`, `export`)",
     "mix": "judge and mix the thoughts of a store into a dataset",
     "train": "run a recipe: load or build mixed thoughts, train a student, evaluate it",
     "eval": "sample a student and score its votes",
@@ -69,6 +70,8 @@ def run_verb(verb: str, arguments: Sequence[str]) -> None:
     parser = TrlParser(module.ARGUMENTS, prog=f"md-trl {verb}", description=f"md-trl {verb}: {VERBS[verb]}.")
     # `TrlParser` handles `--config` before argparse does, so this only documents it in `--help`.
     parser.add_argument("--config", help="YAML file with values for these arguments. The command line wins.")
+    if verb == "store":  # dataclass fields cannot be positional
+        parser.add_argument("action", choices=module.ACTIONS, help="What to do with the store.")
     try:
         module.run(*_parse(parser, arguments))
     except (InputError, OSError) as error:
@@ -85,10 +88,10 @@ def _parse(parser: TrlParser, arguments: Sequence[str]) -> list[Any]:
     if arguments[-1:] == ["--config"]:
         raise InputError("`--config` needs a YAML file.")
     try:
-        *parsed, _ = parser.parse_args_and_config(arguments)
+        *parsed, other = parser.parse_args_and_config(arguments)
     except (ValueError, yaml.YAMLError) as error:
         raise InputError(str(error)) from error
-    return parsed
+    return [*parsed, other.action] if "action" in other else parsed
 
 
 def _split_config(argument: str) -> list[str]:

@@ -94,7 +94,7 @@ def run(args: EvalArguments) -> None:
     from ..report import accuracy_table, solved_table
     from ..sampling.engines.transformers import TransformersEngine
     from ..sampling.sampler import sample
-    from ..store import Store
+    from ..store import Selection, Store
     from ..tasks import load_questions
 
     if unknown := sorted(set(args.paths) - {"cot", "pot", "label"}):
@@ -118,7 +118,7 @@ def run(args: EvalArguments) -> None:
             summary = sample(questions, paths, n, engine, store, prompt, **settings)
             sampled.append(summary)
             wanted = {question.id for question in questions}
-            found = store.thoughts(args.task, args.split, settings=summary.settings)
+            found = store.thoughts(Selection(args.task, [args.split], settings=summary.settings))
             # An earlier run may have sampled more questions, or more thoughts of each
             thoughts += [t for t in found if t.path in paths and t.question_id in wanted and t.index < n]
     gold = {question.id: question.answer for question in questions}

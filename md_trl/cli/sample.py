@@ -1,10 +1,9 @@
-"""`md-trl sample`: ask a model for thoughts, or look into, fill and empty a store."""
+"""`md-trl sample`: ask a model for thoughts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
@@ -12,7 +11,7 @@ from ..records import Question
 from ..sampling.engines import Engine, Prompt
 from ..sampling.ledger import Ledger, read_prices
 from ..sampling.sampler import SampleSummary
-from ..store.store import StatusRow, Store, describe
+from ..store import Store
 
 
 PROMPTS = ("auto", "few_shot", "few_shot_text", "student")
@@ -27,7 +26,7 @@ class SampleArguments:
         task (`str`, *optional*):
             Task to sample, for example `svamp`.
         split (`str`, *optional*, defaults to `"train"`):
-            Its split; for an import, the split of new questions.
+            Its split.
         source (`str`, *optional*):
             Local copy of the task's original file. The Hub is asked if left out.
         limit (`int`, *optional*):
@@ -85,16 +84,10 @@ class SampleArguments:
             thoughts.
         store (`str`, *optional*, defaults to `"thoughts.db"`):
             File that keeps all thoughts.
-        status (`bool`, *optional*, defaults to `False`):
-            Show what the store holds, lacks and has cost.
-        import_path (`str`, *optional*):
-            Thought file (JSONL or Parquet) to read into the store; `--import`.
-        export (`str`, *optional*):
-            Thought file to write all thoughts of the store to: Parquet if it ends in `.parquet`, else JSONL.
     """
 
     task: str | None = field(default=None, metadata={"help": "Task to sample, for example `svamp`."})
-    split: str = field(default="train", metadata={"help": "Its split; for an import, the split of new questions."})
+    split: str = field(default="train", metadata={"help": "Its split."})
     source: str | None = field(
         default=None, metadata={"help": "Local copy of the task's original file. The Hub is asked if left out."}
     )
@@ -186,46 +179,14 @@ class SampleArguments:
         },
     )
     store: str = field(default="thoughts.db", metadata={"help": "File that keeps all thoughts."})
-    status: bool = field(default=False, metadata={"help": "Show what the store holds, lacks and has cost."})
-    import_path: str | None = field(
-        default=None,
-        metadata={"help": "Thought file (JSONL or Parquet) to read into the store.", "aliases": ["--import"]},
-    )
-    export: str | None = field(
-        default=None,
-        metadata={"help": "Thought file to write all thoughts to: Parquet if it ends in `.parquet`, else JSONL."},
-    )
 
 
 ARGUMENTS = SampleArguments
 
 
 def run(args: SampleArguments) -> None:
-    """Sample; or show, import, export if one of these is asked for."""
-    if args.status + (args.import_path is not None) + (args.export is not None) > 1:
-        raise InputError("`--status`, `--import` and `--export` are different commands. Give one of them at a time.")
-    if args.status or args.export is not None:
-        if not Path(args.store).is_file():
-            raise FileNotFoundError(f"{args.store} does not exist. Name an existing file with `--store`.")
-        prices = None if args.prices is None else read_prices(args.prices)
-        with Store(args.store) as store:
-            if args.status:
-                print(format_status(store))
-                if prices is not None:
-                    print(f"\n{Ledger(store.spending(), prices).format()}")
-            else:
-                print(f"{store.export_thoughts(args.export):,} thoughts written to {args.export}")
-    elif args.import_path is not None:
-        with Store(args.store) as store:
-            if args.source is not None:
-                store.add_questions(_load_questions(args))
-            summary = store.import_thoughts(args.import_path, args.task, args.split)
-            print(
-                f"{summary.thoughts:,} thoughts and {summary.questions:,} questions added to {args.store}; "
-                f"{summary.known:,} thoughts were there already"
-            )
-    else:
-        _sample(args)
+    """Sample thoughts into a store."""
+    _sample(args)
 
 
 def _load_questions(args: SampleArguments) -> list[Question]:
@@ -296,7 +257,7 @@ def _sample_adaptively(
     from ..judging import mark, read_answers
 
     gold = {question.id: question.answer for question in questions}
-    with Executor(cache=store.path) as executor:
+    with Executor(cache=store.file) as executor:
         return sample_adaptively(
             questions,
             args.n,
@@ -365,37 +326,3 @@ def format_summary(summary: SampleSummary, store: str) -> str:
     if summary.lost:
         parts.append(f"{summary.lost:,} answers lost that may have been billed")
     return "; ".join([*parts, f"{summary.seconds:.1f} s", store])
-
-
-def format_status(store: Store) -> str:
-    """The status of a store as a table."""
-    head = "task split path setting questions thoughts distinct missing unusable failed tokens".split()
-    rows = store.status()
-    table = [head, *(_cells(row) for row in rows)]
-    widths = [max(len(row[column]) for row in table) for column in range(len(head))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
-    if not rows:
-        lines = [f"{len(store.questions()):,} questions, no thoughts"]
-    settings = {
-        row.setting: f"setting {row.setting}: {describe(row.model, row.prompt_hash, row.params)}"
-        + (f" (answered by {row.served})" if row.served else "")
-        for row in rows
-    }
-    return "\n".join([*lines, *settings.values()])
-
-
-def _cells(row: StatusRow) -> tuple[str, ...]:
-    unusable = ", ".join(f"{count:,} {reason}" for reason, count in row.unusable.items()) or "0"
-    return (
-        row.task,
-        row.split,
-        row.path,
-        str(row.setting),
-        f"{row.questions:,}",
-        f"{row.thoughts:,}",
-        f"{row.distinct:,}",
-        f"{row.missing:,} of {row.n} each" if row.n else "imported",
-        unusable,
-        f"{row.failed:,} of {row.requests:,}" + (f", {row.lost:,} lost" if row.lost else ""),
-        f"{row.prompt_tokens:,} + {row.completion_tokens:,}",
-    )

@@ -32,7 +32,8 @@ from tqdm.auto import tqdm
 
 from ..errors import InputError
 from ..records import Question
-from ..store.store import Batch, Claim, OpenRequest, Store
+from ..store import Claim, Store
+from ..store.batches import Batch, OpenRequest
 from .engines import Prompt, SampleRequest
 from .engines.openai import OpenAIEngine, read_answer, request_body
 from .ledger import Budget, Price, most_tokens
@@ -157,13 +158,13 @@ class _Runner:
 
     def resume(self, client: openai.OpenAI, bar: tqdm) -> None:
         """Take up what earlier runs have left."""
-        for batch in self.store.take_batches(self.engine.base_url):
+        for batch in self.store.batches.take(self.engine.base_url):
             if batch.file_id is None:
-                self.store.finish_batch(batch.id, "dropped", "the batch was not handed in")
+                self.store.batches.finish(batch.id, "dropped", "the batch was not handed in")
             elif batch.batch_id is None:
                 known = next((found for found in client.batches.list() if found.input_file_id == batch.file_id), None)
                 if known:
-                    self.store.update_batch(batch.id, batch_id=known.id, status=known.status)
+                    self.store.batches.update(batch.id, batch_id=known.id, status=known.status)
                 else:
                     self._create(client, batch)
         self.wait(client, bar)
@@ -176,15 +177,15 @@ class _Runner:
         while lacking and not self.summary.over_budget:
             # A file has one endpoint.
             first = self.job.prompt(*lacking[0][:2])
-            batch = self.store.add_batch(self.engine.base_url, self._endpoint(first))
+            batch = self.store.batches.add(self.engine.base_url, self._endpoint(first))
             with tempfile.TemporaryFile() as file:
                 lacking = self._fill(file, batch, self._endpoint(first), lacking)
                 if file.tell() == 0:
-                    self.store.finish_batch(batch, "dropped", "nothing could be asked for")
+                    self.store.batches.finish(batch, "dropped", "nothing could be asked for")
                     continue
                 file.seek(0)
                 uploaded = client.files.create(file=(f"md_trl-{batch}.jsonl", file), purpose="batch")
-            self.store.update_batch(batch, file_id=uploaded.id, status="uploaded")
+            self.store.batches.update(batch, file_id=uploaded.id, status="uploaded")
             self._create(client, Batch(batch, self._endpoint(first), uploaded.id, None))
         return self.summary.requests - before
 
@@ -205,17 +206,19 @@ class _Runner:
             )
             full = False
 
-            def allow(samples: list[int], most: int = most, length: int = length, before: int = requests) -> bool:
+            def allow(samples: list[int], most: int = most, length: int = length, before: int = requests) -> int:
                 nonlocal full
                 full = before + len(samples) > self.max_requests
                 full |= file.tell() + len(samples) * length > self.max_bytes
                 if full or not self.budget:
-                    return not full
-                return self.budget.allows(most, sum(samples) * self.job.max_tokens, len(samples), batch=True)
+                    return 0 if full else len(samples)
+                allowed = self.budget.allows(most, sum(samples) * self.job.max_tokens, len(samples), batch=True)
+                return len(samples) if allowed else 0
 
-            claims = self.store.claim(
-                question.id, path, setting, self.job.n, most_prompt=most, batch=batch, allow=allow
-            )
+            claims, _ = self.store.claims.claim(
+                question.id, path, setting, self.job.n,
+                max_prompt_tokens=most, max_completion_tokens=self.job.max_tokens, batch=batch, allow=allow,
+            )  # fmt: skip
             if full and not requests:
                 raise InputError(
                     f"The request for {question.id!r} ({path}) has {length:,} bytes; a file may have "
@@ -247,15 +250,15 @@ class _Runner:
         created = client.with_options(max_retries=0).batches.create(
             input_file_id=batch.file_id, endpoint=batch.endpoint, completion_window="24h"
         )
-        self.store.update_batch(batch.id, batch_id=created.id, status=created.status)
+        self.store.batches.update(batch.id, batch_id=created.id, status=created.status)
 
     def wait(self, client: openai.OpenAI, bar: tqdm) -> None:
         """Wait for all batches, and store what they bring."""
-        waiting = [batch for batch in self.store.take_batches(self.engine.base_url) if batch.batch_id is not None]
+        waiting = [batch for batch in self.store.batches.take(self.engine.base_url) if batch.batch_id is not None]
         while waiting:
             for batch in list(waiting):
                 found = client.batches.retrieve(batch.batch_id)
-                self.store.update_batch(batch.id, status=found.status)
+                self.store.batches.update(batch.id, status=found.status)
                 if found.status in ENDED:
                     self._fetch(client, batch, found, bar)
                     waiting.remove(batch)
@@ -265,7 +268,7 @@ class _Runner:
 
     def _fetch(self, client: openai.OpenAI, batch: Batch, found: openai.types.Batch, bar: tqdm) -> None:
         # What an earlier run has stored is not open any more.
-        still_open = {request.key: request for request in self.store.open_requests(batch.id)}
+        still_open = {request.key: request for request in self.store.batches.open_requests(batch.id)}
         with tempfile.TemporaryDirectory() as folder:
             for file_id in (found.output_file_id, found.error_file_id):
                 if file_id is None:
@@ -278,7 +281,7 @@ class _Runner:
                         bar.update(self._take(line, still_open, batch.endpoint))
         reasons = "; ".join(error.message or "" for error in (found.errors.data or [])) if found.errors else ""
         error = self.engine.clean(f"the batch has {found.status} without a result{f': {reasons}' if reasons else ''}")
-        if without := self.store.finish_batch(batch.id, found.status, error):
+        if without := self.store.batches.finish(batch.id, found.status, error):
             self.summary.errors[error] += without
         if self.budget:
             self.budget.refresh()
@@ -297,23 +300,26 @@ class _Runner:
             message = details.get("message") if isinstance(details, dict) else str(details)
             status = response.get("status_code")
             error = self.engine.clean(f"HTTP {status}: {message}" if status else str(message))
-            self.store.fail(request.key, error)
+            self.store.claims.fail(request.key, error)
             self.summary.errors[error] += 1
             if status in (400, 403, 422):
                 self._refused.add((request.question_id, request.path))
             return 0
         asked = SampleRequest(
-            request.question_id, request.path, [] if endpoint.endswith("/chat/completions") else "", stop=request.stop
+            request.question_id,
+            request.path,
+            [] if endpoint.endswith("/chat/completions") else "",
+            stop=request.params.stop,
         )
         try:
             choices, usage, served = read_answer(response.get("body"), asked)
         except ValueError as error:
             message = self.engine.clean(f"the answer cannot be read: {error}")
-            self.store.fail(request.key, message, lost=True)
+            self.store.claims.fail(request.key, message, lost=True)
             self.summary.errors[message] += 1
             self.summary.lost += 1
             return 0
-        stored = self.store.save(request.key, choices, usage, served)
+        stored = self.store.claims.save(request.key, choices, usage, served)
         self.summary.thoughts += stored
         self.summary.prompt_tokens += usage.get("prompt_tokens", 0)
         self.summary.cached_tokens += usage.get("cached_tokens", 0)

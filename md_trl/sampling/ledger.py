@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..store.store import Spending, Store
+from ..store import Spending, Store
 from .engines import Prompt
 
 
@@ -120,11 +120,11 @@ class Ledger:
     Examples:
 
     ```python
-    >>> from md_trl.store import Store
+    >>> from md_trl.store import Selection, Store
     >>> from md_trl.sampling.ledger import Ledger, Price
 
     >>> with Store("thoughts.db") as store:
-    ...     ledger = Ledger(store.spending(task="svamp"), {"gpt-3.5-turbo": Price(0.5, 1.5)})
+    ...     ledger = Ledger(store.spending(Selection(task="svamp")), {"gpt-3.5-turbo": Price(0.5, 1.5)})
     >>> print(ledger.cost, ledger.unknown)
     ```
     """
@@ -140,7 +140,7 @@ class Ledger:
     @property
     def unknown(self) -> float:
         """The most that requests under way and lost ones can have cost."""
-        return sum(self._cost(e, e.most_prompt_tokens, 0, e.most_completion_tokens) for e in self.entries)
+        return sum(self._cost(e, e.max_prompt_tokens, 0, e.max_completion_tokens) for e in self.entries)
 
     @property
     def unpriced(self) -> list[str]:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from tqdm.auto import tqdm
 
 from ..errors import InputError
-from ..records import PATHS, Question
-from ..store.store import Claim, Store
+from ..records import PATHS, Question, SamplingParams
+from ..store import Claim, Store
 from .engines import Engine, Prompt, SampleRequest, SampleResult
 from .ledger import Budget, Estimate, Price, Stratum, estimate, most_tokens, price_of
 
@@ -63,7 +63,7 @@ class SampleSummary:
         seconds (`float`, *optional*, defaults to `0.0`):
             Time taken.
         settings (`list[int]`, *optional*, defaults to `[]`):
-            The settings of all samples that were wanted, new or stored: `store.thoughts(settings=summary.settings)`.
+            The settings of all samples that were wanted, new or stored: `Selection(settings=summary.settings)`.
         saved (`int`, *optional*, defaults to `0`):
             Samples that adaptive sampling found needless.
     """
@@ -145,21 +145,15 @@ class Job:
         self.n, self.model, self.store, self.prompt = n, model, store, prompt
         self.temperature, self.top_p, self.max_tokens, self.seed = temperature, top_p, max_tokens, seed
         self.stop = tuple(stop)
-        self._params = {
-            "temperature": temperature,
-            "top_p": top_p,
-            "max_tokens": max_tokens,
-            "stop": list(stop),
-            "seed": seed,
-        }
+        self._params = SamplingParams(temperature, top_p, max_tokens, tuple(stop), seed)
         self._settings: dict[str, int] = {}
-        store.add_questions(questions)
+        store.questions.add(questions)
         self._setting_of = [self._find_setting(*pair) for pair in self.pairs]
 
     def _find_setting(self, question: Question, path: str) -> int:
         hash_ = _prompt_hash(self.prompt(question, path), question)
         if hash_ not in self._settings:
-            self._settings[hash_] = self.store.setting(self.model, hash_, self._params)
+            self._settings[hash_] = self.store.settings.number(self.model, hash_, self._params)
         return self._settings[hash_]
 
     @property
@@ -171,7 +165,7 @@ class Job:
         """The pairs that lack samples."""
         lacking = []
         for (question, path), setting in zip(self.pairs, self._setting_of, strict=True):
-            if count := len(self.store.missing(question.id, path, setting, self.n)):
+            if count := len(self.store.claims.missing(question.id, path, setting, self.n)):
                 lacking.append((question, path, setting, count))
         return lacking
 
@@ -273,10 +267,14 @@ def sample(
             text = prompt(question, path)
             most = most_tokens(text)
 
-            def allow(samples: list[int], most: int = most) -> bool:
-                return budget is None or budget.allows(most, sum(samples) * max_tokens, len(samples))
+            def allow(samples: list[int], most: int = most) -> int:
+                allowed = budget is None or budget.allows(most, sum(samples) * max_tokens, len(samples))
+                return len(samples) if allowed else 0
 
-            claims = store.claim(question.id, path, setting, n, at_most, most_prompt=most, allow=allow)
+            claims, _ = store.claims.claim(
+                question.id, path, setting, n,
+                max_samples=at_most, max_prompt_tokens=most, max_completion_tokens=max_tokens, allow=allow,
+            )  # fmt: skip
             if budget and budget.refused:
                 return
             try:
@@ -285,7 +283,7 @@ def sample(
                     yield job.request(question, path, text, claims.pop(0))
             finally:
                 for claim in claims:
-                    store.fail(claim.key, "not asked")
+                    store.claims.fail(claim.key, "not asked")
 
     lacking = job.missing()
     missing = sum(count for *_, count in lacking)
@@ -304,14 +302,14 @@ def sample(
                     most = most_tokens(result.request.prompt)
                     budget.settle(most, result.request.n * max_tokens, result.usage, result.lost)
                 if result.error is not None:
-                    store.fail(result.request.key, result.error, result.usage, result.lost)
+                    store.claims.fail(result.request.key, result.error, result.usage, result.lost)
                     failures[pair] += PATIENCE if not result.retry else 1 if result.lost else 2
                     in_a_row += 1
                     if in_a_row == GIVE_UP_AFTER:
                         break
                     continue
                 in_a_row = 0
-                stored = store.save(result.request.key, result.choices, result.usage, result.served)
+                stored = store.claims.save(result.request.key, result.choices, result.usage, result.served)
                 failures[pair] = 0 if result.choices else failures[pair] + 2
                 several_seen |= len(result.choices) > 1
                 if result.request.n > 1 and len(result.choices) == 1 and not several_seen:
@@ -329,7 +327,7 @@ def sample(
     finally:
         bar.close()
         asking.close()
-        store.release()
+        store.claims.release()
     summary.missing = sum(count for *_, count in job.missing())
     summary.cost = (
         budget.price.cost(summary.prompt_tokens, summary.cached_tokens, summary.completion_tokens) if budget else None

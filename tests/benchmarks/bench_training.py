@@ -53,7 +53,7 @@ def sampled_rows(count, n=10):
     from md_trl.records import Question
     from md_trl.sampling.engines.transformers import TransformersEngine
     from md_trl.sampling.sampler import sample
-    from md_trl.store import Store
+    from md_trl.store import Selection, Store
 
     questions = [
         Question(f"svamp/train/{row['id']}", "svamp", "train", row["question"], "?") for row in real_rows(count)
@@ -69,7 +69,7 @@ def sampled_rows(count, n=10):
             lambda question, path: student_prompt(question.question, path),
             max_tokens=200,
         )
-        thoughts = store.thoughts(settings=summary.settings)
+        thoughts = store.thoughts(Selection(settings=summary.settings))
     by_path = {(q.id, path): [] for q in questions for path in ("cot", "pot")}
     for thought in thoughts:
         if (thought.question_id, thought.path) in by_path:

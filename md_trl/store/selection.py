@@ -1,0 +1,192 @@
+"""Selections of thoughts: by task, split, path, model, parameters and setting."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..records import Thought
+from .settings import describe_setting
+
+
+@dataclass(frozen=True)
+class Selection:
+    r"""
+    Which thoughts of a store to use. What is left out is not restricted.
+
+    The thoughts of one question and path must come from one setting, because a vote over thoughts of several models or
+    temperatures means something else. `combine=True` lifts this rule.
+
+    Args:
+        task (`str`, *optional*):
+            Select only thoughts on questions of this task.
+        splits (`Sequence[str]`, *optional*):
+            Select only thoughts on questions of these splits.
+        paths (`Sequence[str]`, *optional*):
+            Select only thoughts of these paths.
+        models (`str` or `Mapping[str, str]`, *optional*):
+            Select only thoughts of this model. A mapping from path to model selects one teacher per path, and all
+            models on a path that it does not name.
+        settings (`Sequence[int]`, *optional*):
+            Select only thoughts of these settings, by the numbers that [`Store.status`] shows.
+        combine (`bool`, *optional*, defaults to `False`):
+            Whether to combine the thoughts of several settings of one question and path. They are numbered anew, in
+            the order of setting and sample index.
+        params (`Mapping[str, Any]`, *optional*):
+            Select only thoughts sampled with these values of these parameters.
+
+    Examples:
+
+    ```python
+    >>> from md_trl.store import Selection, Store
+
+    >>> with Store("thoughts.db") as store:
+    ...     thoughts = store.thoughts(Selection("svamp", ["train"], models={"cot": "gpt-4o", "pot": "codellama"}))
+    ```
+    """
+
+    task: str | None = None
+    splits: Sequence[str] | None = None
+    paths: Sequence[str] | None = None
+    models: str | Mapping[str, str] | None = None
+    settings: Sequence[int] | None = None
+    combine: bool = False
+    params: Mapping[str, Any] | None = None
+
+
+def conditions(selection: Selection, table: str) -> tuple[str, list[Any]]:
+    r"""
+    Write a selection as an SQL condition.
+
+    Args:
+        selection ([`Selection`]):
+            What to select.
+        table (`str`):
+            Alias of the table with the column `path`. The condition also refers to the questions as `q` and the
+            settings as `s`.
+
+    Returns:
+        `tuple[str, list[Any]]`: The condition and the values of its placeholders.
+    """
+    parts, values = ["1"], []
+    if selection.task is not None:
+        parts.append("q.task = ?")
+        values.append(selection.task)
+    allowed = {"q.split": selection.splits, f"{table}.path": selection.paths, "s.id": selection.settings}
+    for column, wanted in allowed.items():
+        if wanted is not None:
+            parts.append(f"{column} IN ({', '.join('?' * len(wanted))})")
+            values += wanted
+    if isinstance(selection.models, str):
+        parts.append("s.model = ?")
+        values.append(selection.models)
+    elif selection.models is not None:
+        for path, model in selection.models.items():
+            parts.append(f"({table}.path != ? OR s.model = ?)")
+            values += [path, model]
+    for name, value in (selection.params or {}).items():
+        parts.append("json_extract(s.params, ?) = ?")
+        values += [f'$."{name}"', value]
+    return " AND ".join(parts), values
+
+
+def load_thoughts(db: sqlite3.Connection, file: Path, selection: Selection) -> list[Thought]:
+    r"""
+    Load the selected thoughts.
+
+    Args:
+        db (`sqlite3.Connection`):
+            The open store.
+        file ([`~pathlib.Path`]):
+            Its file, for messages.
+        selection ([`Selection`]):
+            What to select.
+
+    Returns:
+        `list[Thought]`: The thoughts, in the order of questions, paths and sample indices.
+
+    Raises:
+        `InputError`: A question and path has thoughts of several settings, and `combine` is not set.
+    """
+    thoughts: list[Thought] = []
+    settings_of: dict[tuple[str, str], set[int]] = defaultdict(set)
+    for setting, thought in _iterate(db, selection):
+        thoughts.append(thought)
+        settings_of[thought.question_id, thought.path].add(setting)
+    if not selection.combine:
+        _check_one_setting(db, file, settings_of)
+    return thoughts
+
+
+def digest(db: sqlite3.Connection, selection: Selection) -> str:
+    r"""
+    Compute a digest of the selected questions and thoughts, reading one row at a time.
+
+    Args:
+        db (`sqlite3.Connection`):
+            The open store.
+        selection ([`Selection`]):
+            What to select.
+
+    Returns:
+        `str`: The digest. It changes if and only if a selected question or thought does.
+    """
+    state = hashlib.sha256()
+    where, values = conditions(Selection(selection.task, selection.splits), "q")
+    for row in db.execute(f"SELECT q.id, q.question, q.answer FROM questions q WHERE {where} ORDER BY q.key", values):
+        state.update(json.dumps(row).encode())
+    for _, thought in _iterate(db, selection):
+        state.update(json.dumps(list(vars(thought).values())).encode())
+    return state.hexdigest()
+
+
+def _iterate(db: sqlite3.Connection, selection: Selection) -> Iterator[tuple[int, Thought]]:
+    """The selected thoughts, each with the number of its setting."""
+    where, values = conditions(selection, "t")
+    rows = db.execute(
+        "SELECT s.id, q.id, t.path, t.sample_index, t.text, s.model, t.finish_reason, t.stated, t.logprob "
+        "FROM thoughts t JOIN questions q ON q.key = t.question JOIN settings s ON s.id = t.setting "
+        f"WHERE {where} ORDER BY q.key, t.path, s.id, t.sample_index",
+        values,
+    )
+    found = ((setting, Thought(*columns)) for setting, *columns in rows)
+    if not selection.combine:
+        yield from found
+        return
+    for _, group in groupby(found, key=lambda item: (item[1].question_id, item[1].path)):
+        for index, (setting, thought) in enumerate(group):
+            yield setting, replace(thought, index=index)
+
+
+def _check_one_setting(db: sqlite3.Connection, file: Path, settings_of: Mapping[tuple[str, str], set[int]]) -> None:
+    several = {pair: found for pair, found in settings_of.items() if len(found) > 1}
+    if not several:
+        return
+    (question_id, path), found = next(iter(several.items()))
+    numbers = sorted(set().union(*several.values()))
+    rows = db.execute(
+        f"SELECT id, model, prompt_hash, params FROM settings WHERE id IN ({', '.join('?' * len(numbers))})", numbers
+    )
+    settings = {number: (model, prompt_hash, json.loads(params)) for number, model, prompt_hash, params in rows}
+    lines = [f"  settings=[{number}]: {describe_setting(*setting)}" for number, setting in settings.items()]
+    # An argument picks one setting if its value differs in each setting of the first question and path.
+    arguments = ["`settings=`"]
+    of_first = [settings[number] for number in sorted(found)]
+    for name in dict.fromkeys(name for *_, params in of_first for name in params):
+        if len({json.dumps(params.get(name)) for *_, params in of_first}) == len(of_first):
+            arguments.insert(0, f"`params={{{name!r}: ...}}`")
+    if len({model for model, *_ in of_first}) == len(of_first):
+        arguments.insert(0, "`models=`")
+    raise InputError(
+        f"{file} holds thoughts of several settings for {len(several)} pairs of question and path, the first of them "
+        f"{question_id!r} and {path}:\n" + "\n".join(lines) + f"\nPick one with {' or '.join(arguments)}, or use all "
+        "of them with `combine=True`."
+    )
