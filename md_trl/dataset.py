@@ -18,7 +18,7 @@ from .mixing import REPEAT_CAP, describe, mix
 from .records import PATHS, MixedRow, QuestionType
 from .sampling.ledger import Ledger, Price
 from .store import Selection, Store
-from .tasks import TASKS
+from .tasks import TASKS, load_questions
 
 
 def open_store(file: str | Path) -> Store:
@@ -219,6 +219,36 @@ def load_mixed_rows(dataset: str, task: str) -> datasets.Dataset:
         return datasets.load_dataset(dataset, task, split="train")
     except ValueError as error:
         raise InputError(f"Cannot load the split `train` of task {task!r} from {dataset}: {error}") from error
+
+
+def load_question_rows(task: str, source: str | None = None, store_file: str | None = None) -> datasets.Dataset:
+    r"""
+    Load every training question of a task, whichever paths solve it, for `objective="label_all"`.
+
+    Args:
+        task (`str`):
+            Name of the task.
+        source (`str`, *optional*):
+            Local copy of the task's original file.
+        store_file (`str`, *optional*):
+            Store whose questions to use if there is no `source`. Without either, the task is loaded from the Hub.
+
+    Returns:
+        [`~datasets.Dataset`]: `id`, `task`, `question` and `answer` of each question.
+
+    Raises:
+        `FileNotFoundError`: The source or the store does not exist.
+        `ValueError`: The store has no training questions of the task.
+    """
+    if source is None and store_file is not None:
+        with open_store(store_file) as store:
+            questions = store.questions.load(task, "train")
+        if not questions:
+            raise InputError(f"{store_file} has no questions of {task}/train. Name the original file with `source`.")
+    else:
+        questions = load_questions(task, "train", source=source)
+    columns = ("id", "task", "question", "answer")
+    return datasets.Dataset.from_list([{name: getattr(question, name) for name in columns} for question in questions])
 
 
 @dataclass

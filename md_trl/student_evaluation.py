@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 from .errors import InputError
 from .evaluation import EvaluationResult, collect_answers
@@ -17,9 +18,12 @@ from .judging import read_answers
 from .prompts import resolve_prompt_format, student_prompt
 from .records import LABEL, PATHS, PATHS_AND_LABEL, STUDENT_THOUGHTS, Question, SamplingParams
 from .sampling import SampleSummary, sample
-from .sampling.engines import LocalEngine, check_params
+from .sampling.engines import check_params
 from .store import Selection, Store
 
+
+if TYPE_CHECKING:
+    from .sampling.engines.transformers import TransformersEngine
 
 POLL_SECONDS = 1.0
 """Pause between two checks for samples that another process is still drawing."""
@@ -77,12 +81,12 @@ class StudentEvaluation:
             raise InputError("There is nothing to evaluate. Choose at least one question and one path.")
         check_params(self.params, self.n)
 
-    def sample(self, engine: LocalEngine, store: Store, progress: bool = True) -> SampleSummary:
+    def sample(self, engine: TransformersEngine, store: Store, progress: bool = True) -> SampleSummary:
         r"""
         Sample what the store lacks. Several processes may do so at the same time.
 
         Args:
-            engine ([`~md_trl.sampling.engines.LocalEngine`]):
+            engine ([`~md_trl.sampling.engines.transformers.TransformersEngine`]):
                 Engine of the student.
             store ([`~md_trl.store.Store`]):
                 Store of the student's thoughts.
@@ -107,14 +111,14 @@ class StudentEvaluation:
                 summary.missing = missing
         return summary
 
-    def run(self, name: str, engine: LocalEngine, store: Store) -> EvaluationResult:
+    def run(self, name: str, engine: TransformersEngine, store: Store) -> EvaluationResult:
         r"""
         Sample what the store lacks, wait for other processes that share the sampling, and judge all answers.
 
         Args:
             name (`str`):
                 Name of the student in tables.
-            engine ([`~md_trl.sampling.engines.LocalEngine`]):
+            engine ([`~md_trl.sampling.engines.transformers.TransformersEngine`]):
                 Engine of the student.
             store ([`~md_trl.store.Store`]):
                 Store of the student's thoughts.
@@ -153,13 +157,13 @@ class StudentEvaluation:
             questions=collect_answers(self.questions, answered, self.n, self.paths, tokens),
         )
 
-    def _settings(self, engine: LocalEngine) -> dict:
+    def _settings(self, engine: TransformersEngine) -> dict[str, Any]:
         return {
             "paths": list(self.paths),
             "n": self.n,
             **asdict(self.params),
             "prompt_format": resolve_prompt_format(engine.tokenizer, self.prompt_format),
-            "strict": self.strict,
+            "extract": "strict" if self.strict else "flexible",
         }
 
     def _drawn_elsewhere(self, store: Store, settings: Sequence[int]) -> bool:

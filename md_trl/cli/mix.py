@@ -57,7 +57,8 @@ class MixArguments:
         default=None, metadata={"help": "Price table (YAML, per million tokens), to state what each question cost."}
     )
     repeat_cap: int = field(
-        default=REPEAT_CAP, metadata={"help": "Maximum number of times that a question of type 1 or 2 counts per epoch."}
+        default=REPEAT_CAP,
+        metadata={"help": "Maximum number of times that a question of type 1 or 2 counts per epoch."},
     )
 
 

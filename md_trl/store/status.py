@@ -152,7 +152,7 @@ WITH asked AS (
         CAST(total(json_extract(r.usage, '$.completion_tokens')) AS INTEGER) AS completion_tokens,
         group_concat(DISTINCT iif(r.served != s.model, r.served, NULL)) AS served
     FROM requests r JOIN questions q ON q.key = r.question JOIN settings s ON s.id = r.setting
-    GROUP BY 1, 2, 3, 4
+    WHERE {where} GROUP BY 1, 2, 3, 4
 ), stored AS (
     SELECT a.task, a.split, a.path, a.setting, count(DISTINCT t.question) AS questions, count(*) AS thoughts,
         count(DISTINCT t.question || ' ' || t.text) AS texts, count(iif(t.sample_index < a.n, 1, NULL)) AS below_n
@@ -177,19 +177,22 @@ ORDER BY 1, 2, 3, 4
 """
 
 
-def status(db: sqlite3.Connection) -> list[StatusRow]:
+def status(db: sqlite3.Connection, selection: Selection) -> list[StatusRow]:
     r"""
     Summarize what a store holds, what is missing, what is unusable, and what it took.
 
     Args:
         db (`sqlite3.Connection`):
             The open store.
+        selection ([`Selection`]):
+            What to summarize.
 
     Returns:
         `list[StatusRow]`: One row per task, split, path and setting.
     """
+    where, values = conditions(selection, "r")
     rows = []
-    for columns in db.execute(_STATUS, (IMPORT_OWNER,)):
+    for columns in db.execute(_STATUS.replace("{where}", where), (IMPORT_OWNER, *values)):
         row = StatusRow(*columns)
         rows.append(replace(row, params=json.loads(row.params), unusable=json.loads(row.unusable)))
     return rows

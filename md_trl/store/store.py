@@ -105,14 +105,18 @@ class Store:
         """
         return selections.digest(self._db, selection or Selection())
 
-    def status(self) -> list[StatusRow]:
+    def status(self, selection: Selection | None = None) -> list[StatusRow]:
         r"""
         Summarize what the store holds, what is missing, what is unusable, and what it took.
+
+        Args:
+            selection ([`Selection`], *optional*, defaults to all thoughts):
+                What to summarize.
 
         Returns:
             `list[StatusRow]`: One row per task, split, path and setting.
         """
-        return status.status(self._db)
+        return status.status(self._db, selection or Selection())
 
     def spending(self, selection: Selection | None = None) -> list[Spending]:
         r"""
