@@ -9,7 +9,9 @@ from ..records import PATHS, STUDENT_MAX_TOKENS, STUDENT_THOUGHTS, SamplingParam
 
 
 if TYPE_CHECKING:
-    from ..evaluation import EvaluationResult
+    from ..sampling.engines.transformers import TransformersEngine
+    from ..store import Store
+    from ..student_evaluation import StudentEvaluation
 
 
 @dataclass
@@ -112,14 +114,16 @@ def run(args: EvalArguments) -> None:
     )
     engine = TransformersEngine(args.model)
     with Store(args.store) as store:
-        result = evaluation.run(args.name or Path(args.model).name, engine, store)
-    save_and_print(result, args.output)
+        evaluate(evaluation, args.name or Path(args.model).name, engine, store, args.output)
 
 
-def save_and_print(result: EvaluationResult, folder: str) -> None:
-    """Write a result to a folder and print its tables."""
+def evaluate(evaluation: StudentEvaluation, name: str, engine: TransformersEngine, store: Store, folder: str) -> None:
+    """Evaluate a student, write the result to a folder and print its tables."""
     from ..report import accuracy_table, solved_table
+    from .sample import format_summary
 
+    print(f"{format_summary(evaluation.sample(engine, store), store.file)}\n")
+    result = evaluation.run(name, engine, store)
     file = result.save(folder)
     print("\n\n".join(table for table in (accuracy_table([result]), solved_table([result])) if table))
     print(f"\nWrote {file}.")

@@ -144,7 +144,8 @@ def _prepare_evaluation(args: RecipeArguments, prompt_format: str) -> StudentEva
     from ..tasks import load_questions
 
     Path(args.eval_output).mkdir(parents=True, exist_ok=True)
-    Store(args.eval_store).close()
+    if Path(args.eval_store).exists():
+        Store(args.eval_store).close()
     return StudentEvaluation(
         load_questions(args.eval_task, args.eval_split, source=args.eval_source)[: args.eval_limit],
         SamplingParams(temperature=args.eval_temperature, max_tokens=args.eval_max_tokens),
@@ -210,11 +211,11 @@ def _evaluate(evaluation: StudentEvaluation, args: RecipeArguments, student: str
     """Evaluate the student. All processes of the main process's machine sample; the main process judges."""
     from ..sampling.engines.transformers import TransformersEngine
     from ..store import Store
-    from .eval import save_and_print
+    from .eval import evaluate
 
     engine = TransformersEngine(student)
     with Store(args.eval_store) as store:
         if is_main:
-            save_and_print(evaluation.run(Path(student).name, engine, store), args.eval_output)
+            evaluate(evaluation, Path(student).name, engine, store, args.eval_output)
         else:
             evaluation.sample(engine, store, progress=False)
