@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from md_trl.answers import equal
 from md_trl.execution import Executor, Limits, Result, seccomp
-from md_trl.execution.programs import MAX_CHARS, NotAProgram, prepare
+from md_trl.execution.programs import MAX_CHARS, prepare
+from md_trl.execution.source import InvalidProgramError
 from md_trl.execution.values import to_json
 
 
@@ -27,7 +28,7 @@ needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs the original fi
 SOLUTION = 'def solution():\n    """How many are 29 times 7?"""\n    birds = 29\n    return birds * 7\n'
 
 
-needs_jail = pytest.mark.skipif(seccomp.reason_against() is not None, reason="the jail needs seccomp")
+needs_jail = pytest.mark.skipif(seccomp.unavailable_reason() is not None, reason="the jail needs seccomp")
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +211,7 @@ class TestForms:
     def test_wild_texts_are_programs_or_not(self, text):
         try:
             program = prepare(text)
-        except NotAProgram as failure:
+        except InvalidProgramError as failure:
             assert str(failure)
         else:
             for source in [program.body, *program.expressions]:

@@ -253,11 +253,11 @@ def _sample_adaptively(
     parameters: dict[str, Any],
 ) -> SampleSummary:
     from ..adaptive import AdaptiveRule, sample_adaptively
-    from ..execution import Executor
+    from ..execution import Executor, default_cache
     from ..judging import mark, read_answers
 
     gold = {question.id: question.answer for question in questions}
-    with Executor(cache=store.file) as executor:
+    with Executor(cache=default_cache(store.file)) as executor:
         return sample_adaptively(
             questions,
             args.n,
