@@ -351,6 +351,67 @@ def test_mixed_models_temperatures_and_settings(store, tmp_path):
     assert [t.text for t in store.thoughts(Selection(paths=["pot"], models=""))] == ["p"]
 
 
+def test_one_teacher_per_path(store):
+    """Both paths have thoughts of two teachers; one is picked for each path."""
+    q = question(0).id
+    for path in ("cot", "pot", "label"):
+        for model in ("big", "small"):
+            fill(store, q, path, [f"{path} of {model}"], model=model)
+    picked = {"cot": "big", "pot": "small"}
+    with pytest.raises(
+        InputError, match="1 pairs of question and path, the first of them 'svamp/train/q-0' and label"
+    ):
+        store.thoughts(Selection(models=picked))  # A path that is not named keeps all its models.
+    assert [t.text for t in store.thoughts(Selection(paths=["cot", "pot"], models=picked))] == [
+        "cot of big",
+        "pot of small",
+    ]
+    assert {t.model for t in store.thoughts(Selection(models=picked | {"label": "small"}))} == {"big", "small"}
+    assert [t.text for t in store.thoughts(Selection(models={"cot": "small"}, paths=["cot"]))] == ["cot of small"]
+
+
+def test_teachers_and_imports_are_combined_on_purpose(store, tmp_path):
+    """Thoughts of several settings are numbered anew, by setting and then by sample index."""
+    q = question(0).id
+    fill(store, q, "cot", ["a", "b"], model="big")
+    row = {"task": "svamp", "id": q, "path": "cot"}
+    store.import_thoughts(
+        write(tmp_path / "own.jsonl", {**row, "text": "own 1"}, {**row, "text": "own 2", "index": 7})
+    )
+    fill(store, q, "cot", ["c"], model="big", params=replace(PARAMS, seed=1))
+    fill(store, question(1).id, "cot", ["d"], model="small")
+    with pytest.raises(InputError, match=r"settings=\[1\](.|\n)*settings=\[2\](.|\n)*combine=True"):
+        store.thoughts()
+    combined = store.thoughts(Selection(combine=True))
+    assert [(t.question_id, t.index, t.text, t.model) for t in combined] == [
+        (q, 0, "a", "big"),
+        (q, 1, "b", "big"),
+        (q, 2, "own 1", ""),
+        (q, 3, "own 2", ""),
+        (q, 4, "c", "big"),
+        (question(1).id, 0, "d", "small"),
+    ]
+    two = store.thoughts(Selection(models="big", combine=True))
+    assert [(t.index, t.text) for t in two] == [(0, "a"), (1, "b"), (2, "c")]
+    assert [t.text for t in store.thoughts(Selection(settings=[2]))] == ["own 1", "own 2"]
+
+
+def test_digest(store):
+    """It changes with each question and thought of the selection, and with no other."""
+    svamp, cot = Selection("svamp"), Selection("svamp", ["train"], ["cot"])
+    seen = {store.digest(), store.digest(Selection("gsm8k"))}
+    assert len(seen) == 2 and store.digest(svamp) == store.digest() == store.digest(cot)
+    fill(store, question(0).id, "pot", ["x = 1"])
+    assert store.digest(cot) in seen and store.digest(svamp) not in seen
+    seen |= {store.digest(svamp)}
+    store.questions.add([question(9, split="test")])
+    assert store.digest(cot) in seen and store.digest(svamp) not in seen
+    fill(store, question(0).id, "cot", ["a"])
+    assert store.digest(cot) not in seen
+    with Store(store.file) as again:
+        assert again.digest(cot) == store.digest(cot)
+
+
 def test_one_temperature_written_in_two_ways(store):
     number = store.settings.number("m", "p", SamplingParams(temperature=1.0))
     assert store.settings.number("m", "p", SamplingParams(temperature=1)) == number
@@ -372,9 +433,29 @@ def test_status(store):
     assert (row.prompt_tokens, row.completion_tokens) == (20, 10)
 
 
+def test_status_of_a_selection_in_one_query(store):
+    store.questions.add([question(7, "gsm8k", "test")])
+    for q in (question(0), question(7, "gsm8k", "test")):
+        for path in ("cot", "pot"):
+            fill(store, q.id, path, ["a", "b"])
+    statements = []
+    store._db.set_trace_callback(statements.append)
+    everything = store.status()
+    store._db.set_trace_callback(None)
+    assert len(statements) == 1
+    keys = [(row.task, row.split, row.path, row.missing) for row in everything]
+    assert keys == [("gsm8k", "test", "cot", 0), ("gsm8k", "test", "pot", 0)] + [
+        ("svamp", "train", "cot", 4),
+        ("svamp", "train", "pot", 4),
+    ]
+    assert store.status(Selection("svamp", paths=["pot"])) == everything[3:]
+    assert store.status(Selection(models="other")) == []
+
+
 # Thought files
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"])).map(str.strip)
+LOGPROBS = st.none() | st.floats(max_value=0.0, allow_infinity=False, allow_nan=False)
 USAGES = st.fixed_dictionaries(
     {}, optional={"prompt_tokens": st.integers(0, 9), "completion_tokens": st.integers(0, 9)}
 )
@@ -389,7 +470,7 @@ USAGES = st.fixed_dictionaries(
             st.sampled_from(["cot", "pot", "label"]),
             st.sampled_from(["m", "", "\u00e9"]),
             st.sampled_from([PARAMS, replace(PARAMS, temperature=0.0), {}]),
-            st.lists(st.tuples(TEXTS, st.sampled_from(["stop", "length"])), max_size=4),
+            st.lists(st.tuples(TEXTS, st.sampled_from(["stop", "length"]), LOGPROBS), max_size=4),
             USAGES,
         ),
         max_size=6,
@@ -437,6 +518,27 @@ def test_export_line(store, tmp_path):
         {**common, "index": 0, "text": "one\u2028two", **last, "usage": usage},
         {**common, "index": 1, "text": "three", **last},
     ]
+
+
+def test_logprobs_are_kept_exported_and_imported(store, tmp_path):
+    setting = store.settings.number("m", "p", PARAMS)
+    (open_claim,) = granted(store, question(0).id, "cot", setting, 2)
+    store.claims.save(open_claim.key, [Choice("a", "stop", -0.1), Choice("b", "stop")], {})
+    assert [t.logprob for t in store.thoughts()] == [-0.1, None]
+    for name in ("t.jsonl", "t.parquet"):
+        store.export_thoughts(tmp_path / name)
+        with Store(tmp_path / f"{name}.db") as other:
+            other.import_thoughts(tmp_path / name)
+            assert [t.logprob for t in other.thoughts()] == [-0.1, None]
+    assert [row.get("logprob") for row in lines(tmp_path / "t.jsonl")] == [-0.1, None]
+
+
+def test_export_of_a_selection(store, tmp_path):
+    for model in ("big", "small"):
+        fill(store, question(0).id, "cot", [f"of {model}"], model=model)
+    assert store.export_thoughts(tmp_path / "t.jsonl", Selection(models="small")) == 1
+    assert lines(tmp_path / "t.jsonl")[0]["text"] == "of small"
+    assert store.export_thoughts(tmp_path / "t.jsonl") == 2
 
 
 def test_sampling_goes_on_after_an_import(store, tmp_path):
@@ -496,6 +598,34 @@ def test_import_adds_questions_that_bring_their_gold(store, tmp_path):
         assert new.id in {q.id for q in other.questions.load()}
 
 
+def test_a_gold_answer_must_agree_with_the_store(store, tmp_path):
+    """A gold answer in another form is the same answer; another answer is an error, whichever field finds the row."""
+    file = tmp_path / "t.jsonl"
+    known = {"task": "svamp", "path": "cot", "text": "a", "gold": "$1.00"}
+    by_text = {**known, "question": question(0).question}
+    by_id = {**known, "id": question(0).id}
+    store.import_thoughts(write(file, by_id, {**by_text, "text": "b"}, {**by_id, "gold": " ", "text": "c"}))
+    for row in (by_id, by_text):
+        message = f"{file}, line 2: the gold answer of 'svamp/train/q-0' is '1' in the store, not '2'"
+        with pytest.raises(InputError, match=re.escape(message)):
+            store.import_thoughts(write(file, {**by_id, "text": "new"}, {**row, "gold": 2}))
+    # A question that the file itself has added is known from then on.
+    new = {"task": "svamp", "question": "New?", "path": "cot", "text": "d", "gold": "5"}
+    with pytest.raises(InputError, match="line 2: .* is '5' in the store, not '6'"):
+        store.import_thoughts(write(file, new, {**new, "gold": "6"}))
+    assert [t.text for t in store.thoughts()] == ["a", "b", "c"] and len(store.questions.load()) == 3
+
+
+def test_any_parameters_can_be_imported(store, tmp_path):
+    rows = [
+        {"task": "svamp", "id": question(0).id, "path": "cot", "text": text, "params": params}
+        for text, params in (("a", {"top_k": 5, "temperature": 1}), ("b", {"top_k": 5, "temperature": 1.0}), ("c", {}))
+    ]
+    store.import_thoughts(write(tmp_path / "t.jsonl", *rows))
+    assert [row.params for row in store.status()] == [{"temperature": 1.0, "top_k": 5}, {}]
+    assert [t.text for t in store.thoughts(Selection(params={"top_k": 5}))] == ["a", "b"]
+
+
 def test_import_of_an_own_task_must_be_meant(store, tmp_path):
     file = write(tmp_path / "t.jsonl", {"task": "svmap", "question": "What?", "path": "cot", "text": "a", "gold": "1"})
     with pytest.raises(ValueError, match="line 1: the task 'svmap' is not one of .*svamp"):
@@ -530,6 +660,8 @@ GOOD = {"task": "svamp", "id": "svamp/train/q-0", "path": "cot", "text": "a"}
         ({**GOOD, "params": {"temperature": "hot"}}, "'temperature' of 'params' is 'hot'"),
         ({**GOOD, "params": {"temperature": 10**400}}, "'temperature' of 'params' is 1000"),
         ({**GOOD, "index": -1}, "'index' is -1"),
+        ({**GOOD, "logprob": 0.5}, "'logprob' is 0.5. Write the mean log-probability per token"),
+        ({**GOOD, "logprob": "low"}, "'logprob' is 'low'"),
         ({**GOOD, "path": "cott"}, "unknown path 'cott'. Choose one of cot, pot, label"),
         ({**GOOD, "task": "chess"}, "the task 'chess' is not one of"),
         ({**GOOD, "id": "svamp/train/nobody"}, "unknown question id 'svamp/train/nobody'.*gold"),

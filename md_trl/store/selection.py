@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import sqlite3
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -118,17 +118,22 @@ def load_thoughts(db: sqlite3.Connection, file: Path, selection: Selection) -> l
     """
     thoughts: list[Thought] = []
     settings_of: dict[tuple[str, str], set[int]] = defaultdict(set)
-    for setting, thought in _iterate(db, selection):
-        thoughts.append(thought)
-        settings_of[thought.question_id, thought.path].add(setting)
+    for setting, *columns in _rows(db, selection):
+        thoughts.append(Thought(*columns))
+        settings_of[thoughts[-1].question_id, thoughts[-1].path].add(setting)
     if not selection.combine:
         _check_one_setting(db, file, settings_of)
+        return thoughts
+    counts: Counter[tuple[str, str]] = Counter()
+    for position, thought in enumerate(thoughts):
+        thoughts[position] = replace(thought, index=counts[thought.question_id, thought.path])
+        counts[thought.question_id, thought.path] += 1
     return thoughts
 
 
 def digest(db: sqlite3.Connection, selection: Selection) -> str:
     r"""
-    Compute a digest of the selected questions and thoughts, reading one row at a time.
+    Compute a digest of the selected questions and thoughts, one row at a time.
 
     Args:
         db (`sqlite3.Connection`):
@@ -137,33 +142,28 @@ def digest(db: sqlite3.Connection, selection: Selection) -> str:
             What to select.
 
     Returns:
-        `str`: The digest. It changes if and only if a selected question or thought does.
+        `str`: The digest. It changes whenever a selected question or thought does.
     """
     state = hashlib.sha256()
     where, values = conditions(Selection(selection.task, selection.splits), "q")
-    for row in db.execute(f"SELECT q.id, q.question, q.answer FROM questions q WHERE {where} ORDER BY q.key", values):
-        state.update(json.dumps(row).encode())
-    for _, thought in _iterate(db, selection):
-        state.update(json.dumps(list(vars(thought).values())).encode())
+    questions = db.execute(
+        f"SELECT q.id, q.split, q.question, q.answer FROM questions q WHERE {where} ORDER BY q.key", values
+    )
+    for row in itertools.chain(questions, _rows(db, selection)):
+        state.update(repr(row).encode())
     return state.hexdigest()
 
 
-def _iterate(db: sqlite3.Connection, selection: Selection) -> Iterator[tuple[int, Thought]]:
-    """The selected thoughts, each with the number of its setting."""
+def _rows(db: sqlite3.Connection, selection: Selection) -> Iterator[tuple[Any, ...]]:
+    """Iterate over the selected thoughts: the number of the setting, then the fields of a [`Thought`]."""
     where, values = conditions(selection, "t")
-    rows = db.execute(
+    # In the order of the table's index, so that nothing has to be sorted.
+    return db.execute(
         "SELECT s.id, q.id, t.path, t.sample_index, t.text, s.model, t.finish_reason, t.stated, t.logprob "
         "FROM thoughts t JOIN questions q ON q.key = t.question JOIN settings s ON s.id = t.setting "
-        f"WHERE {where} ORDER BY q.key, t.path, s.id, t.sample_index",
+        f"WHERE {where} ORDER BY t.question, t.path, t.setting, t.sample_index",
         values,
     )
-    found = ((setting, Thought(*columns)) for setting, *columns in rows)
-    if not selection.combine:
-        yield from found
-        return
-    for _, group in groupby(found, key=lambda item: (item[1].question_id, item[1].path)):
-        for index, (setting, thought) in enumerate(group):
-            yield setting, replace(thought, index=index)
 
 
 def _check_one_setting(db: sqlite3.Connection, file: Path, settings_of: Mapping[tuple[str, str], set[int]]) -> None:

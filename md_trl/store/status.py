@@ -146,33 +146,35 @@ class Usage(NamedTuple):
 
 _STATUS = """
 WITH asked AS (
-    SELECT q.task, q.split, r.path, r.setting, max(iif(r.owner = ?, 0, r.first_index + r.n)) AS n,
+    SELECT q.task, q.split, r.path, r.setting, s.model, s.prompt_hash, s.params,
+        max(iif(r.owner = ?, 0, r.first_index + r.n)) AS n,
         count(*) AS requests, count(r.error) AS failed, sum(r.lost) AS lost,
         CAST(total(json_extract(r.usage, '$.prompt_tokens')) AS INTEGER) AS prompt_tokens,
         CAST(total(json_extract(r.usage, '$.completion_tokens')) AS INTEGER) AS completion_tokens,
-        group_concat(DISTINCT iif(r.served != s.model, r.served, NULL)) AS served
+        ifnull(group_concat(DISTINCT iif(r.served != s.model, r.served, NULL)), '') AS served
     FROM requests r JOIN questions q ON q.key = r.question JOIN settings s ON s.id = r.setting
     WHERE {where} GROUP BY 1, 2, 3, 4
-), stored AS (
-    SELECT a.task, a.split, a.path, a.setting, count(DISTINCT t.question) AS questions, count(*) AS thoughts,
-        count(DISTINCT t.question || ' ' || t.text) AS texts, count(iif(t.sample_index < a.n, 1, NULL)) AS below_n
+), found AS (
+    SELECT a.task, a.split, a.path, a.setting, t.question, t.text, t.finish_reason, t.sample_index < a.n AS wanted
     FROM thoughts t JOIN questions q ON q.key = t.question
         JOIN asked a ON a.task = q.task AND a.split = q.split AND a.path = t.path AND a.setting = t.setting
-    GROUP BY 1, 2, 3, 4
+), stored AS (
+    SELECT task, split, path, setting, count(DISTINCT question) AS questions, count(*) AS thoughts,
+        count(DISTINCT question || ' ' || text) AS texts, sum(wanted) AS wanted
+    FROM found GROUP BY 1, 2, 3, 4
 ), reasons AS (
-    SELECT q.task, q.split, t.path, t.setting, t.finish_reason, count(*) AS thoughts
-    FROM thoughts t JOIN questions q ON q.key = t.question WHERE t.finish_reason != 'stop'
-    GROUP BY 1, 2, 3, 4, 5
+    SELECT task, split, path, setting, finish_reason, count(*) AS thoughts
+    FROM found WHERE finish_reason != 'stop' GROUP BY 1, 2, 3, 4, 5
 ), unusable AS (
-    SELECT task, split, path, setting, json_group_object(finish_reason, thoughts) AS counts FROM reasons
-    GROUP BY 1, 2, 3, 4
+    SELECT task, split, path, setting, json_group_object(finish_reason, thoughts) AS counts
+    FROM reasons GROUP BY 1, 2, 3, 4
 )
-SELECT a.task, a.split, a.path, a.setting, s.model, s.prompt_hash, s.params, a.n, ifnull(t.questions, 0),
+SELECT a.task, a.split, a.path, a.setting, a.model, a.prompt_hash, a.params, a.n, ifnull(t.questions, 0),
     ifnull(t.thoughts, 0), ifnull(t.texts, 0),
-    a.n * (SELECT count(*) FROM questions q WHERE q.task = a.task AND q.split = a.split) - ifnull(t.below_n, 0),
-    ifnull(u.counts, '{}'), a.requests, a.failed, a.lost, a.prompt_tokens, a.completion_tokens, ifnull(a.served, '')
-FROM asked a JOIN settings s ON s.id = a.setting
-    LEFT JOIN stored t USING (task, split, path, setting) LEFT JOIN unusable u USING (task, split, path, setting)
+    a.n * (SELECT count(*) FROM questions q WHERE q.task = a.task AND q.split = a.split) - ifnull(t.wanted, 0),
+    ifnull(u.counts, '{{}}'), a.requests, a.failed, a.lost, a.prompt_tokens, a.completion_tokens, a.served
+FROM asked a LEFT JOIN stored t USING (task, split, path, setting)
+    LEFT JOIN unusable u USING (task, split, path, setting)
 ORDER BY 1, 2, 3, 4
 """
 
@@ -185,14 +187,14 @@ def status(db: sqlite3.Connection, selection: Selection) -> list[StatusRow]:
         db (`sqlite3.Connection`):
             The open store.
         selection ([`Selection`]):
-            What to summarize.
+            What to select.
 
     Returns:
         `list[StatusRow]`: One row per task, split, path and setting.
     """
     where, values = conditions(selection, "r")
     rows = []
-    for columns in db.execute(_STATUS.replace("{where}", where), (IMPORT_OWNER, *values)):
+    for columns in db.execute(_STATUS.format(where=where), [IMPORT_OWNER, *values]):
         row = StatusRow(*columns)
         rows.append(replace(row, params=json.loads(row.params), unusable=json.loads(row.unusable)))
     return rows

@@ -111,7 +111,7 @@ class Store:
 
         Args:
             selection ([`Selection`], *optional*, defaults to all thoughts):
-                What to summarize.
+                Which thoughts and requests to count.
 
         Returns:
             `list[StatusRow]`: One row per task, split, path and setting.

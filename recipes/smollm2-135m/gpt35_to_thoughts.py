@@ -6,7 +6,7 @@ SVAMP's own 1,000. This is the worked example for anybody's rationales: one JSON
     {"task": "svamp", "question": "...", "gold": "203", "path": "cot", "text": "...", "model": "gpt-3.5-turbo"}
 
 Usage: python gpt35_to_thoughts.py FOLDER_WITH_cot.json_AND_pot.json > thoughts.jsonl
-       md-trl sample --store teacher.db --import thoughts.jsonl
+       md-trl store import --store teacher.db --file thoughts.jsonl
 """
 
 import ast
