@@ -251,7 +251,6 @@ def _sample(
     prompt: Callable[[Question, str], Prompt],
     options: dict[str, Any],
 ) -> SampleSummary:
-<<<<<<< HEAD
     if args.adaptive:
         with Executor(cache=default_cache(store.file)) as executor:
             rule = AdaptiveRule(delta=args.delta)
@@ -262,13 +261,6 @@ def _sample(
 
         return sample_in_batches(*job, poll_seconds=args.poll_seconds, **options)
     return sample(*job, **options)
-=======
-    from ..adaptive import AdaptiveRule, sample_adaptively
-    from ..execution import Executor, default_cache
-    from ..judging import mark, read_answers
-
-    gold = {question.id: question.answer for question in questions}
-    with Executor(cache=default_cache(store.path)) as executor:
         return sample_adaptively(
             questions,
             args.n,
