@@ -5,7 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from md_trl.trainer.prefix_tree import attention_mask, block_mask, build_tree, pack, pack_trees, row_cost
+from md_trl.trainer.attention import attention_mask, block_mask
+from md_trl.trainer.packing import pack, pack_trees, row_cost
+from md_trl.trainer.prefix_tree import build_tree
 
 
 sequences = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8), min_size=1, max_size=8)

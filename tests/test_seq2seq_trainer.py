@@ -15,7 +15,7 @@ from md_trl import MDConfig, MDSeq2SeqConfig, MDSeq2SeqTrainer
 from md_trl.cli import run_verb
 from md_trl.prompts import student_prompt
 from md_trl.trainer import add_program_tokens
-from md_trl.trainer.thoughts import check_lossless
+from md_trl.trainer.preprocessing import check_lossless
 
 
 PROGRAM = 'def f(x):\n    d = {"a": [1, 2]}\n    if x < 3:\n        return f"{x}" * 2  # ~^\\\nanswer = f(2)'
@@ -42,10 +42,14 @@ def reference_loss(model, tokenizer, rows, objective="md", unsolved="correct", r
     triggers = {"cot": "Let's think step by step.", "pot": "Let's break down the code step by step."}
     total, count = 0.0, 0
     for r in rows:
-        if r["type"] == 4 and objective != "label_all":
+        if objective == "label_all":  # every question once
+            count += 1
+            total = total + loss_of(f"{r['question']}\n", r["answer"])
+            continue
+        if r["type"] == 4:
             continue
         count += r["repeat"]
-        if objective in ("label", "label_all", "step_by_step"):
+        if objective in ("label", "step_by_step"):
             total = total + r["repeat"] * loss_of(f"{r['question']}\n", r["answer"])
             if objective != "step_by_step":
                 continue
@@ -210,7 +214,7 @@ def test_logs_tell_paths_and_types_apart_and_count_tokens(tmp_path):
             texts = [t["text"] for t in r[path] if t["correct"]]
             prompts |= {student_prompt(r["question"], path)} if texts else set()
             count += r["repeat"] * sum(len(tokenizer(text)["input_ids"]) + 1 for text in texts)
-    assert log["num_tokens"] == count + sum(len(tokenizer(prompt)["input_ids"]) for prompt in prompts)
+    assert log["num_nodes"] == count + sum(len(tokenizer(prompt)["input_ids"]) for prompt in prompts)
 
 
 def test_the_encoder_reads_each_prompt_once(tmp_path):

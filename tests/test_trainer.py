@@ -20,15 +20,9 @@ from transformers import TrainerCallback
 from md_trl import MDConfig, MDTrainer, MixedReasoner
 from md_trl.prompts import student_prompt
 from md_trl.prompts.student import encode
-from md_trl.trainer.thoughts import (
-    DrawnQuestions,
-    QuestionSampler,
-    draw,
-    path_rows,
-    prepare_questions,
-    thoughts_to_learn,
-    tokenize_thoughts,
-)
+from md_trl.trainer.data_sampler import DrawnQuestions, QuestionSampler, draw
+from md_trl.trainer.preprocessing import prepare_questions, tokenize_thoughts
+from md_trl.trainer.weighting import path_rows, thoughts_to_learn
 
 
 # Every `train` collects garbage: what the imports have made is none
@@ -122,10 +116,14 @@ def reference_loss(model, tokenizer, rows, objective="md", unsolved="correct", r
     triggers = {"cot": "Let's think step by step.", "pot": "Let's break down the code step by step."}
     total, count = 0.0, 0
     for r in rows:
-        if r["type"] == 4 and objective != "label_all":
+        if objective == "label_all":  # every question once
+            count += 1
+            total = total + cross_entropy(f"{r['question']}\n", r["answer"])
+            continue
+        if r["type"] == 4:
             continue
         count += r["repeat"]
-        if objective in ("label", "label_all"):
+        if objective == "label":
             total = total + r["repeat"] * cross_entropy(f"{r['question']}\n", r["answer"])
             continue
         if objective == "step_by_step":
@@ -473,7 +471,7 @@ def test_options_that_work_leave_the_gradients_as_they_are(tmp_path, options):
     )
     assert relative_error(found, expected) < 1e-5
     if "include_num_input_tokens_seen" in options:
-        assert trainer.state.num_input_tokens_seen >= trainer.state.log_history[0]["num_tokens"]
+        assert trainer.state.num_input_tokens_seen >= trainer.state.log_history[0]["num_nodes"]
 
 
 def test_persistent_workers_draw_afresh_each_epoch(tmp_path):
@@ -506,7 +504,7 @@ def test_a_smaller_batch_is_found_and_has_its_own_n(tmp_path, monkeypatch):
     options |= {"auto_find_batch_size": False, "per_device_train_batch_size": size}
     expected, _ = train(tmp_path, tiny_llama(), ROWS, **options)
     for log, other in zip(found.state.log_history[:-1], expected.state.log_history[:-1], strict=True):
-        assert all(log[name] == other[name] for name in ("loss", "cot_loss", "num_questions", "num_tokens"))
+        assert all(log[name] == other[name] for name in ("loss", "cot_loss", "num_questions", "num_nodes"))
 
 
 def test_the_best_model_is_chosen_by_the_evaluation_loss_of_the_objective(tmp_path):
@@ -611,8 +609,6 @@ def test_students_are_trained_on_the_tokens_that_they_are_asked_with(tmp_path, p
 def test_targets_start_at_the_first_token_that_differs_from_the_prompt(tmp_path):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
-
-    from md_trl.trainer.thoughts import tokenize_thoughts
 
     # A merge across the seam: the prompt's last newline and the thought's first letter become one token
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -17,7 +17,7 @@ from students import byte_tokenizer, tiny_llama
 from test_trainer import ROWS
 
 from md_trl import MDConfig, MDTrainer
-from md_trl.trainer.thoughts import DrawnQuestions
+from md_trl.trainer.data_sampler import DrawnQuestions
 
 
 def main(output: str) -> None:
@@ -42,6 +42,8 @@ def main(output: str) -> None:
     if dist.get_rank() == 0:
         torch.save({"loss": loss.item() / dist.get_world_size(), "gradients": gradients}, f"{output}/fsdp2.pt")
     dist.barrier()
+    # A process that exits with its group alive can abort: gloo's threads are still running
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
