@@ -1,5 +1,6 @@
 """Two processes on gloo train as one does, and as a slow loop over single sequences."""
 
+import json
 import random
 import subprocess
 import sys
@@ -126,6 +127,14 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path):
         assert len(found["logs"]) == 10 and found["logs"] == expected["logs"]
         for name, weight in expected["weights"].items():
             assert torch.equal(found["weights"][name], weight), f"{student} {name}"
+
+
+def test_a_resume_of_two_processes_between_two_logs_keeps_what_was_counted(tmp_path):
+    launch(2, SCRIPT.with_name("resume_between_logs.py"), tmp_path)
+    expected, found = json.loads((tmp_path / "logs.json").read_text())
+    assert len(found) == 2 and found == expected
+    # Of the 7 questions of an epoch, 4 + 3 in its two steps
+    assert [log["num_questions"] for log in found] == [14, 25]
 
 
 def test_a_student_sharded_with_fsdp2_has_the_same_gradients(tmp_path):

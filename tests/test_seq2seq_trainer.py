@@ -1,3 +1,4 @@
+import json
 import string
 from pathlib import Path
 
@@ -208,13 +209,32 @@ def test_logs_tell_paths_and_types_apart_and_count_tokens(tmp_path):
     assert log["mean_lambda"] == pytest.approx(0.5)
     assert 0 <= log["mean_token_accuracy"] <= 1
     # each different prompt once; each thought once an occurrence, its EOS standing for the token that starts it
-    prompts, count = set(), 0
+    prompts, count, targets = set(), 0, 0
     for r in kept:
         for path in ("cot", "pot"):
             texts = [t["text"] for t in r[path] if t["correct"]]
             prompts |= {student_prompt(r["question"], path)} if texts else set()
             count += r["repeat"] * sum(len(tokenizer(text)["input_ids"]) + 1 for text in texts)
+            targets += r["repeat"] * sum(len(tokenizer(text)["input_ids"]) for text in texts)
+    assert log["num_target_tokens"] == targets
     assert log["num_nodes"] == count + sum(len(tokenizer(prompt)["input_ids"]) for prompt in prompts)
+
+
+def test_a_missing_column_is_named(tmp_path):
+    with pytest.raises(ValueError, match="no column pot"):
+        train(tmp_path, tiny_t5(), [{name: ROWS[0][name] for name in ("question", "type", "lambda", "cot")}])
+
+
+def test_a_saved_student_says_how_to_prompt_it_and_what_it_has_seen(tmp_path):
+    trainer, _ = train(
+        tmp_path, saved_t5(tmp_path), ROWS, peft_config=lora(), logging_steps=10, save_strategy="steps", save_steps=1
+    )
+    trainer.save_model(tmp_path / "student")
+    for folder in (tmp_path / "checkpoint-1", tmp_path / "student"):
+        settings = json.loads((folder / "md_trl.json").read_text())
+        assert settings["paths"] == ["cot", "pot"] and settings["prompt_format"] == "plain"
+        card = (folder / "README.md").read_text()
+        assert "| questions seen | 7 |" in card and str(tmp_path) not in card
 
 
 def test_the_encoder_reads_each_prompt_once(tmp_path):
@@ -360,7 +380,7 @@ def test_what_it_cannot_do_is_refused_by_name(tmp_path):
             MDSeq2SeqConfig(output_dir=str(tmp_path), use_cpu=True, **option)
     with pytest.raises(TypeError, match="MDSeq2SeqConfig"):
         MDSeq2SeqTrainer(tiny_t5(), args=MDConfig(output_dir=str(tmp_path), use_cpu=True))
-    with pytest.raises(ValueError, match="no encoder-decoder"):
+    with pytest.raises(ValueError, match="is not an encoder-decoder"):
         train(tmp_path, tiny_llama(), ROWS)
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from accelerate import ParallelismConfig
 from datasets import Dataset
+from huggingface_hub import ModelCard
 from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig
@@ -17,9 +18,11 @@ from students import byte_tokenizer, tiny_gpt2, tiny_llama, tiny_mistral
 from tokenizers import processors
 from transformers import TrainerCallback
 
+import md_trl
 from md_trl import MDConfig, MDTrainer, MixedReasoner
 from md_trl.prompts import student_prompt
 from md_trl.prompts.student import encode
+from md_trl.tasks import load_questions
 from md_trl.trainer.data_sampler import DrawnQuestions, QuestionSampler, draw
 from md_trl.trainer.preprocessing import prepare_questions, tokenize_thoughts
 from md_trl.trainer.weighting import path_rows, thoughts_to_learn
@@ -154,7 +157,7 @@ class Gradients(TrainerCallback):
         self.steps.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
 
 
-def train(tmp_path, model, rows, tokenizer=None, peft_config=None, **config):
+def train(tmp_path, model, rows, tokenizer=None, peft_config=None, resume=None, **config):
     gradients = Gradients()
     arguments = {
         "output_dir": str(tmp_path),
@@ -177,7 +180,7 @@ def train(tmp_path, model, rows, tokenizer=None, peft_config=None, **config):
         callbacks=[gradients],
         peft_config=peft_config,
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     return trainer, gradients.steps
 
 
@@ -714,9 +717,122 @@ def test_any_rows_equal_the_slow_reference_in_every_layout(tmp_path_factory, row
         assert difference <= 1e-5 * norm
 
 
-def test_the_card_of_a_student_names_method_objective_and_lambda(tmp_path):
-    from huggingface_hub import ModelCard
+def test_tokens_with_a_loss_are_counted_alike_in_every_layout_and_nodes_apart(tmp_path):
+    kept = [r for r in ROWS if r["type"] != 4]
+    texts = [
+        (r["repeat"], text) for r in kept for path in ("cot", "pot") for text in reference_texts(r, path, "correct")
+    ]
+    targets = sum(repeat * (len(text.encode()) + 1) for repeat, text in texts)  # a token per byte, and EOS
+    nodes = {}
+    for layout in ("padded", "packed", "tree"):
+        trainer, _ = train(tmp_path, tiny_llama(), ROWS, layout=layout)
+        log = trainer.state.log_history[0]
+        assert log["num_target_tokens"] == targets
+        nodes[layout] = log["num_nodes"]
+    assert nodes["tree"] < nodes["packed"] == nodes["padded"]
 
+
+def test_label_all_learns_every_question_of_the_task_once(tmp_path, caplog):
+    """Appendix C: type 4 included, `repeat` ignored. Mixed rows lack type 4, and that is said once."""
+    questions = [{name: r[name] for name in ("id", "task", "question", "answer")} for r in ROWS]
+    model = tiny_llama()
+    trainer, [found] = train(tmp_path, model, questions, objective="label_all")
+    assert trainer.state.log_history[0]["num_questions"] == len(ROWS)
+    trainer, [mixed] = train(tmp_path, model, ROWS, objective="label_all")  # with a `repeat`, and with type 4
+    assert trainer.state.log_history[0]["num_questions"] == len(ROWS)
+    assert relative_error(mixed, found) < 1e-6
+    assert "load_questions" not in caplog.text
+    for _ in range(2):
+        train(tmp_path, model, [r for r in ROWS if r["type"] != 4], objective="label_all")
+    assert caplog.text.count("Pass the task's own questions: `Dataset.from_list(") == 1
+    stories = Dataset.from_list([vars(question) for question in load_questions("stories", "train", size=4)])
+    trainer, _ = train(tmp_path, model, list(stories), objective="label_all")
+    assert trainer.state.log_history[0]["num_questions"] == 4
+
+
+@pytest.mark.parametrize("restore", [False, True])
+def test_a_resume_between_two_logs_keeps_what_was_counted(tmp_path, restore):
+    options = {"max_steps": 8, "logging_steps": 4, "save_strategy": "steps", "save_steps": 3, "learning_rate": 1e-2}
+    options |= {"per_device_train_batch_size": 2, "restore_callback_states_from_checkpoint": restore}
+    whole, _ = train(tmp_path, tiny_llama(), ROWS, **options)
+    for step in (3, 6):
+        resumed, _ = train(tmp_path, tiny_llama(), ROWS, resume=tmp_path / f"checkpoint-{step}", **options)
+        logs = [
+            {name: value for name, value in log.items() if name.startswith(("num_", "mean_", "type_", "cot", "pot"))}
+            for trainer in (whole, resumed)
+            for log in trainer.state.log_history
+            if "num_questions" in log
+        ]
+        assert len(logs) == 4 and logs[:2] == logs[2:] and logs[0]["num_questions"] > 0
+        card = ModelCard.load(tmp_path / "README.md").content
+        assert f"| questions seen | {logs[-1]['num_questions']} |" in card
+
+
+def test_a_second_training_counts_from_zero(tmp_path):
+    trainer, _ = train(tmp_path, tiny_llama(), ROWS)
+    trainer.train()
+    assert trainer.state.log_history[0]["num_questions"] == 7
+
+
+def test_a_card_says_what_was_seen_before_the_first_log(tmp_path):
+    train(tmp_path, tiny_llama(), ROWS, logging_steps=10, save_strategy="steps", save_steps=1)
+    for folder in (tmp_path, tmp_path / "checkpoint-1"):
+        card = ModelCard.load(folder / "README.md").content
+        assert "| questions seen | 7 |" in card
+        assert "| target tokens seen | 0 |" not in card and "| target tokens seen | " in card
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_a_card_names_no_local_folder(tmp_path, monkeypatch, tuning):
+    monkeypatch.chdir(tmp_path)
+    tiny_llama().save_pretrained("models/start")
+    Dataset.from_list(ROWS).to_parquet("mixed/rows/train.parquet")
+    adapter = LoraConfig(r=2, target_modules=["q_proj"]) if tuning == "lora" else None
+    trainer, _ = train("out", "models/start", ROWS, peft_config=adapter)
+    trainer.save_model()
+    assert "models/start" not in (tmp_path / "out" / "README.md").read_text()
+    for name in ("mixed/rows", "./mixed/gone", "/srv/mixed", str(tmp_path / "mixed"), "mixed/rows/"):
+        trainer.create_model_card(dataset_name=name)
+        card = (tmp_path / "out" / "README.md").read_text()
+        assert "mixed/" not in card and "/srv" not in card and str(tmp_path) not in card and "models/start" not in card
+    trainer.create_model_card(dataset_name="md/mixed-thoughts")
+    card = ModelCard.load("out/README.md")
+    assert card.data.datasets == "md/mixed-thoughts" and "# out" in card.content
+    assert "https://huggingface.co/datasets/md/mixed-thoughts" in card.content
+
+
+@pytest.mark.parametrize(
+    ("options", "rows", "objective", "paths", "prompt_format"),
+    [
+        ({}, ROWS, "md", ["cot", "pot"], "plain"),
+        ({"objective": "cot"}, ROWS, "cot", ["cot"], "plain"),
+        ({"objective": "step_by_step"}, ROWS, "step_by_step", ["cot", "label"], "plain"),
+        ({"objective": "label"}, ROWS, "label", ["label"], "plain"),
+        ({}, [{"prompt": "a", "completion": "b", "path": "pot"}], None, ["pot"], "plain"),
+        ({"template": True}, ROWS, "md", ["cot", "pot"], "chat"),
+        ({"template": True, "prompt_format": "plain"}, ROWS, "md", ["cot", "pot"], "plain"),
+    ],
+    ids=["md", "cot", "step_by_step", "label", "path rows", "chat", "plain"],
+)
+def test_a_saved_student_says_how_to_prompt_it(tmp_path, options, rows, objective, paths, prompt_format):
+    options = dict(options)
+    tokenizer = byte_tokenizer(chat_template=CHATML) if options.pop("template", False) else None
+    trainer, _ = train(
+        tmp_path, tiny_llama(), rows, tokenizer=tokenizer, save_strategy="steps", save_steps=1, **options
+    )
+    trainer.save_model(tmp_path / "student")
+    triggers = {"cot": "Let's think step by step.", "pot": "Let's break down the code step by step."}
+    for folder in (tmp_path / "checkpoint-1", tmp_path / "student"):
+        assert json.loads((folder / "md_trl.json").read_text()) == {
+            "md_trl": md_trl.__version__,
+            "objective": objective,
+            "paths": paths,
+            "prompt_format": prompt_format,
+            "triggers": {path: triggers[path] for path in paths if path != "label"},
+        }
+
+
+def test_the_card_of_a_student_names_method_objective_and_lambda(tmp_path):
     trainer, _ = train(tmp_path, tiny_llama(), ROWS, save_strategy="steps", save_steps=1)
     card = ModelCard.load(tmp_path / "README.md")
     assert {"md_trl", "mixed-distillation"} <= set(card.data.tags)

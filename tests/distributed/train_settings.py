@@ -47,6 +47,7 @@ def main(output: str) -> None:
             result = {"losses": losses, "weights": trainer.model.state_dict(), "eval_loss": eval_loss}
             torch.save(result, f"{output}/{setting}.pt")
         trainer.accelerator.wait_for_everyone()
+    trainer.end()  # a process that exits before its group is destroyed can abort
 
 
 if __name__ == "__main__":
