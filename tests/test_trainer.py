@@ -1,3 +1,5 @@
+"""`MDTrainer` computes exactly the loss and gradients of the objective, whatever the layout, batches and options."""
+
 import gc
 import itertools
 import json
@@ -91,7 +93,7 @@ ROWS = [
 
 
 def reference_texts(r, path, unsolved):
-    """The distinct texts of a path to learn from; votes and answers are numbers here."""
+    """Return the distinct texts of a path to learn from. Votes and answers are numbers here."""
     texts = []
     for t in r[path]:
         if isinstance(t, str):
@@ -105,7 +107,7 @@ def reference_texts(r, path, unsolved):
 
 
 def reference_loss(model, tokenizer, rows, objective="md", unsolved="correct", reduction="mean", format="plain"):
-    """METHOD.md read aloud: one thought at a time, all thoughts of a path."""
+    """Compute the objective (Sec. 3.2) literally: all thoughts of each path, one at a time."""
 
     def cross_entropy(prompt, text):
         prompt_ids = tokenizer(prompt)["input_ids"]
@@ -148,7 +150,7 @@ def reference_loss(model, tokenizer, rows, objective="md", unsolved="correct", r
 
 
 class Gradients(TrainerCallback):
-    """Keeps the gradients of every optimizer step."""
+    """Callback that keeps the gradients of every optimizer step."""
 
     def __init__(self):
         self.steps = []
@@ -252,12 +254,12 @@ def test_every_split_of_an_epoch_gives_the_same_sum(tmp_path, batch, accumulatio
     for log in trainer.state.log_history[:-1]:
         questions, seen = log["num_questions"] - seen, log["num_questions"]
         total += log["loss"] * questions
-    assert seen == 1 + 3 + 2 + 1  # N counts every kept question and its repeats, nothing that fills a batch
+    assert seen == 1 + 3 + 2 + 1  # N counts the kept questions with repeats, not what fills up a batch
     expected = reference_loss(model, byte_tokenizer(), ROWS).item() * seen
     assert total == pytest.approx(expected, rel=1e-5)
 
 
-def test_repeat_equals_listing_the_question_again(tmp_path):
+def test_repeat_two_equals_listing_a_question_twice(tmp_path):
     model = tiny_llama()
     listed = [r | {"repeat": 1} for r in ROWS for _ in range(r["repeat"])]
     for k in ("all", "1"):
@@ -266,7 +268,7 @@ def test_repeat_equals_listing_the_question_again(tmp_path):
         assert relative_error(one, other) < 1e-5
 
 
-def test_evaluation_loss_is_one_quotient_over_the_dataset(tmp_path):
+def test_evaluation_loss_is_averaged_over_the_whole_dataset(tmp_path):
     model = tiny_llama()
     for batch in (1, 3, 8):
         trainer, _ = train(tmp_path, model, ROWS, per_device_eval_batch_size=batch)
@@ -276,7 +278,7 @@ def test_evaluation_loss_is_one_quotient_over_the_dataset(tmp_path):
         assert metrics["eval_loss"] == pytest.approx(reference_loss(model, byte_tokenizer(), ROWS).item(), rel=1e-5)
 
 
-def test_logs_tell_paths_and_types_apart(tmp_path):
+def test_logs_have_a_loss_per_path_and_type(tmp_path):
     model = tiny_llama()
     trainer, _ = train(tmp_path, model, ROWS)
     log = trainer.state.log_history[0]
@@ -293,7 +295,7 @@ def test_logs_tell_paths_and_types_apart(tmp_path):
     assert 0 <= log["mean_token_accuracy"] <= 1
 
 
-def test_trackio_keeps_the_logs_of_both_paths(tmp_path, monkeypatch):
+def test_trackio_receives_the_losses_of_both_paths(tmp_path, monkeypatch):
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     pytest.importorskip("trackio")
     trainer, _ = train(tmp_path, tiny_llama(), ROWS, max_steps=2, report_to="trackio", project="md")
@@ -312,11 +314,11 @@ def test_training_lowers_the_loss_of_both_paths(tmp_path):
     assert last["pot_loss"] < 0.3 * first["pot_loss"]
 
 
-def test_draws_are_fair_without_replacement_and_fresh_each_epoch():
+def test_draws_are_uniform_without_replacement_and_differ_between_epochs():
     for count, k in itertools.product(range(6), ["1", "2", "4", "all"]):
         drawn = draw(count, k, 0, 0, "id", "cot", 0)
         assert len(drawn) == len(set(drawn)) == (count if k == "all" else min(count, int(k)))
-    # repeats draw different thoughts while there are any
+    # repeats draw different thoughts as long as there are any
     assert sorted(draw(4, "1", 7, 0, "id", "pot", o)[0] for o in range(4)) == [0, 1, 2, 3]
     draws = [tuple(draw(4, "2", 7, epoch, "id", "pot", 0)) for epoch in range(3000)]
     shares = [sum(i in d for d in draws) / len(draws) for i in range(4)]
@@ -325,7 +327,7 @@ def test_draws_are_fair_without_replacement_and_fresh_each_epoch():
     assert len({tuple(draw(9, "3", 7, e, i, p, 0)) for e in (0, 1) for i in "ab" for p in ("cot", "pot")}) > 4
 
 
-def test_sampler_covers_each_question_once_and_fills_with_nothing(tmp_path):
+def test_sampler_yields_each_question_once_and_fills_the_last_batch_with_none(tmp_path):
     for size, batch, drop_last in itertools.product((1, 4, 7), (1, 2, 3, 8), (False, True)):
         sampler = QuestionSampler(range(size), multiple_of=batch, shuffle=True, drop_last=drop_last)
         orders = []
@@ -351,7 +353,7 @@ def test_thoughts_to_learn():
     assert thoughts_to_learn(large | {"cot": [" a\n", "a", "b"]}, "cot", "correct") == ["a", "b"]
 
 
-def test_plain_strings_are_correct_thoughts(tmp_path):
+def test_plain_strings_count_as_correct_thoughts(tmp_path):
     plain = [
         r | {path: [t["text"] for t in r[path] if t["correct"]] for path in ("cot", "pot")}
         for r in ROWS
@@ -363,7 +365,7 @@ def test_plain_strings_are_correct_thoughts(tmp_path):
     assert relative_error(one, other) < 1e-6
 
 
-def test_long_thoughts_are_dropped_and_counted_never_cut(tmp_path):
+def test_long_thoughts_are_dropped_and_counted_and_never_cut(tmp_path):
     long = thought("x = 1\n" * 100 + "answer = 5", "5", True)
     rows = [ROWS[0] | {"pot": [*ROWS[0]["pot"], long]}, ROWS[1], ROWS[2] | {"cot": [long]}]
     model = tiny_llama()
@@ -373,8 +375,8 @@ def test_long_thoughts_are_dropped_and_counted_never_cut(tmp_path):
     assert relative_error(found, expected) < 1e-6
 
 
-def test_a_question_counts_in_n_even_if_the_objective_finds_no_thought_in_it(tmp_path):
-    # "language" has no program: it adds nothing to the PoT loss, but it is in N for every objective alike
+def test_n_counts_questions_without_a_thought_of_the_learned_path(tmp_path):
+    # "language" has no program, so it adds nothing to the PoT loss, but N counts it for every objective
     trainer, _ = train(tmp_path, tiny_llama(), ROWS, objective="pot")
     assert trainer.state.log_history[0]["num_questions"] == 7
 
@@ -403,7 +405,7 @@ def test_bad_input_is_refused_by_name(tmp_path):
             train(tmp_path, tiny_llama(), rows, **config)
 
 
-def test_tokenizers_that_cannot_work_are_refused(tmp_path):
+def test_unusable_tokenizers_are_refused(tmp_path):
     with pytest.raises(ValueError, match="has no EOS token"):
         train(tmp_path, tiny_llama(), ROWS, tokenizer=byte_tokenizer(eos_token=None))
     lossy = byte_tokenizer()
@@ -451,7 +453,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("option", REFUSED)
-def test_options_that_cannot_work_are_refused_by_name(tmp_path, option):
+def test_unsupported_options_are_refused_by_name(tmp_path, option):
     with pytest.raises(ValueError, match=rf"`{option}\b"):
         MDConfig(output_dir=str(tmp_path), use_cpu=True, **{option: REFUSED[option]})
 
@@ -467,7 +469,7 @@ def test_options_that_cannot_work_are_refused_by_name(tmp_path, option):
     ],
     ids=lambda options: next(iter(options)),
 )
-def test_options_that_work_leave_the_gradients_as_they_are(tmp_path, options):
+def test_supported_options_do_not_change_the_gradients(tmp_path, options):
     _, [expected] = train(tmp_path, tiny_llama(), ROWS)
     trainer, [found] = train(
         tmp_path, tiny_llama(), ROWS, per_device_train_batch_size=2, gradient_accumulation_steps=4, **options
@@ -477,18 +479,18 @@ def test_options_that_work_leave_the_gradients_as_they_are(tmp_path, options):
         assert trainer.state.num_input_tokens_seen >= trainer.state.log_history[0]["num_nodes"]
 
 
-def test_persistent_workers_draw_afresh_each_epoch(tmp_path):
+def test_persistent_workers_draw_anew_in_each_epoch(tmp_path):
     workers = {"dataloader_num_workers": 2, "dataloader_persistent_workers": True}
     losses = []
     for options in ({}, workers):
         trainer, _ = train(tmp_path, tiny_llama(), ROWS, max_steps=4, rationales_per_path="1", **options)
         losses.append([log["loss"] for log in trainer.state.log_history[:-1]])
     assert losses[0] == losses[1]
-    assert len(set(losses[1])) > 1  # the weights stay, the draws do not
+    assert len(set(losses[1])) > 1  # the student does not change, but the draws do
 
 
-def test_a_smaller_batch_is_found_and_has_its_own_n(tmp_path, monkeypatch):
-    """The first try runs out of memory in the backward pass, when the batch was counted already."""
+def test_auto_find_batch_size_starts_counting_again(tmp_path, monkeypatch):
+    """The first attempt runs out of memory in the backward pass, after its batch was counted."""
     options = {"max_steps": -1, "num_train_epochs": 1, "auto_find_batch_size": True, "learning_rate": 1e-2}
     backward = torch.Tensor.backward
     tries = []
@@ -516,7 +518,7 @@ def test_the_best_model_is_chosen_by_the_evaluation_loss_of_the_objective(tmp_pa
         args=MDConfig(
             output_dir=str(tmp_path),
             max_steps=3,
-            learning_rate=0.5,  # far too high, so that the best comes early
+            learning_rate=0.5,  # far too high, so that an early checkpoint is the best
             eval_strategy="steps",
             eval_steps=1,
             eval_on_start=True,
@@ -540,7 +542,7 @@ def test_the_best_model_is_chosen_by_the_evaluation_loss_of_the_objective(tmp_pa
     assert best == pytest.approx(trainer.state.best_metric, rel=1e-5)
 
 
-def test_names_of_special_tokens_and_of_a_template_are_heeded(tmp_path):
+def test_special_tokens_and_chat_template_of_the_configuration_are_used(tmp_path):
     template = tmp_path / "chat.jinja"
     template.write_text("{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]")
     options = {"eos_token": "<pad>", "pad_token": "</s>", "chat_template_path": str(template)}
@@ -574,9 +576,9 @@ You are a helpful assistant.<|im_end|>
 
 @pytest.mark.parametrize("adds_bos", [False, True])
 @pytest.mark.parametrize("prompt_format", ["plain", "chat", "auto"])
-def test_students_are_trained_on_the_tokens_that_they_are_asked_with(tmp_path, prompt_format, adds_bos):
+def test_students_are_trained_on_the_tokens_they_are_prompted_with(tmp_path, prompt_format, adds_bos):
     tokenizer = byte_tokenizer(eos_token="<|im_end|>", extra_special_tokens=["<|im_start|>"], chat_template=CHATML)
-    if adds_bos:  # as Llama's do; a chat template writes its own
+    if adds_bos:  # like Llama's tokenizer; a chat template writes its own BOS
         tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
             single="</s> $A", special_tokens=[("</s>", 0)]
         )
@@ -596,7 +598,7 @@ def test_students_are_trained_on_the_tokens_that_they_are_asked_with(tmp_path, p
     asked = []
 
     def keep(model, args, kwargs):
-        if kwargs["input_ids"].shape[1] > 1:  # the prompts, not the tokens sampled one by one
+        if kwargs["input_ids"].shape[1] > 1:  # a prompt, not a single sampled token
             for ids, mask in zip(kwargs["input_ids"], kwargs["attention_mask"], strict=True):
                 asked.append(ids[mask.bool()].tolist())
 
@@ -613,7 +615,7 @@ def test_targets_start_at_the_first_token_that_differs_from_the_prompt(tmp_path)
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    # A merge across the seam: the prompt's last newline and the thought's first letter become one token
+    # The prompt's last newline and the thought's first letter are merged into one token.
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {t: i for i, t in enumerate(["</s>", *alphabet, "Ċa"])}
     core = Tokenizer(models.BPE(vocab=vocabulary, merges=[("Ċ", "a")]))
@@ -626,7 +628,7 @@ def test_targets_start_at_the_first_token_that_differs_from_the_prompt(tmp_path)
 
 
 def random_rows(count, seed):
-    """Typed rows with wild short thoughts, some without any on the path that did not solve the question."""
+    """Return mixed rows with short random thoughts; an unsolved path may have none."""
     rng = random.Random(seed)
     rows = []
     for i in range(count):
@@ -644,11 +646,11 @@ def random_rows(count, seed):
 
 @st.composite
 def typed_rows(draw):
-    """Mixed rows as odd as they come, at least one of which has something to learn."""
+    """Mixed rows of any kind: duplicate ids and thoughts, empty paths, missing votes."""
     plain = {path: draw(st.booleans()) for path in ("cot", "pot")}
     texts = st.text("ab =+1\n", max_size=12).map(
         lambda text: f"{text}a"
-    )  # of few letters, so that beginnings are shared
+    )  # few different letters, so that many beginnings are shared
     rows = []
     for _ in range(draw(st.integers(1, 4))):
         thoughts = {
@@ -673,7 +675,7 @@ def typed_rows(draw):
     return rows
 
 
-@settings(max_examples=10, deadline=None, phases=[Phase.reuse, Phase.generate])  # to shrink takes minutes
+@settings(max_examples=10, deadline=None, phases=[Phase.reuse, Phase.generate])  # shrinking takes minutes
 @given(
     rows=typed_rows(),
     unsolved=st.sampled_from(["correct", "majority"]),
@@ -696,7 +698,7 @@ def test_any_rows_equal_the_slow_reference_in_every_layout(tmp_path_factory, row
     assume(drawn)
     model = tiny_llama()
     expected_loss = torch.as_tensor(reference_loss(model, byte_tokenizer(), drawn, reduction=reduction))
-    if expected_loss.requires_grad:  # not where all weights fall on empty paths
+    if expected_loss.requires_grad:  # false if only empty paths have a weight
         expected_loss.backward()
     expected = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
     norm = math.sqrt(sum(gradient.pow(2).sum().item() for gradient in expected.values()))
@@ -717,7 +719,7 @@ def test_any_rows_equal_the_slow_reference_in_every_layout(tmp_path_factory, row
         assert difference <= 1e-5 * norm
 
 
-def test_tokens_with_a_loss_are_counted_alike_in_every_layout_and_nodes_apart(tmp_path):
+def test_target_tokens_are_the_same_in_every_layout_and_nodes_are_not(tmp_path):
     kept = [r for r in ROWS if r["type"] != 4]
     texts = [
         (r["repeat"], text) for r in kept for path in ("cot", "pot") for text in reference_texts(r, path, "correct")
@@ -733,12 +735,12 @@ def test_tokens_with_a_loss_are_counted_alike_in_every_layout_and_nodes_apart(tm
 
 
 def test_label_all_learns_every_question_of_the_task_once(tmp_path, caplog):
-    """Appendix C: type 4 included, `repeat` ignored. Mixed rows lack type 4, and that is said once."""
+    """Type 4 is included and `repeat` ignored (Appendix C); rows without type 4 cause a single warning."""
     questions = [{name: r[name] for name in ("id", "task", "question", "answer")} for r in ROWS]
     model = tiny_llama()
     trainer, [found] = train(tmp_path, model, questions, objective="label_all")
     assert trainer.state.log_history[0]["num_questions"] == len(ROWS)
-    trainer, [mixed] = train(tmp_path, model, ROWS, objective="label_all")  # with a `repeat`, and with type 4
+    trainer, [mixed] = train(tmp_path, model, ROWS, objective="label_all")  # with repeats and with type 4
     assert trainer.state.log_history[0]["num_questions"] == len(ROWS)
     assert relative_error(mixed, found) < 1e-6
     assert "load_questions" not in caplog.text
@@ -751,7 +753,7 @@ def test_label_all_learns_every_question_of_the_task_once(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("restore", [False, True])
-def test_a_resume_between_two_logs_keeps_what_was_counted(tmp_path, restore):
+def test_resuming_between_two_logs_keeps_the_counts(tmp_path, restore):
     options = {"max_steps": 8, "logging_steps": 4, "save_strategy": "steps", "save_steps": 3, "learning_rate": 1e-2}
     options |= {"per_device_train_batch_size": 2, "restore_callback_states_from_checkpoint": restore}
     whole, _ = train(tmp_path, tiny_llama(), ROWS, **options)
@@ -774,7 +776,7 @@ def test_a_second_training_counts_from_zero(tmp_path):
     assert trainer.state.log_history[0]["num_questions"] == 7
 
 
-def test_a_card_says_what_was_seen_before_the_first_log(tmp_path):
+def test_a_card_written_before_the_first_log_has_the_counts(tmp_path):
     train(tmp_path, tiny_llama(), ROWS, logging_steps=10, save_strategy="steps", save_steps=1)
     for folder in (tmp_path, tmp_path / "checkpoint-1"):
         card = ModelCard.load(folder / "README.md").content
@@ -814,7 +816,7 @@ def test_a_card_names_no_local_folder(tmp_path, monkeypatch, tuning):
     ],
     ids=["md", "cot", "step_by_step", "label", "path rows", "chat", "plain"],
 )
-def test_a_saved_student_says_how_to_prompt_it(tmp_path, options, rows, objective, paths, prompt_format):
+def test_a_saved_student_has_its_prompt_settings(tmp_path, options, rows, objective, paths, prompt_format):
     options = dict(options)
     tokenizer = byte_tokenizer(chat_template=CHATML) if options.pop("template", False) else None
     trainer, _ = train(
@@ -849,7 +851,7 @@ def test_the_card_of_a_student_names_method_objective_and_lambda(tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["padded", "tree"])
-def test_path_rows_with_weights_equal_the_mixed_rows(tmp_path, layout):
+def test_path_rows_have_the_loss_of_the_mixed_rows(tmp_path, layout):
     triggers = {"cot": "Let's think step by step.", "pot": "Let's break down the code step by step."}
     by_hand = []
     for r in ROWS:
@@ -872,7 +874,7 @@ def test_path_rows_with_weights_equal_the_mixed_rows(tmp_path, layout):
     assert flat == by_hand
     model = tiny_llama()
     trainer, [found] = train(tmp_path, model, flat, layout=layout, per_device_train_batch_size=32)
-    # Trained alone, the loss of path rows is their mean; of mixed rows, the mean over questions
+    # The loss is the mean over path rows, or over the questions of mixed rows.
     model.zero_grad()
     expected = reference_loss(model, byte_tokenizer(), ROWS) * 7 / len(flat)
     expected.backward()
@@ -915,13 +917,13 @@ def test_path_rows_of_a_template_with_bos_have_one_bos(tmp_path):
     assert of_rows == of_flat
 
 
-def test_every_dataset_of_a_dictionary_has_its_own_figures_and_predict_has_the_same_loss(tmp_path):
+def test_evaluation_datasets_have_figures_of_their_own_and_predict_has_the_same_loss(tmp_path):
     def fresh():
         return {"a": Dataset.from_list(ROWS[:1]), "b": Dataset.from_list(ROWS[1:3])}
 
     args = MDConfig(str(tmp_path), report_to="none", use_cpu=True, rationales_per_path="all")
     trainer = MDTrainer(tiny_llama(), args, ROWS, fresh(), byte_tokenizer())  # rows as a list
-    trainer.log({"before": 1.0})  # an evaluation has not begun
+    trainer.log({"before": 1.0})  # before any evaluation
     found = trainer.evaluate()
     for name, dataset in fresh().items():
         alone = trainer.evaluate(dataset)
@@ -931,7 +933,7 @@ def test_every_dataset_of_a_dictionary_has_its_own_figures_and_predict_has_the_s
         assert trainer.predict(dataset).metrics["test_loss"] == pytest.approx(alone["eval_loss"])
 
 
-def test_bad_path_rows_are_named(tmp_path):
+def test_bad_path_rows_are_refused_by_name(tmp_path):
     good = {"prompt": "a", "completion": " b", "weight": 1.0, "path": "cot"}
     for bad, message in (
         ({"weight": -1.0}, "Row 0 .* has weight -1.0"),
@@ -960,8 +962,8 @@ def test_a_compiled_student_has_the_same_gradients(tmp_path, layout, backend):
     assert compiled.state.log_history[0]["loss"] == pytest.approx(plain.state.log_history[0]["loss"], rel=1e-5)
 
 
-def test_adamw_in_float64_equals_a_slow_loop(tmp_path):
-    """Warm-up, decay and clipping included: AdamW divides by gradients, so that only a right one has a right step."""
+def test_adamw_in_float64_equals_a_slow_training_loop(tmp_path):
+    """AdamW divides by gradients, so every one of them must be right. Warm-up, decay and clipping are included."""
     rows, steps = random_rows(24, seed=1), 5
     model, tokenizer = tiny_gpt2().double(), byte_tokenizer()
     occurrences = [r | {"repeat": 1} for r in rows for _ in range(r["repeat"])]
@@ -980,7 +982,7 @@ def test_adamw_in_float64_equals_a_slow_loop(tmp_path):
         optimizer.zero_grad()
         loss = reference_loss(model, tokenizer, [occurrences[i] for i in batch])
         loss.backward()
-        assert torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5) > 0.5  # there is something to clip
+        assert torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5) > 0.5  # gradients are clipped
         for group in optimizer.param_groups:
             group["lr"] = 1e-3 * (step / 2 if step < 2 else (steps - step) / (steps - 2))
         optimizer.step()

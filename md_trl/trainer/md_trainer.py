@@ -7,19 +7,54 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import PeftConfig
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.utils import logging
 from trl import SFTTrainer
 
 from ..errors import InputError
-from .attention import MASKED_ATTENTION, attention_mask, block_mask, sliding_window
 from .collator import MDCollator
 from .md_config import MDConfig
 from .objective import MixedObjective
+from .prefix_tree import attention_mask, block_mask
 from .preprocessing import as_dataset
 
 
 logger = logging.get_logger(__name__)
+
+MASKED_ATTENTION = ("sdpa", "eager", "flex_attention")
+"""Attention implementations that accept an arbitrary mask, which the layouts `packed` and `tree` need."""
+
+
+def sliding_window(config: PreTrainedConfig, max_length: int | None) -> int | None:
+    r"""
+    Return the sliding window that the masks of the layouts `packed` and `tree` must respect.
+
+    Args:
+        config ([`~transformers.PreTrainedConfig`]):
+            Text config of the model.
+        max_length (`int` or `None`):
+            Maximum length of a sequence.
+
+    Returns:
+        `int`, *optional*: Number of tokens that a token attends to, itself included; `None` if it attends to all
+        tokens before it.
+
+    Raises:
+        `ValueError`: If some layers have a window and others have not, so that they would need different masks.
+    """
+    window = getattr(config, "sliding_window", None)
+    if window is None or (max_length is not None and max_length <= window):
+        return None
+    kinds = set(getattr(config, "layer_types", None) or ["sliding_attention"])
+    if kinds == {"full_attention"}:
+        return None
+    if kinds != {"sliding_attention"}:
+        raise InputError(
+            f"Some layers of this {config.model_type} model have a sliding window of {window} and others have none, "
+            f"and `max_length={max_length}` is longer than the window. Set `max_length={window}` or "
+            "`layout='padded'`."
+        )
+    return window
 
 
 class MDTrainer(MixedObjective, SFTTrainer):

@@ -103,7 +103,9 @@ def student_card(
         template_path=str(files("md_trl") / "hub_cards" / "student" / "README.md"),
         hub_model_id=hub_id(args.hub_model_id),
         dataset_name=card_data["datasets"],
+        paths=student["paths"],
         prompt_format=student["prompt_format"],
+        triggers=student["triggers"],
         settings=settings,
         types=[
             {"type": t, "solved_by": SOLVED_BY[t], "questions": f"{count[t]:,}", "occurrences": f"{occurrences[t]:,}"}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,6 @@ from transformers.utils import logging
 from ..prompts import is_chat
 from ..records import PATHS_AND_LABEL
 from .data_sampler import DrawnQuestions, QuestionSampler
-from .lm_head import TargetStates
 from .md_config import MDConfig
 from .model_card import hub_id, student_card
 from .preprocessing import prepare_questions, tokenize_completions
@@ -26,6 +27,43 @@ from .totals import RunningTotals, Totals
 
 
 logger = logging.get_logger(__name__)
+
+
+class TargetStates:
+    r"""
+    Hook that hands an LM head only the hidden states that a target is predicted from.
+
+    It works inside the forward pass of the wrapped model, as DDP and FSDP need.
+
+    Args:
+        lm_head (`torch.nn.Module`):
+            Output embeddings of the student.
+    """
+
+    def __init__(self, lm_head: torch.nn.Module):
+        self._parents: torch.Tensor | None = None
+        lm_head.register_forward_pre_hook(self._select)
+
+    @contextmanager
+    def at(self, parents: torch.Tensor) -> Iterator[None]:
+        r"""
+        Restrict the LM head to some positions within the context.
+
+        Args:
+            parents (`torch.Tensor` of shape `(E,)`):
+                Positions in the flattened rows of a batch, as many as there are targets. Each may occur several times.
+        """
+        self._parents = parents
+        try:
+            yield
+        finally:
+            self._parents = None
+
+    def _select(self, lm_head: torch.nn.Module, args: tuple[torch.Tensor, ...]):
+        if self._parents is None:
+            return None
+        (states,) = args
+        return (states.flatten(0, 1)[self._parents][None],)
 
 
 class MixedObjective:

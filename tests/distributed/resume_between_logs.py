@@ -32,7 +32,7 @@ def main(output: str) -> None:
         rows = Dataset.from_list(ROWS)
         trainer = MDTrainer(model=tiny_llama(), args=args, train_dataset=rows, processing_class=byte_tokenizer())
         trainer.train(resume_from_checkpoint=resume)
-        # Transformers averages `loss` over the steps since the resume only, and the time is another one
+        # Not `loss`, which transformers averages over the steps since the resume, and not the time.
         kept = ("num_", "mean_", "type_", "cot_", "pot_")
         found = [log for log in trainer.state.log_history if "num_questions" in log]
         logs.append([{name: value for name, value in log.items() if name.startswith(kept)} for log in found])

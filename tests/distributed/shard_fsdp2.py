@@ -1,4 +1,4 @@
-"""Run by `test_distributed.py` under `torchrun`: loss and gradients of a student sharded with FSDP2 on a CPU mesh."""
+"""Run by `test_distributed.py` under `torchrun`: loss and gradients of a student sharded with FSDP2 on CPUs."""
 
 import sys
 from pathlib import Path
@@ -42,7 +42,7 @@ def main(output: str) -> None:
     if dist.get_rank() == 0:
         torch.save({"loss": loss.item() / dist.get_world_size(), "gradients": gradients}, f"{output}/fsdp2.pt")
     dist.barrier()
-    # A process that exits with its group alive can abort: gloo's threads are still running
+    # A process that exits while the threads of its group are running can abort ("terminate called without ...").
     dist.destroy_process_group()
 
 

@@ -1,4 +1,4 @@
-"""Run by `test_distributed.py`: 10 steps; or killed by SIGKILL after 5; or the other 5 from the checkpoint."""
+"""Run by `test_distributed.py`: train 10 steps, or get killed after 5, or resume for the other 5."""
 
 import os
 import signal
@@ -37,7 +37,7 @@ def train(student: str, mode: str, output: str) -> None:
     lora = LoraConfig(r=4, target_modules=["q", "v"], lora_dropout=0.2)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
-            module.p = 0.2  # random numbers of the model go on as well
+            module.p = 0.2  # the state of the random numbers must be resumed as well
     args = config_class(
         output_dir=output,
         max_steps=10,
