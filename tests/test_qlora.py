@@ -1,4 +1,4 @@
-"""QLoRA on a CPU: nf4 with double quantization under LoRA, for a Llama, a Mistral and a T5."""
+"""QLoRA on a CPU: LoRA on nf4 weights with double quantization, for Llama, Mistral and T5."""
 
 import bitsandbytes
 import pytest
@@ -60,7 +60,7 @@ def test_causal_students_train_in_4_bit_and_their_adapter_loads(tmp_path, build)
     trainer = train(tmp_path, MDTrainer, MDConfig, byte_tokenizer())
     copy = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "student", quantization_config=NF4)
     for parameter in trainer.model.parameters():
-        if parameter.requires_grad:  # the copy computes in fp32 what was trained in bf16
+        if parameter.requires_grad:  # trained in bf16, but the copy computes in fp32
             parameter.data = parameter.data.float()
     inputs = trainer.processing_class(f"{ROWS[0]['question']}\n", return_tensors="pt")
     with torch.no_grad():

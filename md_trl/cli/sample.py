@@ -261,17 +261,6 @@ def _sample(
 
         return sample_in_batches(*job, poll_seconds=args.poll_seconds, **options)
     return sample(*job, **options)
-        return sample_adaptively(
-            questions,
-            args.n,
-            engine,
-            store,
-            prompt,
-            lambda thoughts: mark(read_answers(thoughts, executor), gold),
-            AdaptiveRule(delta=args.delta),
-            **parameters,
-        )
->>>>>>> answers
 
 
 def _engine(args: SampleArguments) -> Engine:

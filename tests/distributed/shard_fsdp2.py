@@ -1,4 +1,4 @@
-"""Run by `test_distributed.py` under `torchrun`: loss and gradients of a student sharded with FSDP2 on a CPU mesh."""
+"""Run by `test_distributed.py` under `torchrun`: loss and gradients of a student sharded with FSDP2 on CPUs."""
 
 import sys
 from pathlib import Path
@@ -17,7 +17,7 @@ from students import byte_tokenizer, tiny_llama
 from test_trainer import ROWS
 
 from md_trl import MDConfig, MDTrainer
-from md_trl.trainer.thoughts import DrawnQuestions
+from md_trl.trainer.data_sampler import DrawnQuestions
 
 
 def main(output: str) -> None:
@@ -42,6 +42,8 @@ def main(output: str) -> None:
     if dist.get_rank() == 0:
         torch.save({"loss": loss.item() / dist.get_world_size(), "gradients": gradients}, f"{output}/fsdp2.pt")
     dist.barrier()
+    # A process that exits while the threads of its group are running can abort ("terminate called without ...").
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

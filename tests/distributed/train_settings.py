@@ -1,4 +1,4 @@
-"""Run by `test_distributed.py` under `torchrun`: trains several settings and writes losses and weights."""
+"""Run by `test_distributed.py` under `torchrun`: train in several settings and save the losses and weights."""
 
 import sys
 from pathlib import Path
@@ -47,6 +47,7 @@ def main(output: str) -> None:
             result = {"losses": losses, "weights": trainer.model.state_dict(), "eval_loss": eval_loss}
             torch.save(result, f"{output}/{setting}.pt")
         trainer.accelerator.wait_for_everyone()
+    trainer.end()  # destroys the process group; a process that exits without that can abort
 
 
 if __name__ == "__main__":
