@@ -1,7 +1,7 @@
 """Turn the GPT-3.5-Turbo rationales of mwp_ReFT (https://github.com/lqtrung1998/mwp_ReFT) into a thought file.
 
-Its `svamp` files hold 3,014 word problems from MAWPS and ASDiv, with one CoT and one PoT each. None of them is among the
-1,000 questions of SVAMP. To import rationales of your own, write one JSON object per line in the same way:
+Its `svamp` files hold 3,014 word problems from MAWPS and ASDiv, with one CoT and one PoT each. None of them is one of
+SVAMP's 1,000 questions. To import rationales of your own, write one JSON object per line in the same way:
 
     {"task": "svamp", "question": "...", "gold": "203", "path": "cot", "text": "...", "model": "gpt-3.5-turbo"}
 
