@@ -16,7 +16,7 @@ from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from .errors import InputError
-from .execution import Executor
+from .execution import Executor, default_cache
 from .judging import mark, read_answers
 from .mixing import REPEAT_CAP, describe, mix
 from .records import MixedRow
@@ -65,7 +65,7 @@ def rows_from_store(
             f"{store.file} has no thoughts of {task}/{split}{f' by {model}' if model else ''}; it holds "
             f"{', '.join(held)}. Sample some with `md-trl sample --task {task} --split {split} --store {store.file}`."
         )
-    with Executor(cache=store.file) as executor:
+    with Executor(cache=default_cache(store.file)) as executor:
         judged = mark(read_answers(thoughts, executor, progress=progress), {q.id: q.answer for q in questions})
     return mix(questions, judged, repeat_cap=repeat_cap)
 

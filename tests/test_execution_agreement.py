@@ -106,7 +106,7 @@ def test_monty_and_cpython_agree(monty, batch):
 
 @given(batches)
 @settings(max_examples=5, deadline=None, suppress_health_check=slow_is_fine)
-@pytest.mark.skipif(seccomp.reason_against() is not None, reason="the jail needs seccomp")
+@pytest.mark.skipif(seccomp.unavailable_reason() is not None, reason="the jail needs seccomp")
 def test_the_jail_and_cpython_agree(jail, batch):
     check_agreement(jail, batch)
 

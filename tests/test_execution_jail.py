@@ -3,20 +3,22 @@ import json
 import multiprocessing
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import psutil
 import pytest
 
-from md_trl.execution import Executor, Limits, seccomp
+from md_trl.execution import Executor, Limits, default_cache, seccomp
 
 
-pytestmark = pytest.mark.skipif(seccomp.reason_against() is not None, reason="the jail needs seccomp")
+pytestmark = pytest.mark.skipif(seccomp.unavailable_reason() is not None, reason="the jail needs seccomp")
 
 ENDLESS = "while True:\n    pass  # {}"
 VALUES = {
@@ -364,15 +366,25 @@ class TestCache:
             assert run(executor, program).status == "unsupported"
             assert executor.cache.read([program]) == {}
 
-    def test_beside_a_store(self, tmp_path):
+    def test_a_store_has_its_cache_in_a_file_beside_it(self, tmp_path):
         from md_trl.store import Store
 
-        with Store(tmp_path / "store.db") as store:
-            with Executor("monty", cache=store.file) as executor:
+        file = tmp_path / "thoughts.db"
+        with Store(file) as store:
+            with Executor("monty", cache=default_cache(file)) as executor:
                 assert run(executor, "answer = 5").value == 5
             assert store.thoughts() == []
-        with Store(tmp_path / "store.db"), Executor("monty", cache=tmp_path / "store.db") as executor:
+        tables = sqlite3.connect(file).execute("SELECT name FROM sqlite_master").fetchall()
+        assert not any("result" in name for (name,) in tables)
+        with Executor("monty", cache=tmp_path / "thoughts.results.db") as executor:
             assert executor.cache.read(["answer = 5"])["answer = 5"].value == 5
+
+    @pytest.mark.parametrize(
+        ("store", "cache"),
+        [("runs/t.db", "runs/t.results.db"), ("t", "t.results.db"), ("student.v2.db", "student.v2.results.db")],
+    )
+    def test_every_store_has_a_cache_of_its_own(self, store, cache):
+        assert default_cache(store) == Path(cache)
 
     def test_many_and_odd_texts(self, tmp_path):
         programs = [f"answer = {n}" for n in range(1_200)] + ["answer = '\ud800'", "", "answer = 1\x00"]

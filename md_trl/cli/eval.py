@@ -88,7 +88,7 @@ def run(args: EvalArguments) -> None:
     from pathlib import Path
 
     from ..evaluation import evaluate_thoughts
-    from ..execution import Executor
+    from ..execution import Executor, default_cache
     from ..judging import mark, read_answers
     from ..prompts import resolve_prompt_format, student_prompt
     from ..records import SamplingParams
@@ -123,7 +123,7 @@ def run(args: EvalArguments) -> None:
             # An earlier run may have sampled more questions, or more thoughts of each
             thoughts += [t for t in found if t.path in paths and t.question_id in wanted and t.index < n]
     gold = {question.id: question.answer for question in questions}
-    with Executor(cache=args.store) as executor:
+    with Executor(cache=default_cache(args.store)) as executor:
         judged = mark(read_answers(thoughts, executor, strict=args.extract == "strict", progress=True), gold)
     seconds, tokens = sum(s.seconds for s in sampled), sum(s.completion_tokens for s in sampled)
     result = {

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..adaptive import AdaptiveRule, sample_adaptively
 from ..errors import InputError
-from ..execution import Executor
+from ..execution import Executor, default_cache
 from ..prompts import STOP, Prompt, resolve_prompt_format, student_prompt, teacher_messages, teacher_prompt
 from ..records import PATHS, TEACHER_THOUGHTS, Question, SamplingParams
 from ..sampling import SampleSummary, sample
@@ -252,7 +252,7 @@ def _sample(
     options: dict[str, Any],
 ) -> SampleSummary:
     if args.adaptive:
-        with Executor(cache=store.file) as executor:
+        with Executor(cache=default_cache(store.file)) as executor:
             rule = AdaptiveRule(delta=args.delta)
             return sample_adaptively(questions, args.n, engine, store, prompt, executor, rule, **options)
     job = (questions, args.paths, args.n, engine, store, prompt)
