@@ -105,10 +105,7 @@ class StudentEvaluation:
         thought_paths = [path for path in self.paths if path != LABEL]
         for paths, n, params in ((thought_paths, self.n, self.params), ([LABEL], 1, self.params.greedy())):
             if set(paths) <= set(self.paths) and paths:
-                part = sample(self.questions, paths, n, engine, store, prompt, params=params, progress=progress)
-                missing = summary.missing + part.missing
-                summary.add(part)
-                summary.missing = missing
+                summary.add(sample(self.questions, paths, n, engine, store, prompt, params=params, progress=progress))
         return summary
 
     def run(self, name: str, engine: TransformersEngine, store: Store) -> EvaluationResult:

@@ -3,7 +3,6 @@
 import itertools
 import random
 from collections import Counter
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -11,9 +10,12 @@ from hypothesis import strategies as st
 
 from md_trl.adaptive import AdaptiveRule, _at_least, sample_adaptively
 from md_trl.cli.sample import SampleArguments, run
+from md_trl.execution import Executor
+from md_trl.judging import mark, read_answers
 from md_trl.mixing import mix
-from md_trl.records import Question
-from md_trl.sampling.engines import Choice, SampleResult
+from md_trl.records import Choice, Question, SamplingParams
+from md_trl.sampling.engines import SampleResult
+from md_trl.sampling.ledger import Price
 from md_trl.store import Store
 from md_trl.voting import majority
 
@@ -116,12 +118,9 @@ class Teacher:
             self.asked[request.question_id, request.path] += request.n
             share = random.Random(request.question_id + request.path).choice([0.02, 0.5, 0.98])
             rng = random.Random(f"{request.question_id}{request.path}{request.first_index}")
-            texts = ["7" if rng.random() < share else rng.choice("45") for _ in range(request.n)]
+            answers = ["7" if rng.random() < share else rng.choice("45") for _ in range(request.n)]
+            texts = [f"The answer is {a}." if request.path == "cot" else f"answer = {a}" for a in answers]
             yield SampleResult(request, [Choice(text, "stop") for text in texts])
-
-
-def judge(thoughts):
-    return [replace(thought, answer=thought.text, correct=thought.text == "7") for thought in thoughts]
 
 
 QUESTIONS = [Question(f"svamp/train/{i}", "svamp", "train", f"Question {i}", "7") for i in range(40)]
@@ -129,10 +128,11 @@ QUESTIONS = [Question(f"svamp/train/{i}", "svamp", "train", f"Question {i}", "7"
 
 def test_asks_on_only_where_it_is_open(tmp_path):
     teacher = Teacher()
-    with Store(tmp_path / "t.db") as store:
-        summary = sample_adaptively(QUESTIONS, N, teacher, store, prompt, judge, progress=False)
-        thoughts = judge(store.thoughts())
-        again = sample_adaptively(QUESTIONS, N, Teacher(), store, prompt, judge, progress=False)
+    with Store(tmp_path / "t.db") as store, Executor() as executor:
+        summary = sample_adaptively(QUESTIONS, N, teacher, store, prompt, executor, progress=False)
+        thoughts = mark(read_answers(store.thoughts(), executor), {question.id: "7" for question in QUESTIONS})
+        again = sample_adaptively(QUESTIONS, N, Teacher(), store, prompt, executor, progress=False)
+        assert [row.missing for row in store.status()] == [0, 0]  # What was not needed is not missing.
     counts = {question.id: teacher.asked[question.id, "cot"] for question in QUESTIONS}
     assert all(teacher.asked[id_, "pot"] == count for id_, count in counts.items())  # Equally many on both paths
     assert set(counts.values()) == {6, 10, 14, 20}
@@ -145,6 +145,37 @@ def test_asks_on_only_where_it_is_open(tmp_path):
     for id_, count in counts.items():
         assert stop_at(RULE, "7", answers[id_, "cot"], answers[id_, "pot"]) == count
     assert [row.n_cot for row in mix(QUESTIONS, thoughts)] == list(counts.values())
+
+
+def test_a_refused_question_does_not_stop_the_others(tmp_path, caplog):
+    """It is left out and reported as missing; the others get what they would have got without it."""
+
+    class Refusing(Teacher):
+        def generate(self, requests):
+            for request in requests:
+                if request.question_id == QUESTIONS[0].id and request.path == "pot":
+                    yield SampleResult(request, error="HTTP 400: too long", retry=False)
+                else:
+                    yield from super().generate([request])
+
+    teacher, whole = Refusing(), Teacher()
+    with Store(tmp_path / "t.db") as store, Store(tmp_path / "whole.db") as other, Executor() as executor:
+        summary = sample_adaptively(QUESTIONS, N, teacher, store, prompt, executor, progress=False)
+        without = sample_adaptively(QUESTIONS[1:], N, whole, other, prompt, executor, progress=False)
+    assert (summary.missing, summary.errors) == (6, {"HTTP 400: too long": 1})
+    assert "HTTP 400: too long" in caplog.text
+    assert teacher.asked.pop((QUESTIONS[0].id, "cot")) == 6
+    assert teacher.asked == whole.asked and set(whole.asked.values()) == {6, 10, 14, 20}
+    assert summary.saved == without.saved
+
+
+def test_a_budget_stops_all_questions(tmp_path):
+    prices = {"t": Price(prompt=0.0, completion=1.0)}
+    with Store(tmp_path / "t.db") as store, Executor() as executor:
+        # Teacher reports no tokens, so that only what is in flight counts: 6 samples of 10 tokens, or none.
+        options = {"params": SamplingParams(max_tokens=10), "prices": prices, "progress": False}
+        summary = sample_adaptively(QUESTIONS, N, Teacher(), store, prompt, executor, max_cost=59e-6, **options)
+    assert summary.over_budget and (summary.requests, summary.missing) == (0, 480)
 
 
 @pytest.mark.parametrize(

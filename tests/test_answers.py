@@ -8,18 +8,16 @@ import xml.etree.ElementTree as ElementTree
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from fractions import Fraction
-from pathlib import Path
 
 import pytest
+from conftest import SHARED, needs_shared
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from md_trl.answers import NO_ANSWER, answer_of_value, canonical, equal, extract
 
 
-DATA = Path(__file__).parents[1].parent / "shared" / "data"
-
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs the original files in ../shared/data")
+DATA = SHARED / "data"
 
 # Pieces of answers, so that random strings come close to being answers.
 PIECES = (
@@ -574,7 +572,7 @@ class TestAnswerOfValue:
         assert canonical(answer_of_value(value)) == answer_of_value(value)
 
 
-@needs_data
+@needs_shared("data/SVAMP.json", "data/gsm8k", "data/ASDiv.xml", "data/svamp_teacher")
 class TestGoldAnswers:
     def read(self, task):
         if task == "gsm8k":

@@ -11,12 +11,13 @@ import pytest
 from servers.openai_server import OpenAIServer, error, text_of
 
 from md_trl.cli.sample import SampleArguments, run
-from md_trl.records import Question
+from md_trl.records import Question, SamplingParams
 from md_trl.sampling import batch_api, sample
 from md_trl.sampling.batch_api import sample_in_batches
 from md_trl.sampling.engines import derive_seed
 from md_trl.sampling.engines.openai import OpenAIEngine
 from md_trl.sampling.ledger import Ledger, Price
+from md_trl.sampling.run import SamplingRun
 from md_trl.store import Store
 
 
@@ -144,6 +145,22 @@ def test_refused_rows_are_not_handed_in_again(store, caplog):
         assert summary.errors == {"HTTP 400: too long": 2} and "2 requests: HTTP 400: too long" in caplog.text
 
 
+@pytest.mark.parametrize("choices", ["refused", "one"])
+def test_a_server_that_returns_one_choice(store, choices):
+    """It is asked for single samples from the second batch on, whether it refuses `n > 1` or ignores it."""
+
+    def row(number, body, row):
+        if body["n"] > 1 and choices == "refused":
+            return {**row, "response": {"status_code": 400, "body": {"error": {"message": "`n` must be 1"}}}}
+        return row
+
+    with OpenAIServer(batch_row=row, choices=lambda body: 1) as server:
+        summary = batches(store, server, n=5)
+    assert (summary.thoughts, summary.missing) == (100, 0)
+    assert len(server.batches) == 2 and [body["n"] for body in server.bodies[:20]] == [5] * 20
+    assert {body["n"] for body in server.bodies[20:]} == {1}
+
+
 @pytest.mark.parametrize("end", ["failed", "expired", "cancelled"])
 def test_batches_that_do_not_complete(store, end):
     """What they bring is kept; the rest is handed in again, three times at most."""
@@ -168,11 +185,11 @@ def test_batches_that_do_not_complete(store, end):
 def test_max_cost(store, caplog):
     with OpenAIServer() as server:
         limit = 0.012
-        summary = batches(store, server, prices=PRICES, max_cost=limit, max_tokens=200)
+        summary = batches(store, server, prices=PRICES, max_cost=limit, params=SamplingParams(max_tokens=200))
         ledger = Ledger(store.spending(), PRICES)
         assert 0 < summary.requests < 20 and summary.over_budget and "above 0.012" in caplog.text
         assert ledger.cost <= limit and ledger.unknown == 0
-        assert batches(store, server, prices=PRICES, max_cost=1, max_tokens=200).missing == 0
+        assert batches(store, server, prices=PRICES, max_cost=1, params=SamplingParams(max_tokens=200)).missing == 0
 
 
 def test_a_server_without_batches(store):
@@ -316,10 +333,12 @@ def test_a_living_process_keeps_its_batch(tmp_path, store):
     with OpenAIServer() as server:
         store.questions.add(QUESTIONS)
         engine = OpenAIEngine("m", server.url)
-        job = batch_api.Job(QUESTIONS, ["cot", "pot"], 3, "m", store, prompt)
-        with engine.sync_client() as client:
-            runner = batch_api._Runner(job, engine, None, batch_api.SampleSummary(), 0.0, 100, 10**6)
-            assert runner.hand_in(client) == 20
+        with (
+            engine.sync_client() as client,
+            SamplingRun(QUESTIONS, ["cot", "pot"], 3, "m", store, prompt, SamplingParams(), batch=True) as started,
+        ):
+            batch_api._Batches(started, engine, client, 0.0, 100, 10**6).submit(started.next_round())
+            assert started.summary.requests == 20
         process = worker(server, tmp_path / "t.db")
         assert process.returncode == 0 and "60 of 60 samples are still missing" in process.stderr
         summary = sample(QUESTIONS, ["cot"], 3, OpenAIEngine("m", server.url), store, prompt, progress=False)

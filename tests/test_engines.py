@@ -21,7 +21,8 @@ from transformers import (
 
 from md_trl.cli.sample import SampleArguments, run
 from md_trl.prompts import student_prompt
-from md_trl.sampling.engines import Choice, SampleRequest, cut_at_stop, derive_seed
+from md_trl.records import Choice, SamplingParams
+from md_trl.sampling.engines import SampleRequest, cut_at_stop, derive_seed
 from md_trl.sampling.engines.openai import OpenAIEngine
 from md_trl.sampling.engines.transformers import TransformersEngine
 from md_trl.store import Selection, Store
@@ -58,8 +59,10 @@ def ask(url, *requests, **kwargs):
 
 
 def test_chat_and_completions():
-    chat = SampleRequest("q", "cot", MESSAGES, n=3, first_index=2, max_tokens=7, top_p=0.9, stop=("X",), key=5)
-    text = SampleRequest("q", "pot", "How much?", temperature=0.2)
+    chat = SampleRequest(
+        "q", "cot", MESSAGES, SamplingParams(max_tokens=7, top_p=0.9, stop=("X",)), n=3, first_index=2, key=5
+    )
+    text = SampleRequest("q", "pot", "How much?", SamplingParams(temperature=0.2))
     with OpenAIServer() as server:
         results = {result.request.path: result for result in ask(server.url, chat, text)}
     seed = derive_seed(42, "q", "cot", 2)
@@ -113,7 +116,7 @@ def test_works_while_an_event_loop_runs():
 
 def test_stop_string_that_the_server_leaves_in():
     with OpenAIServer(finish=lambda body, text: (f"one\nQuestion: {text}", "length")) as server:
-        (result,) = ask(server.url, SampleRequest("q", "cot", "Q", stop=("\nQuestion:",)))
+        (result,) = ask(server.url, SampleRequest("q", "cot", "Q", SamplingParams(stop=("\nQuestion:",))))
     assert result.choices == [Choice("one", "stop")]
 
 
@@ -184,13 +187,24 @@ def test_a_server_need_not_list_its_models(models):
 
 
 @pytest.mark.parametrize("where", ["models", "requests"])
-def test_refused_key(where):
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("sk-old", "refuses the key .*: it is wrong.*OPENAI_API_KEY"),
+        (None, "wants a key .*OPENAI_API_KEY.* is not set"),
+    ],
+)
+def test_refused_and_unset_keys(monkeypatch, where, key, message):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    if key is not None:
+        monkeypatch.setenv("OPENAI_API_KEY", key)
     reply = error(401, "Incorrect API key provided: none")
     kwargs = {"models": reply} if where == "models" else {"fault": lambda number, body: reply}
     with OpenAIServer(**kwargs) as server:
-        with pytest.raises(ValueError, match="refuses the key .*OPENAI_API_KEY"):
+        with pytest.raises(ValueError, match=message) as caught:
             ask(server.url, *(SampleRequest(f"q{i}", "cot", MESSAGES) for i in range(100)))
         assert len(server.bodies) <= 4
+    assert "sk-old" not in str(caught.value)
 
 
 def test_unknown_model_and_refused_arguments():
@@ -198,12 +212,41 @@ def test_unknown_model_and_refused_arguments():
         with pytest.raises(ValueError, match="does not know the model 'm' .*no such model.*--model"):
             ask(server.url, SampleRequest("q", "cot", MESSAGES))
     with OpenAIServer(fault=lambda number, body: error(400, "max_tokens is not supported")) as server:
-        with pytest.raises(ValueError, match="refuses what it is asked: HTTP 400: max_tokens is not supported"):
+        with pytest.raises(ValueError, match="refuses the requests: HTTP 400: max_tokens is not supported"):
             ask(server.url, *(SampleRequest(f"q{i}", "cot", MESSAGES) for i in range(100)))
         assert len(server.bodies) <= 4
 
 
-def test_what_arrives_after_a_fatal_error_is_kept():
+def test_a_server_that_refuses_n():
+    """The first sample comes on its own, with the seed that it would have had."""
+    with OpenAIServer(fault=lambda number, body: error(400, "`n` must be 1") if body["n"] > 1 else None) as server:
+        (result,) = ask(server.url, SampleRequest("q", "cot", MESSAGES, n=3))
+    assert (result.request.n, result.error) == (3, None)
+    assert result.choices == [Choice(text_of(MESSAGES, derive_seed(42, "q", "cot", 0), 0), "stop")]
+    assert [body["n"] for body in server.bodies] == [3, 1]
+
+
+def test_refusals_that_are_not_about_n():
+    """A server that has returned several samples, or refuses a single one too, is not asked twice."""
+
+    def fault(number, body):
+        return error(400, "too long") if body["prompt"] == "long" else None
+
+    requests = [SampleRequest(f"q{i}", "cot", prompt, n=2) for i, prompt in enumerate(["short", "long", "long"])]
+    with OpenAIServer(fault=fault) as server:
+        results = ask(server.url, *requests, concurrency=1)
+    assert [(len(r.choices), r.error, r.retry) for r in results] == [
+        (2, None, True), (0, "HTTP 400: too long", False), (0, "HTTP 400: too long", False)
+    ]  # fmt: skip
+    assert [body["n"] for body in server.bodies] == [2, 2, 2]
+    with OpenAIServer(fault=lambda number, body: error(400, "no such parameter")) as server:
+        with pytest.raises(ValueError, match="refuses the requests: HTTP 400: no such parameter"):
+            ask(server.url, requests[0])
+        assert [body["n"] for body in server.bodies] == [2, 1]
+
+
+def test_what_arrives_after_a_fatal_error_is_kept(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-old")
     with OpenAIServer(fault=lambda n, body: error(401) if n == 2 else None, delay=0.02) as server:
         arrived = []
         with pytest.raises(ValueError, match="refuses the key"):
@@ -270,20 +313,20 @@ def prompts(count, longest=12):
     return [" ".join(f"w{i}" for i in rng.integers(0, VOCABULARY, rng.integers(1, longest))) for _ in range(count)]
 
 
-def requests_for(texts, **kwargs):
-    kwargs = {"n": 3, "max_tokens": 20} | kwargs
-    return [SampleRequest(f"q{i}", "cot", text, **kwargs) for i, text in enumerate(texts)]
+def requests_for(texts, n=3, first_index=0, max_tokens=20, **kwargs):
+    params = SamplingParams(max_tokens=max_tokens, **kwargs)
+    return [SampleRequest(f"q{i}", "cot", text, params, n, first_index) for i, text in enumerate(texts)]
 
 
-def slow_pick(logits, request, generator):
+def slow_pick(logits, params, generator):
     """A token, with its probabilities in numpy."""
-    if request.temperature == 0:
+    if params.temperature == 0:
         return int(logits.argmax())
-    p = np.exp(logits / request.temperature - (logits / request.temperature).max())
+    p = np.exp(logits / params.temperature - (logits / params.temperature).max())
     p /= p.sum()
     kept, mass = np.zeros_like(p), 0.0
     for i in np.argsort(-p):
-        if mass >= request.top_p:
+        if mass >= params.top_p:
             break
         kept[i] = p[i]
         mass += p[i]
@@ -300,14 +343,15 @@ def slow_sample(model, tokenizer, request, sample):
     """One sample, one token at a time, everything computed anew."""
     ids = tokenizer(request.prompt)["input_ids"]
     length = len(ids)
-    seed = derive_seed(request.seed, request.question_id, request.path, request.first_index + sample)
+    params, index = request.params, request.first_index + sample
+    seed = derive_seed(params.seed, request.question_id, request.path, index)
     generator = torch.Generator().manual_seed(seed)
     reason = "length"
     model.eval()
-    for _ in range(request.max_tokens):
+    for _ in range(params.max_tokens):
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].double().numpy()
-        token = slow_pick(logits, request, generator)
+        token = slow_pick(logits, params, generator)
         if token == EOS:
             reason = "stop"
             break
@@ -361,7 +405,7 @@ def test_the_batch_changes_nothing(llama, tokenizer):
 
 def test_other_questions_paths_and_seeds_give_other_samples(llama, tokenizer):
     requests = [
-        SampleRequest(question, path, "w1 w2", n=5, seed=seed, max_tokens=15)
+        SampleRequest(question, path, "w1 w2", SamplingParams(seed=seed, max_tokens=15), n=5)
         for question in ("a", "b")
         for path in ("cot", "pot")
         for seed in (1, 2)
@@ -374,7 +418,8 @@ def test_other_questions_paths_and_seeds_give_other_samples(llama, tokenizer):
 def test_distribution(llama, tokenizer, temperature, top_p):
     """Frequencies of the first token against the model's probabilities (chi-squared, 5 standard deviations)."""
     n = 4000
-    request = SampleRequest("q", "cot", "w3 w1 w4", n=n, temperature=temperature, top_p=top_p, max_tokens=1)
+    params = SamplingParams(temperature=temperature, top_p=top_p, max_tokens=1)
+    request = SampleRequest("q", "cot", "w3 w1 w4", params, n=n)
     (result,) = TransformersEngine(llama, tokenizer, batch_size=n).generate([request])
     counts = np.zeros(EOS + 2)
     for choice in result.choices:
@@ -398,7 +443,7 @@ def test_distribution(llama, tokenizer, temperature, top_p):
 
 def test_greedy_equals_generate(model, tokenizer):
     (result,) = TransformersEngine(model, tokenizer).generate(
-        [SampleRequest("q", "cot", "w1 w2 w3", temperature=0.0, max_tokens=30)]
+        [SampleRequest("q", "cot", "w1 w2 w3", SamplingParams(temperature=0.0, max_tokens=30))]
     )
     ids = tokenizer("w1 w2 w3", return_tensors="pt")["input_ids"]
     output = model.generate(input_ids=ids, attention_mask=ids * 0 + 1, do_sample=False, max_new_tokens=30)
@@ -426,8 +471,8 @@ def test_stop_strings(llama, tokenizer):
 
 def test_results_come_as_they_are_complete(llama, tokenizer):
     requests = [
-        SampleRequest("long", "cot", "w1", max_tokens=50),
-        *(SampleRequest(f"short{i}", "cot", f"w{i}", max_tokens=1) for i in range(5)),
+        SampleRequest("long", "cot", "w1", SamplingParams(max_tokens=50)),
+        *(SampleRequest(f"short{i}", "cot", f"w{i}", SamplingParams(max_tokens=1)) for i in range(5)),
     ]
     llama.eval()
     order = [r.request.question_id for r in TransformersEngine(llama, tokenizer).generate(requests)]
@@ -501,7 +546,8 @@ def test_command(llama, tokenizer, tmp_path, capsys):
         thoughts = store.thoughts(Selection(models=TransformersEngine(str(tmp_path / "student")).model))
         question = store.questions.load()[0]
     assert len(thoughts) == 18
-    request = SampleRequest(question.id, "cot", student_prompt(question.question, "cot"), n=2, max_tokens=5)
+    text = student_prompt(question.question, "cot")
+    request = SampleRequest(question.id, "cot", text, SamplingParams(max_tokens=5), n=2)
     (result,) = TransformersEngine(llama, tokenizer).generate([request])
     found = [t for t in thoughts if (t.question_id, t.path) == (question.id, "cot")]
     assert [(t.text, t.finish_reason) for t in found] == [choice[:2] for choice in result.choices]

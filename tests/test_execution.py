@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from conftest import SHARED, needs_shared
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,13 +21,9 @@ from md_trl.execution.source import InvalidProgramError
 from md_trl.execution.values import to_json
 
 
-DATA = Path(__file__).parents[1].parent / "shared" / "data"
 PYTHON = Path(sys.executable)
 
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs the original files in ../shared/data")
-
 SOLUTION = 'def solution():\n    """How many are 29 times 7?"""\n    birds = 29\n    return birds * 7\n'
-
 
 needs_jail = pytest.mark.skipif(seccomp.unavailable_reason() is not None, reason="the jail needs seccomp")
 
@@ -356,10 +353,10 @@ class TestExecutor:
         assert subprocess.check_output([PYTHON, "-c", code], text=True).strip() == "False"
 
 
-@needs_data
+@needs_shared("data/svamp_teacher")
 class TestRealPrograms:
     def test_the_teachers_programs_compute_their_answers(self, executor):
-        rows = json.loads((DATA / "svamp_teacher/pot.json").read_text())
+        rows = json.loads((SHARED / "data/svamp_teacher/pot.json").read_text())
         results = executor.run_many([row["answer_cot"] for row in rows])
         assert len(rows) == 3043 and {result.status for result in results} == {"ok"}
         wrong = [

@@ -12,13 +12,16 @@ from servers.openai_server import OpenAIServer
 from md_trl.cli.sample import SampleArguments, run
 from md_trl.cli.store import StoreArguments
 from md_trl.cli.store import run as run_store
-from md_trl.records import Question, SamplingParams
+from md_trl.prompts import max_prompt_tokens, teacher_messages
+from md_trl.records import Choice, Question, SamplingParams
 from md_trl.sampling import sample
-from md_trl.sampling.engines import Choice, SampleResult
+from md_trl.sampling.dry_run import Stratum, dry_run, estimate
+from md_trl.sampling.engines import SampleRequest, SampleResult
 from md_trl.sampling.engines.openai import OpenAIEngine
-from md_trl.sampling.ledger import Budget, Ledger, Price, Stratum, estimate, most_tokens, read_prices
-from md_trl.sampling.sampler import dry_run
+from md_trl.sampling.ledger import Budget, Ledger, Price, read_prices
+from md_trl.sampling.run import SamplingRun
 from md_trl.store import Selection, Store
+from md_trl.tasks import load_questions
 
 
 QUESTIONS = [Question(f"svamp/train/{i}", "svamp", "train", f"How much is {i} + 1?", str(i + 1)) for i in range(60)]
@@ -67,15 +70,15 @@ def test_read_prices(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("- 1", "holds no table"),
+        ("- 1", "is not a price table"),
         ("m: 3", "the price of 'm' is 3"),
         ("m: {prompt: 1}", "the price of 'm' is {'prompt': 1}"),
         ("m: {prompt: 1, completion: 2, output: 3}", "the price of 'm'"),
         ("m: {prompt: cheap, completion: 2}", "'prompt' of 'm' is 'cheap'"),
         ("m: {prompt: -1, completion: 2}", "'prompt' of 'm' is -1"),
         ("m: {prompt: 1, completion: .inf}", "'completion' of 'm' is inf"),
-        ("m: {prompt: 1, completion: 2, cached: 3}", "dearer cached"),
-        ("m: {prompt: 1, completion: 2, batch: 2}", "dearer cached or in a batch"),
+        ("m: {prompt: 1, completion: 2, cached: 3}", "more expensive cached"),
+        ("m: {prompt: 1, completion: 2, batch: 2}", "more expensive cached or in a batch"),
         ("m: {", "is not YAML"),
     ],
 )
@@ -126,9 +129,9 @@ def test_models_without_a_price_and_imports(store, tmp_path):
 
 
 @given(text=st.text())
-def test_most_tokens_is_no_less_than_the_bytes(text):
-    assert most_tokens(text) >= len(text.encode())
-    assert most_tokens([{"role": "user", "content": text}] * 2) >= 2 * len(text.encode()) + 2
+def test_max_prompt_tokens_is_at_least_the_number_of_bytes(text):
+    assert max_prompt_tokens(text) >= len(text.encode())
+    assert max_prompt_tokens([{"role": "user", "content": text}] * 2) >= 2 * len(text.encode()) + 2
 
 
 # Limits
@@ -156,37 +159,38 @@ class DearEngine:
         if self.lose(number):
             return SampleResult(request, error="lost", lost=True)
         usage = {
-            "prompt_tokens": int(most_tokens(request.prompt) * self.share),
-            "completion_tokens": int(request.n * request.max_tokens * self.share),
+            "prompt_tokens": int(max_prompt_tokens(request.prompt) * self.share),
+            "completion_tokens": int(request.n * request.params.max_tokens * self.share),
         }
         return SampleResult(request, [Choice("x", "stop")] * request.n, usage)
 
     def paid(self, max_tokens):
-        return sum(PRICES["m"].cost(most_tokens(r.prompt), 0, r.n * max_tokens) for r in self.asked) * self.share
+        return sum(PRICES["m"].cost(max_prompt_tokens(r.prompt), 0, r.n * max_tokens) for r in self.asked) * self.share
 
 
 @pytest.mark.parametrize("share", [1.0, 0.2])
 @pytest.mark.parametrize("lose", [lambda number: False, lambda number: number % 4 == 1])
 def test_max_cost_is_never_passed_and_nearly_reached(store, caplog, share, lose):
     engine = DearEngine(lose, share)
-    most = PRICES["m"].cost(most_tokens(prompt(QUESTIONS[50], "cot")), 0, 4 * 100)
+    most = PRICES["m"].cost(max_prompt_tokens(prompt(QUESTIONS[50], "cot")), 0, 4 * 100)
     limit = 10.5 * most
     arguments = (["cot", "pot"], 4, engine, store, prompt)
-    summary = sample(QUESTIONS, *arguments, max_tokens=100, prices=PRICES, max_cost=limit, progress=False)
+    options = {"params": SamplingParams(max_tokens=100), "prices": PRICES, "progress": False}
+    summary = sample(QUESTIONS, *arguments, max_cost=limit, **options)
     ledger = Ledger(store.spending(), PRICES)
-    # Even if each lost answer was billed at its dearest
+    # Even if each lost answer was billed at its upper bound
     assert ledger.cost + ledger.unknown <= limit
     assert ledger.cost + ledger.unknown > limit - most
     assert summary.over_budget and summary.missing == 480 - summary.thoughts
     assert "Run the same command with a higher `--max_cost`" in caplog.text
     # The same limit again: nothing. A higher one: more, and what was spent counts.
     asked = len(engine.asked)
-    sample(QUESTIONS, *arguments, max_tokens=100, prices=PRICES, max_cost=limit, progress=False)
+    sample(QUESTIONS, *arguments, max_cost=limit, **options)
     assert len(engine.asked) == asked
-    sample(QUESTIONS, *arguments, max_tokens=100, prices=PRICES, max_cost=2 * limit, progress=False)
+    sample(QUESTIONS, *arguments, max_cost=2 * limit, **options)
     ledger = Ledger(store.spending(), PRICES)
     assert limit < ledger.cost + ledger.unknown <= 2 * limit
-    done = sample(QUESTIONS, *arguments, max_tokens=100, prices=PRICES, max_cost=1000 * limit, progress=False)
+    done = sample(QUESTIONS, *arguments, max_cost=1000 * limit, **options)
     assert done.missing == 0 and not done.over_budget
 
 
@@ -194,18 +198,21 @@ def test_two_processes_keep_to_one_limit(store):
     """Each sees what the other has claimed before it claims."""
     store.questions.add(QUESTIONS)
     setting = store.settings.number("m", "p", SamplingParams(max_tokens=100))
-    most = PRICES["m"].cost(50, 0, 100)
+    request = SampleRequest(QUESTIONS[0].id, "cot", "How much?", SamplingParams(max_tokens=100))
+    most = PRICES["m"].cost(request.max_prompt_tokens, 0, 100)
     with Store(store.file) as other:
         budgets = [(s, Budget(s, PRICES, "m", 5.5 * most)) for s in (store, other)]
-        claimed = 0
+        claimed, refused = 0, []
         for i, question in enumerate(QUESTIONS[:10]):
             mine, budget = budgets[i % 2]
             granted = mine.claims.claim(
-                question.id, "cot", setting, 1, max_prompt_tokens=50, max_completion_tokens=100,
-                allow=lambda n, b=budget: len(n) * b.allows(50, 100, len(n)),
+                question.id, "cot", setting, 1,
+                max_prompt_tokens=request.max_prompt_tokens, max_completion_tokens=100,
+                allow=lambda sizes, b=budget: b.reserve(request, sizes),
             )  # fmt: skip
             claimed += len(granted.claims)
-        assert claimed == 5 and all(budget.refused for _, budget in budgets)
+            refused += [i % 2] * granted.refused
+        assert claimed == 5 and set(refused) == {0, 1}
         assert Ledger(store.spending(), PRICES).unknown == pytest.approx(5 * most)
 
 
@@ -215,16 +222,33 @@ def test_max_cost_over_http(store):
         limit = 30 * PRICES["m"].cost(8, 4, 3 * 7)
         summary = sample(
             QUESTIONS, ["cot", "pot"], 3, engine, store, prompt,
-            max_tokens=10, prices=PRICES, max_cost=limit, progress=False,
+            params=SamplingParams(max_tokens=10), prices=PRICES, max_cost=limit, progress=False,
         )  # fmt: skip
         assert summary.over_budget and 5 < summary.requests < 120
         assert books(server) <= limit
-        most = PRICES["m"].cost(most_tokens(prompt(QUESTIONS[50], "cot")), 0, 30)
+        most = PRICES["m"].cost(max_prompt_tokens(prompt(QUESTIONS[50], "cot")), 0, 30)
         assert books(server) > limit - most
 
 
+def test_part_of_a_claim_is_paid_for(store):
+    """Of several requests for one question, those that fit into the budget are made."""
+    engine = DearEngine()
+    most = PRICES["m"].cost(max_prompt_tokens(prompt(QUESTIONS[0], "cot")), 0, 100)
+    options = {"params": SamplingParams(max_tokens=100), "prices": PRICES, "progress": False}
+    with SamplingRun(QUESTIONS[:1], ["cot"], 5, "m", store, prompt, options["params"], PRICES, 3.5 * most) as run:
+        run.max_samples = 1
+        requests = run.claim(run.next_round()[0])
+        assert [(r.first_index, r.n) for r in requests] == [(0, 1), (1, 1), (2, 1)]
+        assert run.summary.over_budget
+        for result in engine.generate(requests):
+            run.record(result)
+        assert run.claim(run.next_round()[0]) == []
+    summary = run.finish()
+    assert (summary.requests, summary.thoughts, summary.missing, summary.over_budget) == (3, 3, 2, True)
+
+
 def test_max_cost_needs_prices(store):
-    with pytest.raises(ValueError, match="`max_cost` needs the prices"):
+    with pytest.raises(ValueError, match="`max_cost` needs prices"):
         sample(QUESTIONS, ["cot"], 1, DearEngine(), store, prompt, max_cost=1)
 
 
@@ -299,3 +323,29 @@ def test_command(tmp_path, capsys):
         assert f"{books(server):.4f}" in capsys.readouterr().out
     with pytest.raises(ValueError, match="--prices"):
         run(SampleArguments(**{**common, "prices": None}, max_cost=1.0))
+
+
+@pytest.mark.parametrize("requests", [0, 3])
+def test_a_command_that_ends_over_budget_fails(tmp_path, capsys, caplog, requests):
+    """Whether nothing was sampled or only some of it."""
+    prices = tmp_path / "prices.yaml"
+    prices.write_text("m: {prompt: 2, completion: 6, cached: 1}\n")
+    question = load_questions("stories", "train")[0]
+    request = SampleRequest(question.id, "cot", teacher_messages(question, "cot"))
+    most = Price(2, 6, 1).cost(request.max_prompt_tokens, 0, 2 * request.max_completion_tokens)
+    with OpenAIServer() as server:
+        args = SampleArguments(
+            task="stories", limit=20, n=2, model="m", base_url=server.url, concurrency=1,
+            store=str(tmp_path / "t.db"), prices=str(prices), max_cost=(requests + 0.5) * most / 2,
+        )  # fmt: skip
+        with pytest.raises(SystemExit) as end:
+            run(args)
+        assert end.value.code == 1
+        assert bool(server.bodies) == bool(requests) and len(server.bodies) < 40
+    assert f"{80 - 2 * len(server.bodies)} missing" in capsys.readouterr().out
+    assert "Run the same command with a higher `--max_cost` to continue" in caplog.text
+
+
+def test_a_dry_run_without_a_probe_fails(store):
+    with pytest.raises(ValueError, match="None of the 8 probes on the path cot returned a thought"):
+        dry_run(QUESTIONS, ["cot"], 1, DearEngine(), store, prompt, prices=PRICES, max_cost=1e-9)

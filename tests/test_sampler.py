@@ -15,9 +15,9 @@ from servers.openai_server import OpenAIServer, Reply, error, text_of
 from md_trl.cli.sample import SampleArguments, run
 from md_trl.cli.store import StoreArguments, format_status
 from md_trl.cli.store import run as run_store
-from md_trl.records import Question
+from md_trl.records import Choice, Question, SamplingParams
 from md_trl.sampling import sample
-from md_trl.sampling.engines import Choice, SampleResult, derive_seed
+from md_trl.sampling.engines import SampleResult, derive_seed
 from md_trl.sampling.engines.openai import OpenAIEngine
 from md_trl.store import Selection, Store
 
@@ -36,9 +36,9 @@ def store(tmp_path):
         yield store
 
 
-def run_sample(store, url, n=4, questions=QUESTIONS, paths=("cot", "pot"), **kwargs):
-    engine = OpenAIEngine("m", url, concurrency=4, max_retries=kwargs.pop("max_retries", 4))
-    return sample(questions, paths, n, engine, store, kwargs.pop("prompt", prompt), progress=False, **kwargs)
+def run_sample(store, url, n=4, questions=QUESTIONS, paths=("cot", "pot"), prompt=prompt, max_retries=4, **params):
+    engine = OpenAIEngine("m", url, concurrency=4, max_retries=max_retries)
+    return sample(questions, paths, n, engine, store, prompt, params=SamplingParams(**params), progress=False)
 
 
 def expected(n, questions=QUESTIONS, paths=("cot", "pot"), seed=42):
@@ -121,6 +121,17 @@ def test_server_that_ignores_n(store):
     assert len(server.bodies) == 120
     asked = Counter(body["n"] for body in server.bodies)
     assert asked[1] > 100  # It has been learnt after the first answers.
+    assert [t.index for t in store.thoughts()] == [*range(5)] * 24
+
+
+def test_server_that_refuses_n(store):
+    """It is asked for single samples from the first refusal on, as one that ignores `n` is."""
+    with OpenAIServer(fault=lambda number, body: error(400, "`n` must be 1") if body["n"] > 1 else None) as server:
+        summary = run_sample(store, server.url, n=5)
+    assert (summary.thoughts, summary.missing, summary.errors) == (120, 0, {})
+    assert set(server.sold.values()) == {1}
+    asked = Counter(body["n"] for body in server.bodies)
+    assert asked[1] == 120 and asked[5] <= 8
     assert [t.index for t in store.thoughts()] == [*range(5)] * 24
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from servers.openai_server import OpenAIServer, Reply, error, text_of
 
-from md_trl.records import Question
+from md_trl.records import Question, SamplingParams
 from md_trl.sampling import sample
 from md_trl.sampling.engines import SampleRequest, derive_seed
 from md_trl.sampling.engines import openai as openai_engine
@@ -157,13 +157,15 @@ def run_with_faults(tmp_path, pairs, timeout, n=4):
     return behaviour, stops
 
 
-def test_a_server_that_misbehaves_on_30_percent(tmp_path, quick, caplog):
+def test_a_server_that_misbehaves_on_30_percent(tmp_path, quick, caplog, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-old")
     behaviour, stops = run_with_faults(tmp_path, pairs=160, timeout=2.0)
     assert behaviour.total("lost") > 10 and behaviour.total("429") > 5
 
 
 @pytest.mark.slow
-def test_a_server_that_misbehaves_on_30_percent_in_every_way(tmp_path, quick, caplog):
+def test_a_server_that_misbehaves_on_30_percent_in_every_way(tmp_path, quick, caplog, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-old")
     behaviour, stops = run_with_faults(tmp_path, pairs=3000, timeout=4.0)
     assert set(behaviour.counts) == set(behaviour.kinds)
     assert len({stop.split("(")[0] for stop in stops}) == 3
@@ -178,8 +180,9 @@ def test_a_server_that_misbehaves_on_30_percent_in_every_way(tmp_path, quick, ca
         (error(429, "come back tomorrow", **{"retry-after": "86400"}), "come back tomorrow"),
     ],
 )
-def test_what_stops_a_run_stops_it_at_once(tmp_path, reply, message):
+def test_what_stops_a_run_stops_it_at_once(tmp_path, monkeypatch, reply, message):
     """Also in the middle: what is under way is stored, and nothing more is asked."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-old")
     with (
         OpenAIServer(fault=lambda number, body: reply if number >= 20 else None, delay=0.01) as server,
         Store(tmp_path / "t.db") as store,
@@ -274,7 +277,7 @@ def test_rate_limits():
         times.clear()
         # About 20 tokens a request (the first one is taken for one of 1 + 20 tokens).
         engine = OpenAIEngine("m", server.url, tokens_per_minute=60 * 200)
-        requests = [SampleRequest(f"q{i}", "cot", "Q", n=3, max_tokens=7) for i in range(9)]
+        requests = [SampleRequest(f"q{i}", "cot", "Q", SamplingParams(max_tokens=7), n=3) for i in range(9)]
         used = [
             sum(result.usage[k] for k in ("prompt_tokens", "completion_tokens"))
             for result in engine.generate(requests)

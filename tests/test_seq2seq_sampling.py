@@ -14,7 +14,8 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from md_trl import MixedReasoner
 from md_trl.cli import run_verb
 from md_trl.prompts import student_prompt
-from md_trl.sampling.engines import Choice, SampleRequest, cut_at_stop, derive_seed
+from md_trl.records import Choice, SamplingParams
+from md_trl.sampling.engines import SampleRequest, cut_at_stop, derive_seed
 from md_trl.sampling.engines.transformers import TransformersEngine
 from md_trl.trainer import add_program_tokens
 from md_trl.trainer.md_seq2seq_trainer import tokenize_for_encoder_and_decoder
@@ -55,12 +56,13 @@ def slow_sample(model, tokenizer, request, sample):
     """The ids of one sample, one token at a time, the prompt read anew for each, and why it ended."""
     prompt = torch.tensor([tokenizer(request.prompt)["input_ids"]])
     assert prompt[0, -1] == tokenizer.eos_token_id
-    seed = derive_seed(request.seed, request.question_id, request.path, request.first_index + sample)
+    params = request.params
+    seed = derive_seed(params.seed, request.question_id, request.path, request.first_index + sample)
     generator, ids = torch.Generator().manual_seed(seed), [model.config.decoder_start_token_id]
-    for _ in range(request.max_tokens):
+    for _ in range(params.max_tokens):
         with torch.no_grad():
             output = model(input_ids=prompt, decoder_input_ids=torch.tensor([ids]), use_cache=False)
-        token = slow_pick(output.logits[0, -1].double().numpy(), request, generator)
+        token = slow_pick(output.logits[0, -1].double().numpy(), params, generator)
         ids.append(token)
         if token == tokenizer.eos_token_id:
             return ids[1:], "stop"
@@ -70,10 +72,10 @@ def slow_sample(model, tokenizer, request, sample):
 QUESTIONS = ["What is two and three?", "How many apples has Dan?"]
 
 
-def requests_for(**kwargs):
-    arguments = {"n": 3, "max_tokens": 20} | kwargs
+def requests_for(n=3, first_index=0, max_tokens=20, **kwargs):
+    params = SamplingParams(max_tokens=max_tokens, **kwargs)
     return [
-        SampleRequest(f"q{i}", path, student_prompt(question, path), **arguments)
+        SampleRequest(f"q{i}", path, student_prompt(question, path), params, n, first_index)
         for i, question in enumerate(QUESTIONS)
         for path in ("cot", "pot")
     ]
@@ -95,7 +97,7 @@ def test_samples_equal_a_slow_loop(student, request, monkeypatch):
             found = results_of(engine, requests)
         for key, request in {(request.question_id, request.path): request for request in requests}.items():
             expected = [slow_sample(model, tokenizer, request, i) for i in range(request.n)]
-            assert found[key].choices == expected
+            assert [choice[:2] for choice in found[key].choices] == expected
             texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids, _ in expected]
             assert [choice.text for choice in written[key].choices] == texts
             usage = {"prompt_tokens": len(tokenizer(request.prompt)["input_ids"])}

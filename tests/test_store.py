@@ -1,4 +1,4 @@
-"""The store: what is kept, what is refused, and that files go out and come back unchanged."""
+"""The store: what it keeps, what it refuses, and that exported thoughts can be imported unchanged."""
 
 import json
 import multiprocessing
@@ -36,7 +36,7 @@ def store(tmp_path):
 
 
 def fill(store, question_id, path, texts, model="m", params=PARAMS, prompt_hash="p", usage=None):
-    """Ask for as many samples as there are texts, and store them."""
+    """Claim as many samples as there are texts, and store them."""
     setting = store.settings.number(model, prompt_hash, params)
     for claim in store.claims.claim(question_id, path, setting, len(texts)).claims:
         wanted = texts[claim.first_index : claim.first_index + claim.n]
@@ -80,7 +80,7 @@ def test_empty_file_becomes_a_store(tmp_path):
         assert store.questions.load() == []
 
 
-def test_no_store(tmp_path):
+def test_files_that_are_not_stores(tmp_path):
     text = tmp_path / "notes.txt"
     text.write_text("These are no thoughts, but notes.")
     with pytest.raises(ValueError, match="notes.txt is not a store"):
@@ -123,7 +123,7 @@ def _open_at_once(path, barrier, number):
         store.questions.add([question(number), question(100)])
 
 
-def test_many_processes_make_one_store(tmp_path):
+def test_many_processes_create_one_store(tmp_path):
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(6)
     processes = [context.Process(target=_open_at_once, args=(tmp_path / "t.db", barrier, i)) for i in range(6)]
@@ -153,7 +153,7 @@ def test_questions_by_task_and_split(tmp_path):
 
 
 @pytest.mark.parametrize("changed", [{"question": "Another text"}, {"answer": "7"}, {"split": "test"}])
-def test_another_question_under_a_known_id(store, changed):
+def test_a_known_id_with_another_question(store, changed):
     new = question(50)
     with pytest.raises(ValueError, match=re.escape(repr(question(1).id)) + ".*another `--store`"):
         store.questions.add([new, Question(**(vars(question(1)) | changed))])
@@ -187,7 +187,7 @@ def test_claims(store):
     assert granted(store, q, "cot", setting, 5) == [Claim(6, 2, 3)]
 
 
-def test_arrival_order_does_not_matter(store):
+def test_the_order_of_arrival_does_not_matter(store):
     setting = store.settings.number("m", "p", PARAMS)
     claims = granted(store, question(0).id, "cot", setting, 6, max_samples=2)
     for claim in reversed(claims):
@@ -207,7 +207,7 @@ def test_surplus_and_late_choices(store):
     assert [t.text for t in store.thoughts()] == ["a", "b"]
 
 
-def test_text_is_stripped_and_failure_kept(store):
+def test_texts_are_stripped_and_finish_reasons_kept(store):
     setting = store.settings.number("m", "p", PARAMS)
     (claim,) = granted(store, question(0).id, "pot", setting, 1)
     store.claims.save(claim.key, [Choice("\n\n  x = 1\ny = 2 \n", "length")], {})
@@ -219,7 +219,7 @@ def _claim_and_die(path):
     granted(store, question(0).id, "cot", store.settings.number("m", "p", PARAMS), 4)
 
 
-def test_claims_of_the_dead_are_taken_over_and_of_the_living_not(store):
+def test_only_claims_of_dead_processes_are_taken_over(store):
     process = multiprocessing.get_context("fork").Process(target=_claim_and_die, args=(store.file,))
     process.start()
     process.join()
@@ -276,15 +276,15 @@ def test_unknown_question_id(store):
 )
 @settings(deadline=None, max_examples=60)
 def test_claims_against_a_plain_set(tmp_path_factory, n, moves):
-    """However requests end, a sample is claimed once at a time, and the store holds each at most once."""
+    """However requests end, a sample has one claim at a time and is stored at most once."""
     with Store(tmp_path_factory.mktemp("claims") / "t.db") as store:
         store.questions.add([question(0)])
         q, setting = question(0).id, store.settings.number("m", "p", PARAMS)
-        stored, under_way = set(), set()
+        stored, claimed_before = set(), set()
         for max_samples, given_back, ending in moves:
             claims = granted(store, q, "cot", setting, n, max_samples)
             claimed = [claim.first_index + i for claim in claims for i in range(claim.n)]
-            assert claimed == sorted(set(range(n)) - stored - under_way)
+            assert claimed == sorted(set(range(n)) - stored - claimed_before)
             assert all(claim.n <= max_samples for claim in claims)
             for claim in claims:
                 samples = range(claim.first_index, claim.first_index + min(claim.n, given_back))
@@ -294,7 +294,7 @@ def test_claims_against_a_plain_set(tmp_path_factory, n, moves):
                 elif ending == "fail":
                     store.claims.fail(claim.key, "no")
                 else:
-                    under_way.update(range(claim.first_index, claim.first_index + claim.n))
+                    claimed_before.update(range(claim.first_index, claim.first_index + claim.n))
             assert store.claims.missing(q, "cot", setting, n) == sorted(set(range(n)) - stored)
         assert [(t.index, t.text) for t in store.thoughts()] == [(i, str(i)) for i in sorted(stored)]
 
@@ -320,11 +320,11 @@ def test_thoughts_in_order_and_selected(store):
     assert {t.question_id for t in store.thoughts(Selection(splits=["test"]))} == {question(7, "gsm8k", "test").id}
 
 
-def test_mixed_models_temperatures_and_settings(store, tmp_path):
+def test_several_models_temperatures_and_settings(store, tmp_path):
     q = question(0).id
     first = fill(store, q, "cot", ["a"], model="big")
     fill(store, question(1).id, "cot", ["a"], model="small")
-    assert len(store.thoughts()) == 2  # One model a question is no mixture.
+    assert len(store.thoughts()) == 2  # One model per question is not a mixture.
     fill(store, q, "cot", ["b"], model="small")
     with pytest.raises(
         ValueError, match=r"model='big'(.|\n)*model='small'(.|\n)*Pick one with `models=` or `settings=`"
@@ -433,6 +433,26 @@ def test_status(store):
     assert (row.prompt_tokens, row.completion_tokens) == (20, 10)
 
 
+def test_status_does_not_miss_what_no_run_wants(store):
+    """As adaptive sampling leaves it: four samples of one question are wanted, two of the others."""
+    setting = store.settings.number("m", "p", PARAMS)
+    store.claims.want([(question(i).id, "cot", setting) for i in range(3)], 2)
+    fill(store, question(0).id, "cot", ["a", "b"])
+    store.claims.want([(question(0).id, "cot", setting)], 4)
+    fill(store, question(0).id, "cot", ["a", "b", "c", "d"])
+    fill(store, question(1).id, "cot", ["a", "b"])
+    (row,) = store.status()
+    assert (row.n, row.thoughts, row.missing) == (
+        4,
+        6,
+        2,
+    )  # Both samples of question 2, which a run was stopped before
+    store.claims.want([(question(1).id, "cot", setting)], 1)  # Fewer than before
+    assert store.status() == [row]
+    store.claims.want([(question(2).id, "cot", setting)], 4)
+    assert store.status()[0].missing == 4
+
+
 def test_status_of_a_selection_in_one_query(store):
     store.questions.add([question(7, "gsm8k", "test")])
     for q in (question(0), question(7, "gsm8k", "test")):
@@ -478,7 +498,7 @@ USAGES = st.fixed_dictionaries(
 )
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 def test_export_import_export(tmp_path_factory, answers, texts, sampled):
-    """Through JSONL and through Parquet, in any order, the same file comes out."""
+    """Thoughts that went through JSONL and Parquet are exported as the same file."""
     folder = tmp_path_factory.mktemp("export")
     questions = [Question(f"svamp/test/{i}", "svamp", "test", texts[i], answers[i]) for i in range(3)]
     with Store(folder / "a.db") as store:
@@ -541,7 +561,7 @@ def test_export_of_a_selection(store, tmp_path):
     assert store.export_thoughts(tmp_path / "t.jsonl") == 2
 
 
-def test_sampling_goes_on_after_an_import(store, tmp_path):
+def test_sampling_continues_after_an_import(store, tmp_path):
     setting = fill(store, question(0).id, "cot", ["a", "b"])
     (late,) = granted(store, question(0).id, "cot", setting, 3)
     assert late.first_index == 2
@@ -552,7 +572,7 @@ def test_sampling_goes_on_after_an_import(store, tmp_path):
         assert (claim.first_index, claim.n) == (2, 1)
 
 
-def test_import_counts_a_text_as_often_as_it_stands_there(store, tmp_path):
+def test_import_counts_repeated_texts(store, tmp_path):
     row = {"task": "svamp", "id": question(0).id, "path": "cot"}
     file = tmp_path / "t.jsonl"
     write(file, *({**row, "text": text} for text in ["same", "same", " same ", "other"]))
@@ -575,7 +595,7 @@ def test_import_finds_questions_by_text(store, tmp_path):
     assert [t.question_id for t in store.thoughts()] == ["svamp/test/9", "svamp/train/9"]
 
 
-def test_import_adds_questions_that_bring_their_gold(store, tmp_path):
+def test_import_adds_questions_that_come_with_their_gold_answer(store, tmp_path):
     rows = [
         {"task": "svamp", "question": "How  many?", "path": "cot", "text": "a", "gold": 3, "answer": 3.0},
         {"task": "svamp", "question": "How many?", "path": "pot", "text": "b"},
@@ -619,14 +639,19 @@ def test_a_gold_answer_must_agree_with_the_store(store, tmp_path):
 def test_any_parameters_can_be_imported(store, tmp_path):
     rows = [
         {"task": "svamp", "id": question(0).id, "path": "cot", "text": text, "params": params}
-        for text, params in (("a", {"top_k": 5, "temperature": 1}), ("b", {"top_k": 5, "temperature": 1.0}), ("c", {}))
+        for text, params in (("a", {"top_k": 5, "temperature": 1}), ("b", {"top_k": 5, "stop": ["é"]}), ("c", {}))
     ]
     store.import_thoughts(write(tmp_path / "t.jsonl", *rows))
-    assert [row.params for row in store.status()] == [{"temperature": 1.0, "top_k": 5}, {}]
-    assert [t.text for t in store.thoughts(Selection(params={"top_k": 5}))] == ["a", "b"]
+    assert [row.params for row in store.status()] == [
+        {"temperature": 1.0, "top_k": 5},
+        {"stop": ["é"], "top_k": 5},
+        {},
+    ]
+    for params, texts in (({"top_k": 5}, ["a", "b"]), ({"top_k": 5, "stop": ["é"]}, ["b"]), ({"top_k": None}, ["c"])):
+        assert [t.text for t in store.thoughts(Selection(params=params, combine=True))] == texts
 
 
-def test_import_of_an_own_task_must_be_meant(store, tmp_path):
+def test_a_task_of_your_own_must_be_named(store, tmp_path):
     file = write(tmp_path / "t.jsonl", {"task": "svmap", "question": "What?", "path": "cot", "text": "a", "gold": "1"})
     with pytest.raises(ValueError, match="line 1: the task 'svmap' is not one of .*svamp"):
         store.import_thoughts(file)
@@ -678,8 +703,8 @@ GOOD = {"task": "svamp", "id": "svamp/train/q-0", "path": "cot", "text": "a"}
         ),
     ],
 )
-def test_bad_lines(store, tmp_path, line, message):
-    """The message names file, line, value and the way out, and nothing of the file is imported."""
+def test_bad_rows(store, tmp_path, line, message):
+    """The message names file, line, value and fix, and nothing of the file is imported."""
     file = tmp_path / "t.jsonl"
     new = {"task": "svamp", "question": "New?", "gold": "1", "path": "cot", "text": "b"}
     bad = line if isinstance(line, bytes) else (line if isinstance(line, str) else json.dumps(line)).encode()
@@ -690,8 +715,8 @@ def test_bad_lines(store, tmp_path, line, message):
     assert len(store.questions.load()) == 3
 
 
-def test_parquet_of_others(store, tmp_path):
-    """Files written with other tools: columns left out, nulls, larger integers; a bad row is named."""
+def test_parquet_written_by_other_tools(store, tmp_path):
+    """Columns may be missing, null or of wider types; a bad row is named."""
     import pyarrow
     from pyarrow.parquet import write_table
 
@@ -721,7 +746,7 @@ def test_import_ignores_blank_lines_and_a_byte_order_mark(store, tmp_path):
     assert store.import_thoughts(file).thoughts == 1
 
 
-def test_no_such_file(store, tmp_path):
+def test_a_missing_thought_file(store, tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere.jsonl"):
         store.import_thoughts(tmp_path / "nowhere.jsonl")
 
@@ -735,8 +760,8 @@ def test_a_failed_export_replaces_nothing(store, tmp_path, monkeypatch):
     assert (tmp_path / "t.jsonl").read_text() == "precious"
 
 
-def test_readers_and_writers_at_once(store):
-    """A reader sees whole requests only, while another connection writes."""
+def test_readers_and_writers_at_the_same_time(store):
+    """While another connection writes, a reader sees only whole requests."""
     setting = store.settings.number("m", "p", PARAMS)
     errors = []
 

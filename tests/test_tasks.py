@@ -6,9 +6,9 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from pathlib import Path
 
 import pytest
+from conftest import SHARED, needs_shared
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,11 +16,15 @@ from md_trl.tasks import TASKS, asdiv, gsm8k, load_questions, strategyqa, svamp
 from md_trl.tasks.loading import draw_test
 
 
-DATA = Path(__file__).parents[1].parent / "shared" / "data"
+DATA = SHARED / "data"
 SIZES = {"svamp": (700, 300), "gsm8k": (7473, 1319), "asdiv": (1610, 695), "strategyqa": (2061, 229)}
 MODULES = {"svamp": svamp, "gsm8k": gsm8k, "asdiv": asdiv, "strategyqa": strategyqa}
 
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs the original files in ../shared/data")
+needs_svamp = needs_shared("data/SVAMP.json")
+needs_gsm8k = needs_shared("data/gsm8k")
+needs_asdiv = needs_shared("data/ASDiv.xml")
+needs_strategyqa = needs_shared("data/strategyqa")
+needs_all = needs_shared("data/SVAMP.json", "data/gsm8k", "data/ASDiv.xml", "data/strategyqa")
 
 
 def both_splits(task, source=DATA, **options):
@@ -60,7 +64,7 @@ def test_an_unknown_task_or_split_is_named_with_the_choices():
             load_questions(task, "validation")
 
 
-@needs_data
+@needs_all
 @pytest.mark.parametrize("task", SIZES)
 def test_splits_have_the_published_sizes_and_are_disjoint(task):
     train, test = (load_questions(task, split, DATA) for split in ("train", "test"))
@@ -77,7 +81,7 @@ def test_splits_have_the_published_sizes_and_are_disjoint(task):
             assert "\n" not in question.question and question.question == question.question.strip()
 
 
-@needs_data
+@needs_all
 @pytest.mark.parametrize(
     ("task", "options", "first", "digest"),
     [
@@ -94,7 +98,7 @@ def test_drawn_splits_are_pinned(task, options, first, digest):
     assert ids != [question.id for question in load_questions(task, "test", DATA, seed=43, **options)]
 
 
-@needs_data
+@needs_svamp
 def test_svamp_answers_are_those_of_its_equations():
     equations = {row["ID"]: row["Equation"] for row in read_svamp()}
     for question in both_splits("svamp"):
@@ -103,7 +107,7 @@ def test_svamp_answers_are_those_of_its_equations():
             assert int(question.answer) == eval(equations[name(question)])
 
 
-@needs_data
+@needs_svamp
 def test_svamp_questions_keep_every_word():
     rows = {row["ID"]: row for row in read_svamp()}
     for question in both_splits("svamp", DATA / "SVAMP.json"):
@@ -126,14 +130,14 @@ def test_svamp_joins_a_body_without_a_period(body, question, joined):
     assert svamp.join(body, question) == joined
 
 
-@needs_data
+@needs_svamp
 def test_svamp_test_set_has_every_type_in_proportion():
     types = {row["ID"]: row["Type"].replace("Divison", "Division") for row in read_svamp()}
     drawn = Counter(types[name(question)] for question in load_questions("svamp", "test", DATA))
     assert all(abs(drawn[kind] - 0.3 * count) < 1 for kind, count in Counter(types.values()).items())
 
 
-@needs_data
+@needs_svamp
 def test_svamp_split_does_not_depend_on_the_order_of_the_file(tmp_path):
     rows = read_svamp()
     random.Random(0).shuffle(rows)
@@ -144,7 +148,7 @@ def test_svamp_split_does_not_depend_on_the_order_of_the_file(tmp_path):
     }
 
 
-@needs_data
+@needs_gsm8k
 def test_gsm8k_answers_follow_the_mark():
     for split in ("train", "test"):
         questions = load_questions("gsm8k", split, DATA / "gsm8k" / f"{split}.jsonl")
@@ -154,14 +158,14 @@ def test_gsm8k_answers_follow_the_mark():
             assert question.answer == str(int(row["answer"].split("#### ")[1].replace(",", "")))
 
 
-@needs_data
+@needs_asdiv
 def test_asdiv_test_set_has_every_grade_in_proportion():
     grades = {problem.get("ID"): problem.get("Grade") for problem in read_asdiv()}
     drawn = Counter(grades[name(question)] for question in load_questions("asdiv", "test", DATA))
     assert all(abs(drawn[grade] - 695 / 2305 * count) < 1 for grade, count in Counter(grades.values()).items())
 
 
-@needs_data
+@needs_asdiv
 def test_asdiv_answers_lose_their_units_and_nothing_else():
     problems = {problem.get("ID"): problem for problem in read_asdiv()}
     answers = {name(question): question.answer for question in both_splits("asdiv", DATA / "ASDiv.xml")}
@@ -190,7 +194,7 @@ def test_asdiv_answers_lose_their_units_and_nothing_else():
         assert answers[key] == answer
 
 
-@needs_data
+@needs_strategyqa
 def test_strategyqa_dev_set_is_the_test_set():
     for split, file in (("train", "train"), ("test", "dev")):
         expected = [
@@ -201,7 +205,7 @@ def test_strategyqa_dev_set_is_the_test_set():
         assert [(question.id, question.question, question.answer) for question in questions] == expected
 
 
-@needs_data
+@needs_strategyqa
 def test_strategyqa_paper_split_draws_687_of_all():
     train, test = (load_questions("strategyqa", split, DATA, protocol="paper") for split in ("train", "test"))
     assert (len(train), len(test)) == (1603, 687)
@@ -246,7 +250,7 @@ class TestHub:
             Dataset.from_list(rows).to_parquet(folder / f"{split}.parquet")
         return str(folder)
 
-    @needs_data
+    @needs_svamp
     def test_svamp(self, tmp_path, monkeypatch):
         rows = [{**row, "Answer": str(row["Answer"]), "question_concat": ""} for row in read_svamp()]
         folder = self.publish(tmp_path / "SVAMP", {"train": rows[300:], "test": rows[:300]})
@@ -259,13 +263,13 @@ class TestHub:
                 assert question.question == local[name(question)].question
                 assert question.answer == local[name(question)].answer
 
-    @needs_data
+    @needs_gsm8k
     def test_gsm8k(self, tmp_path, monkeypatch):
         splits = {split: read_gsm8k(split) for split in ("train", "test")}
         monkeypatch.setattr(gsm8k, "HUB", self.publish(tmp_path / "gsm8k", splits, config="main"))
         assert both_splits("gsm8k", None) == both_splits("gsm8k")
 
-    @needs_data
+    @needs_asdiv
     def test_asdiv_without_ids_and_grades(self, tmp_path, monkeypatch):
         rows = [
             {"body": p.findtext("Body"), "question": p.findtext("Question"), "answer": p.findtext("Answer")}
@@ -275,7 +279,7 @@ class TestHub:
         monkeypatch.setattr(asdiv, "HUB", folder)
         assert both_splits("asdiv", None) == both_splits("asdiv")
 
-    @needs_data
+    @needs_strategyqa
     @pytest.mark.parametrize("protocol", ["dev", "paper"])
     def test_strategyqa_in_one_split(self, tmp_path, monkeypatch, protocol):
         rows = [

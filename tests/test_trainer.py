@@ -18,8 +18,7 @@ from tokenizers import processors
 from transformers import TrainerCallback
 
 from md_trl import MDConfig, MDTrainer, MixedReasoner
-from md_trl.prompts import student_prompt
-from md_trl.prompts.student import encode
+from md_trl.prompts import encode, student_text
 from md_trl.trainer.thoughts import (
     DrawnQuestions,
     QuestionSampler,
@@ -780,7 +779,7 @@ def test_path_rows_of_every_objective_have_the_gradients_of_the_mixed_rows(tmp_p
 
 def test_a_template_that_ends_the_question_in_eos_keeps_it_in_the_prompt():
     tokenizer = byte_tokenizer(chat_template="{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}")
-    prompt = student_prompt("Q?", "cot", tokenizer)
+    prompt = student_text("Q?", "cot", tokenizer)
     [found] = tokenize_thoughts("Q?", "cot", ["So 5."], tokenizer, "auto")
     assert tokenizer.decode(found["input_ids"][: found["start"]]) == prompt and prompt.endswith("</s>")
     assert tokenizer.decode(found["input_ids"][found["start"] :]) == "So 5.</s>"

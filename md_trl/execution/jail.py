@@ -1,6 +1,6 @@
 """The jail engine runs programs in CPython processes that can compute and do nothing else.
 
-[`Program`]s come in, a [`Result`] each goes out. This file runs in the host; `jail_server.py` is the jail's own process.
+[`Program`]s come in, a [`Result`] each goes out. This is the host's side; `jail_server.py` is the jail's own process.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .results import WORKER_LOST, Limits, Result
 from .values import NoAnswerError, printed_answer, to_json
 
 
-_SERVER = Path(__file__).with_name("jail_server.py")
+_SERVER_FILE = Path(__file__).with_name("jail_server.py")
 _STATUSES = ("ok", "error", "memory", "unsupported", "no_result")
 # A worker replies when a program's time is up. One that does not reply within this many seconds after that is lost.
 _REPLY_GRACE = 10.0
@@ -106,7 +106,7 @@ class _Server:
             self._control, theirs = socket.socketpair()
             with theirs:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-I", str(_SERVER), str(theirs.fileno()), self.modules],
+                    [sys.executable, "-I", str(_SERVER_FILE), str(theirs.fileno()), self.modules],
                     # Some builds of Python need it to find their own libraries.
                     env={name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
                     | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
@@ -123,7 +123,7 @@ class _Server:
                 self._process.wait()
                 raise RuntimeError(
                     f"The jail ended with exit code {self._process.returncode} when it started. Run "
-                    f"`{sys.executable} -I {_SERVER} 0 {self.modules}` to see why, or use engine='monty'."
+                    f"`{sys.executable} -I {_SERVER_FILE} 0 {self.modules}` to see why, or use engine='monty'."
                 )
             self._unsupported = json.loads(greeting)["unsupported"]
 

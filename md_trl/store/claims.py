@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..records import Choice
@@ -71,6 +71,23 @@ class Claims:
 
     def __init__(self, db: sqlite3.Connection, questions: Questions, owner: str):
         self._db, self._questions, self._owner = db, questions, owner
+
+    def want(self, samples: Iterable[tuple[str, str, int]], n: int) -> None:
+        r"""
+        Record that a run wants `n` samples of each question and path, so that the status can count what is missing.
+
+        Args:
+            samples (`Iterable[tuple[str, str, int]]`):
+                Question id, path and number of the setting.
+            n (`int`):
+                Number of samples wanted. A larger number from an earlier run stays.
+        """
+        with transaction(self._db):
+            self._db.executemany(
+                "INSERT INTO wanted SELECT key, ?, ?, ? FROM questions WHERE id = ? "
+                "ON CONFLICT DO UPDATE SET n = max(n, excluded.n)",
+                ((path, setting, n, question_id) for question_id, path, setting in samples),
+            )
 
     def missing(self, question_id: str, path: str, setting: int, n: int) -> list[int]:
         r"""

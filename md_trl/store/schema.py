@@ -46,6 +46,11 @@ CREATE TABLE requests (
 );
 CREATE INDEX requests_of_a_question ON requests (question, path, setting);
 CREATE INDEX requests_of_a_batch ON requests (batch) WHERE batch IS NOT NULL;
+-- How many samples of a question were wanted so far, for the status. Adaptive sampling wants fewer of some questions.
+CREATE TABLE wanted (
+    question INTEGER NOT NULL REFERENCES questions, path TEXT NOT NULL, setting INTEGER NOT NULL REFERENCES settings,
+    n INTEGER NOT NULL, PRIMARY KEY (question, path, setting)
+) WITHOUT ROWID;
 CREATE TABLE thoughts (
     request INTEGER NOT NULL REFERENCES requests, question INTEGER NOT NULL REFERENCES questions, path TEXT NOT NULL,
     setting INTEGER NOT NULL REFERENCES settings, sample_index INTEGER NOT NULL, choice_index INTEGER NOT NULL,
@@ -151,8 +156,8 @@ def _set_wal(db: sqlite3.Connection) -> None:
 
 def _create_tables(db: sqlite3.Connection) -> None:
     with transaction(db):
-        (version,) = db.execute("PRAGMA user_version").fetchone()
-        if version == SCHEMA_VERSION:
+        (application,) = db.execute("PRAGMA application_id").fetchone()
+        if application == APPLICATION_ID:
             return  # Another process was first.
         # Not `executescript`, which would commit the transaction first.
         script = "\n".join(line for line in SCHEMA.splitlines() if not line.startswith("--"))

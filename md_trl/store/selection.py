@@ -20,10 +20,10 @@ from .settings import describe_setting
 @dataclass(frozen=True)
 class Selection:
     r"""
-    Which thoughts of a store to use. What is left out is not restricted.
+    Which thoughts of a store to use. By default all of them.
 
-    The thoughts of one question and path must come from one setting, because a vote over thoughts of several models or
-    temperatures means something else. `combine=True` lifts this rule.
+    The thoughts of one question and path must come from one setting, because they vote together: a vote over several
+    models or temperatures measures none of them. `combine=True` allows it on purpose.
 
     Args:
         task (`str`, *optional*):
@@ -33,15 +33,15 @@ class Selection:
         paths (`Sequence[str]`, *optional*):
             Select only thoughts of these paths.
         models (`str` or `Mapping[str, str]`, *optional*):
-            Select only thoughts of this model. A mapping from path to model selects one teacher per path, and all
-            models on a path that it does not name.
+            Select only thoughts of this model. A mapping from path to model selects one teacher per path; paths that
+            it does not name are not restricted.
         settings (`Sequence[int]`, *optional*):
             Select only thoughts of these settings, by the numbers that [`Store.status`] shows.
         combine (`bool`, *optional*, defaults to `False`):
-            Whether to combine the thoughts of several settings of one question and path. They are numbered anew, in
-            the order of setting and sample index.
+            Whether to combine the thoughts that one question and path has under several settings. They are numbered
+            anew, ordered by setting and sample index.
         params (`Mapping[str, Any]`, *optional*):
-            Select only thoughts sampled with these values of these parameters.
+            Select only thoughts whose sampling parameters have these values, for example `{"temperature": 0.7}`.
 
     Examples:
 
@@ -93,8 +93,8 @@ def conditions(selection: Selection, table: str) -> tuple[str, list[Any]]:
             parts.append(f"({table}.path != ? OR s.model = ?)")
             values += [path, model]
     for name, value in (selection.params or {}).items():
-        parts.append("json_extract(s.params, ?) = ?")
-        values += [f'$."{name}"', value]
+        parts.append("json_extract(s.params, ?) IS json_extract(?, '$')")
+        values += [f'$."{name}"', json.dumps(value, ensure_ascii=False)]
     return " AND ".join(parts), values
 
 
@@ -188,5 +188,5 @@ def _check_one_setting(db: sqlite3.Connection, file: Path, settings_of: Mapping[
     raise InputError(
         f"{file} holds thoughts of several settings for {len(several)} pairs of question and path, the first of them "
         f"{question_id!r} and {path}:\n" + "\n".join(lines) + f"\nPick one with {' or '.join(arguments)}, or use all "
-        "of them with `combine=True`."
+        "of them with `combine=True` (on the command line: `--pick`, `--settings`, `--combine`)."
     )

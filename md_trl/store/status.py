@@ -41,8 +41,8 @@ class StatusRow:
             Distinct texts among the thoughts of each question, summed over the questions. Far below `thoughts` if a
             server ignores `temperature` or `seed` and returns the same text again and again.
         missing (`int`):
-            Samples to request until every question of the task and split has `n`. Samples that adaptive sampling left
-            out on purpose count too.
+            Samples to request until every question of the task and split has as many as were wanted of it: `n`, or
+            fewer where adaptive sampling needs no more.
         unusable (`dict[str, int]`):
             Number of thoughts that did not end on their own, by finish reason.
         requests (`int`):
@@ -155,9 +155,11 @@ WITH asked AS (
     FROM requests r JOIN questions q ON q.key = r.question JOIN settings s ON s.id = r.setting
     WHERE {where} GROUP BY 1, 2, 3, 4
 ), found AS (
-    SELECT a.task, a.split, a.path, a.setting, t.question, t.text, t.finish_reason, t.sample_index < a.n AS wanted
+    SELECT a.task, a.split, a.path, a.setting, t.question, t.text, t.finish_reason,
+        t.sample_index < ifnull(w.n, a.n) AS wanted
     FROM thoughts t JOIN questions q ON q.key = t.question
         JOIN asked a ON a.task = q.task AND a.split = q.split AND a.path = t.path AND a.setting = t.setting
+        LEFT JOIN wanted w ON w.question = t.question AND w.path = t.path AND w.setting = t.setting
 ), stored AS (
     SELECT task, split, path, setting, count(DISTINCT question) AS questions, count(*) AS thoughts,
         count(DISTINCT question || ' ' || text) AS texts, sum(wanted) AS wanted
@@ -171,7 +173,11 @@ WITH asked AS (
 )
 SELECT a.task, a.split, a.path, a.setting, a.model, a.prompt_hash, a.params, a.n, ifnull(t.questions, 0),
     ifnull(t.thoughts, 0), ifnull(t.texts, 0),
-    a.n * (SELECT count(*) FROM questions q WHERE q.task = a.task AND q.split = a.split) - ifnull(t.wanted, 0),
+    (
+        SELECT sum(ifnull(w.n, a.n)) FROM questions q
+            LEFT JOIN wanted w ON w.question = q.key AND w.path = a.path AND w.setting = a.setting
+        WHERE q.task = a.task AND q.split = a.split
+    ) - ifnull(t.wanted, 0),
     ifnull(u.counts, '{{}}'), a.requests, a.failed, a.lost, a.prompt_tokens, a.completion_tokens, a.served
 FROM asked a LEFT JOIN stored t USING (task, split, path, setting)
     LEFT JOIN unusable u USING (task, split, path, setting)

@@ -12,7 +12,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from ..prompts import is_chat
+from ..prompts import resolve_prompt_format
 from .collator import PATH_NAMES
 from .md_config import MDConfig
 from .model_card import student_card
@@ -179,7 +179,7 @@ class MixedObjective:
             hub_model_id=self.hub_model_id,
             base_model=name_or_path if name_or_path and not os.path.isdir(name_or_path) else None,
             dataset_name=dataset_name,
-            prompt_format="chat" if is_chat(self.processing_class, self.args.prompt_format) else "plain",
+            prompt_format=resolve_prompt_format(self.processing_class, self.args.prompt_format),
             tags=[*self._tag_names, *([tags] if isinstance(tags, str) else tags or [])],
         )
         card.save(os.path.join(self.args.output_dir, "README.md"))

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..answers import equal
 from ..errors import InputError
-from ..prompts import encode, is_chat, student_prompt
+from ..prompts import encode, resolve_prompt_format, student_text
 from .md_config import OBJECTIVES, MDConfig
 
 
@@ -118,7 +118,7 @@ def path_rows(
         for path, weight in path_weights(objective, row["type"], row.get("lambda")).items():
             completions = texts[path] if path != "label" else [row["answer"].strip()]
             same = {name: row.get(name) for name in ("id", "task")} | {"path": path, "type": row["type"]}
-            same["prompt"] = student_prompt(row["question"], path, tokenizer)
+            same["prompt"] = student_text(row["question"], path, tokenizer)
             weight = (row.get("repeat") or 1) * weight / max(len(completions), 1)
             flat += [same | {"completion": text, "weight": weight} for text in completions]
     return flat
@@ -167,8 +167,8 @@ def tokenize_thoughts(
     tokenize: Callable[..., list[dict[str, Any]]] = tokenize_completions,
 ) -> list[dict[str, Any]]:
     """The same for thoughts of a path of a question; `prompt_format` is as in [`MDConfig`]."""
-    prompt = student_prompt(question, path, tokenizer, prompt_format)
-    return tokenize(prompt, texts, tokenizer, is_chat(tokenizer, prompt_format))
+    prompt = student_text(question, path, tokenizer, prompt_format)
+    return tokenize(prompt, texts, tokenizer, resolve_prompt_format(tokenizer, prompt_format) == "chat")
 
 
 def check_lossless(tokenizer: PreTrainedTokenizerBase, program: str, ids: list[int], where: str) -> None:

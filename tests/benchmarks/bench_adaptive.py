@@ -19,7 +19,7 @@ from md_trl.execution import Executor
 from md_trl.judging import mark, read_answers
 from md_trl.mixing import mix
 from md_trl.prompts import teacher_messages
-from md_trl.records import MixedRow, Thought
+from md_trl.records import MixedRow, SamplingParams, Thought
 from md_trl.sampling import sample
 from md_trl.sampling.engines.openai import OpenAIEngine
 from md_trl.simulated_teacher import MODEL, TeacherServer
@@ -60,7 +60,7 @@ def main() -> None:
 def compare(url: str, count: int, seed: int) -> dict:
     questions = load_questions("stories", "train", seed=seed)[:count]
     gold = {question.id: question.answer for question in questions}
-    parameters = {"seed": seed, "progress": False}
+    options = {"params": SamplingParams(seed=seed), "progress": False}
     with Executor() as executor, tempfile.TemporaryDirectory() as folder:
 
         def judged(thoughts: list[Thought]) -> list[Thought]:
@@ -68,16 +68,16 @@ def compare(url: str, count: int, seed: int) -> dict:
 
         engine = OpenAIEngine(MODEL, url)
         with Store(f"{folder}/full.db") as store:
-            whole = sample(questions, ["cot", "pot"], N, engine, store, teacher_messages, **parameters)
+            whole = sample(questions, ["cot", "pot"], N, engine, store, teacher_messages, **options)
             thoughts = judged(store.thoughts())
         full = mix(questions, thoughts)
         with Store(f"{folder}/adaptive.db") as store:
-            summary = sample_adaptively(questions, N, engine, store, teacher_messages, judged, **parameters)
+            summary = sample_adaptively(questions, N, engine, store, teacher_messages, executor, **options)
             adaptive = mix(questions, judged(store.thoughts()))
         # A second full run with another seed: how much types and lambdas move by chance alone
         with Store(f"{folder}/again.db") as store:
-            parameters["seed"] = seed + 1000
-            sample(questions, ["cot", "pot"], N, engine, store, teacher_messages, **parameters)
+            options["params"] = SamplingParams(seed=seed + 1000)
+            sample(questions, ["cot", "pot"], N, engine, store, teacher_messages, **options)
             again = mix(questions, judged(store.thoughts()))
     # The same rule on the beginnings of the full run: what it would have missed of this very run
     lengths = {row.id: row.n_cot for row in adaptive}

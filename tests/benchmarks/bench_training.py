@@ -50,7 +50,7 @@ def real_rows(count):
 def sampled_rows(count, n=10):
     """The first questions again, with thoughts that a trained student sampled; all count as correct here."""
     from md_trl.prompts import student_prompt
-    from md_trl.records import Question
+    from md_trl.records import Question, SamplingParams
     from md_trl.sampling.engines.transformers import TransformersEngine
     from md_trl.sampling.sampler import sample
     from md_trl.store import Selection, Store
@@ -67,7 +67,7 @@ def sampled_rows(count, n=10):
             engine,
             store,
             lambda question, path: student_prompt(question.question, path),
-            max_tokens=200,
+            params=SamplingParams(max_tokens=200),
         )
         thoughts = store.thoughts(Selection(settings=summary.settings))
     by_path = {(q.id, path): [] for q in questions for path in ("cot", "pot")}

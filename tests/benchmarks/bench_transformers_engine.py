@@ -23,6 +23,7 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 
 from md_trl.prompts import encode, student_prompt  # noqa: E402
+from md_trl.records import SamplingParams  # noqa: E402
 from md_trl.sampling.engines import SampleRequest  # noqa: E402
 from md_trl.sampling.engines.transformers import TransformersEngine  # noqa: E402
 from md_trl.tasks import load_questions  # noqa: E402
@@ -63,12 +64,13 @@ def compare(folder: str, count: int, max_tokens: int, turns: int) -> dict:
     engine = TransformersEngine(folder, device="cpu")
     model, tokenizer = engine._model, engine.tokenizer
     questions = load_questions("stories", "test")[:count]
-    prompts = [student_prompt(question.question, "pot", prompt_format="plain") for question in questions]
+    params = SamplingParams(temperature=TEMPERATURE, max_tokens=max_tokens)
+    prompts = [student_prompt(question.question, "pot") for question in questions]
     ids = [torch.tensor([one]) for one in encode(tokenizer, prompts, False)]
 
     def ours() -> int:
         requests = (
-            SampleRequest(question.id, "pot", prompt, n=N, temperature=TEMPERATURE, max_tokens=max_tokens)
+            SampleRequest(question.id, "pot", prompt, params, n=N)
             for question, prompt in zip(questions, prompts, strict=True)
         )
         return sum(result.usage["completion_tokens"] for result in engine.generate(requests))
