@@ -105,15 +105,17 @@ class StudentEvaluation:
         thought_paths = [path for path in self.paths if path != LABEL]
         for paths, n, params in ((thought_paths, self.n, self.params), ([LABEL], 1, self.params.greedy())):
             if set(paths) <= set(self.paths) and paths:
-                part = sample(self.questions, paths, n, engine, store, prompt, params=params, progress=progress)
-                missing = summary.missing + part.missing
-                summary.add(part)
-                summary.missing = missing
+                summary.add(sample(self.questions, paths, n, engine, store, prompt, params=params, progress=progress))
         return summary
 
     def run(self, name: str, engine: TransformersEngine, store: Store) -> EvaluationResult:
+        """Sample and judge, see [`StudentEvaluation.sample`] and [`StudentEvaluation.judge`]."""
+        self.sample(engine, store)
+        return self.judge(name, engine, store)
+
+    def judge(self, name: str, engine: TransformersEngine, store: Store) -> EvaluationResult:
         r"""
-        Sample what the store lacks, wait for other processes that share the sampling, and judge all answers.
+        Judge all answers, as soon as other processes that share the sampling are done.
 
         Args:
             name (`str`):
@@ -129,10 +131,10 @@ class StudentEvaluation:
         Raises:
             `ValueError`: The student could not be sampled on a question.
         """
-        settings = self.sample(engine, store).settings
+        settings = self.sample(engine, store, progress=False).settings
         while self._drawn_elsewhere(store, settings):
             time.sleep(POLL_SECONDS)
-        self.sample(engine, store, progress=False)  # what a process left behind when it was killed
+        self.sample(engine, store, progress=False)  # what another process did not finish
         first = self.questions[0]
         asked = {question.id for question in self.questions}
         thoughts = store.thoughts(Selection(first.task, [first.split], paths=self.paths, settings=settings))

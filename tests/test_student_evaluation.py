@@ -49,14 +49,10 @@ def test_what_is_stored_is_not_sampled_again(engine, tmp_path):
         assert evaluation.sample(engine, store, progress=False).thoughts == 0
         # Fewer questions and thoughts of the same samples
         part = replace(evaluation, questions=QUESTIONS[:2], n=1).run("student", engine, store)
-        assert [len(q.cot) for q in first.questions] == [2, 2, 2] and [len(q.label) for q in first.questions] == [
-            1,
-            1,
-            1,
-        ]
+        assert [(len(q.cot), len(q.pot), len(q.label)) for q in first.questions] == [(2, 2, 1)] * 3
         assert [q.cot for q in part.questions] == [q.cot[:1] for q in first.questions[:2]]
         assert all(question.tokens >= 5 for question in first.questions)
-        assert all(isinstance(value, float) for q in first.questions for value in q.cot_logprob)
+        assert all(len(q.cot_logprob) == len(q.pot_logprob) == 2 for q in first.questions)
         files = {
             result.save(tmp_path / "results") for result in (first, part, evaluation.run("student", engine, store))
         }

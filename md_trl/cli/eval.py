@@ -123,7 +123,7 @@ def evaluate(evaluation: StudentEvaluation, name: str, engine: TransformersEngin
     from .sample import format_summary
 
     print(f"{format_summary(evaluation.sample(engine, store), store.file)}\n")
-    result = evaluation.run(name, engine, store)
+    result = evaluation.judge(name, engine, store)
     file = result.save(folder)
     print("\n\n".join(table for table in (accuracy_table([result]), solved_table([result])) if table))
     print(f"\nWrote {file}.")
