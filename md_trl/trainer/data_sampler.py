@@ -1,4 +1,4 @@
-"""Data sampling (Sec. 3.2): tokenized questions come in; each epoch's order and freshly drawn thoughts go out."""
+"""Data sampling (Sec. 3.2): tokenized questions come in; an order and newly drawn thoughts for each epoch go out."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def draw(count: int, k: str, seed: int, epoch: int, id: str, path: str, occurren
 
 class DrawnQuestions(TorchDataset):
     r"""
-    The questions of an epoch, each as many times as its `repeat`, with freshly drawn and weighted thoughts.
+    The questions of an epoch, each as many times as its `repeat`, with newly drawn and weighted thoughts.
 
     It is indexed by the `(epoch, position)` pairs of [`QuestionSampler`], so that data loader workers know the epoch.
 
@@ -134,3 +134,34 @@ class QuestionSampler(Sampler):
             random.Random(f"{self.seed}/{self.epoch}").shuffle(order)
         for place in range(self.length):
             yield (self.epoch, order[place]) if place < self.size else None
+
+
+class QuestionLoading:
+    r"""
+    Mixin for subclasses of [`~transformers.Trainer`] that train and evaluate on [`DrawnQuestions`].
+    """
+
+    def _get_dataloader(self, dataset, *args, **kwargs):
+        return super()._get_dataloader(DrawnQuestions(dataset, self.args), *args, **kwargs)
+
+    def _get_train_sampler(self, train_dataset: DrawnQuestions) -> QuestionSampler:
+        self._train_sampler = QuestionSampler(
+            train_dataset,
+            multiple_of=self._train_batch_size * self.accelerator.num_processes // self.get_tp_size(),
+            shuffle=True,
+            drop_last=self.args.dataloader_drop_last,
+            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+        )
+        return self._train_sampler
+
+    def _get_eval_sampler(self, eval_dataset: DrawnQuestions) -> QuestionSampler:
+        return QuestionSampler(
+            eval_dataset,
+            multiple_of=self.args.eval_batch_size * self.accelerator.num_processes // self.get_tp_size(),
+            shuffle=False,
+        )
+
+    # `accelerate` does not find the sampler when a resumed epoch skips its first batches.
+    def _run_epoch(self, *, epoch: int, **kwargs):
+        self._train_sampler.set_epoch(epoch)
+        return super()._run_epoch(epoch=epoch, **kwargs)

@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from ..prompts import resolve_prompt_format
 from ..records import PATHS_AND_LABEL
-from .data_sampler import DrawnQuestions, QuestionSampler
+from .data_sampler import QuestionLoading
 from .md_config import MDConfig
 from .model_card import hub_id, student_card
 from .preprocessing import prepare_questions, tokenize_completions
@@ -66,7 +66,7 @@ class TargetStates:
         return (states.flatten(0, 1)[self._parents][None],)
 
 
-class MixedObjective:
+class MixedObjective(QuestionLoading):
     r"""
     Mixin for subclasses of [`~transformers.Trainer`] that minimize the objective of Mixed Distillation.
 
@@ -96,8 +96,6 @@ class MixedObjective:
         self._eval_totals = Totals()
         self.add_callback(RunningTotals)
 
-    # Questions and batches
-
     def _prepare_questions(
         self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, args: MDConfig, name: str
     ) -> Dataset:
@@ -111,31 +109,6 @@ class MixedObjective:
                 ", ".join(f"{count} {reason}" for reason, count in self.dropped[name].items() if count),
             )
         return questions
-
-    def _get_dataloader(self, dataset, *args, **kwargs):
-        return super()._get_dataloader(DrawnQuestions(dataset, self.args), *args, **kwargs)
-
-    def _get_train_sampler(self, train_dataset: DrawnQuestions) -> QuestionSampler:
-        self._train_sampler = QuestionSampler(
-            train_dataset,
-            multiple_of=self._train_batch_size * self.accelerator.num_processes // self.get_tp_size(),
-            shuffle=True,
-            drop_last=self.args.dataloader_drop_last,
-            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
-        )
-        return self._train_sampler
-
-    def _get_eval_sampler(self, eval_dataset: DrawnQuestions) -> QuestionSampler:
-        return QuestionSampler(
-            eval_dataset,
-            multiple_of=self.args.eval_batch_size * self.accelerator.num_processes // self.get_tp_size(),
-            shuffle=False,
-        )
-
-    # `accelerate` does not find the sampler when a resumed epoch skips its first batches.
-    def _run_epoch(self, *, epoch: int, **kwargs):
-        self._train_sampler.set_epoch(epoch)
-        return super()._run_epoch(epoch=epoch, **kwargs)
 
     # Loss
 
