@@ -93,6 +93,7 @@ class EvaluationResult:
     def __post_init__(self):
         if not self.questions:
             raise InputError(f"There are no questions of {self.task}/{self.split} to evaluate {self.name!r} on.")
+        self.settings = json.loads(json.dumps(self.settings))  # tuples become lists, as in the file
 
     @property
     def n(self) -> int:

@@ -122,7 +122,7 @@ def evaluate(evaluation: StudentEvaluation, name: str, engine: TransformersEngin
     from ..report import accuracy_table, solved_table
     from .sample import format_summary
 
-    print(f"{format_summary(evaluation.sample(engine, store), store.file)}\n")
+    print(f"{format_summary(evaluation.sample(engine, store), str(store.file))}\n")
     result = evaluation.judge(name, engine, store)
     file = result.save(folder)
     print("\n\n".join(table for table in (accuracy_table([result]), solved_table([result])) if table))
