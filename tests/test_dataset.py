@@ -10,6 +10,7 @@ from datasets import load_dataset
 
 from md_trl import MixedThoughts
 from md_trl.dataset import rows_from_store, write_folder
+from md_trl.execution import default_cache
 from md_trl.records import MixedRow, Question
 from md_trl.store import Store
 
@@ -49,13 +50,13 @@ def test_a_folder_opens_with_load_dataset_in_a_fresh_process(tmp_path):
     assert "config_name: svamp" in card and "| teacher | somebody |" in card and "{{" not in card
 
 
-def test_programs_run_once_and_their_results_stay_in_the_store(tmp_path):
+def test_programs_run_once_and_their_results_are_kept_beside_the_store(tmp_path):
     with Store(make_store(tmp_path / "t.db")) as store:
         [row] = rows_from_store(store, "svamp", "train")
         assert row.pot_vote == "5"
         # Were the program run again, it would not come to 6
-        with closing(sqlite3.connect(store.file)) as db, db:
-            db.execute("UPDATE execution_results SET result = replace(result, '\"ok\", 5', '\"ok\", 6')")
+        with closing(sqlite3.connect(default_cache(store.file))) as db, db:
+            db.execute("UPDATE results SET result = replace(result, '\"ok\", 5', '\"ok\", 6')")
         [row] = rows_from_store(store, "svamp", "train")
         assert row.pot_vote == "6"
 

@@ -5,6 +5,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from conftest import SHARED, needs_shared
 
 from md_trl import prompts
 from md_trl.prompts import STOP, TRIGGERS, teacher_messages, teacher_prompt
@@ -12,7 +13,7 @@ from md_trl.records import PATHS, Question
 from md_trl.tasks import TASKS, load_questions
 
 
-DATA = Path(__file__).parents[1].parent / "shared" / "data"
+DATA = SHARED / "data"
 EXAMPLES = {
     task: json.loads((Path(prompts.__file__).parent / "examples" / f"{task}.json").read_text(encoding="utf-8"))
     for task in TASKS
@@ -94,7 +95,7 @@ def data_questions():
         yield from (row["question"] for row in json.loads(path.read_text(encoding="utf-8")))
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="needs the original files in ../shared/data")
+@needs_shared("data/SVAMP.json", "data/gsm8k", "data/ASDiv.xml", "data/strategyqa", "data/svamp_teacher")
 def test_no_example_is_a_question_of_a_data_set():
     ours = {" ".join(words(example["question"])): example for task in TASKS for example in EXAMPLES[task]}
     # Eight words in a row would be a question reworded.
