@@ -22,7 +22,6 @@ from md_trl.sampling.engines.openai import OpenAIEngine
 from md_trl.store import Selection, Store
 
 
-SHARED = Path(__file__).parents[1].parent / "shared"
 QUESTIONS = [Question(f"svamp/train/{i}", "svamp", "train", f"How much is {i} + 1?", str(i + 1)) for i in range(12)]
 
 

@@ -1,9 +1,9 @@
 """`md-trl store`: the actions as a user types them."""
 
 import json
-from pathlib import Path
 
 import pytest
+from conftest import SHARED, needs_shared
 
 from md_trl.cli import main
 from md_trl.cli.store import format_status
@@ -11,7 +11,6 @@ from md_trl.records import Question
 from md_trl.store import Store
 
 
-SHARED = Path(__file__).parents[1].parent / "shared"
 OWN = {"task": "svamp", "question": "How?", "gold": "1", "path": "cot", "text": "a"}
 
 
@@ -42,7 +41,7 @@ def test_status_without_thoughts(tmp_path):
         assert format_status(store) == "1 questions, no thoughts"
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/data/SVAMP.json")
+@needs_shared("data/SVAMP.json")
 def test_import_for_questions_of_a_source(tmp_path, capsys):
     row = {"task": "svamp", "id": "svamp/test/chal-6", "path": "cot", "text": "a"}
     command = ["store", "import", "--store", str(tmp_path / "t.db"), "--file", write(tmp_path / "own.jsonl", row)]
