@@ -1,6 +1,8 @@
 """Tiny students for tests: randomly initialized Llama, Mistral, GPT-2 and T5 models of 2 layers, and tokenizers."""
 
+import os
 import string
+import sys
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -104,6 +106,20 @@ def t5_tokenizer() -> T5Tokenizer:
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
     pieces += [(character, -4.0) for character in kept] + [(word, -3.0) for word in words]
     return T5Tokenizer(vocab=pieces, extra_ids=5)
+
+
+def leave_together() -> None:
+    """
+    End this process and the others of its group, without tearing them down.
+
+    As a process exits, the threads of torch's gloo backend can abort it ("terminate called without an active
+    exception"), or deadlock with the destructor of DDP, which joins them while it holds the GIL (torch 2.13).
+    """
+    if torch.distributed.is_initialized():  # not if there is a single process
+        torch.distributed.barrier()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def make_student(name: str, lora: bool = False) -> tuple[torch.nn.Module, PreTrainedTokenizerFast]:

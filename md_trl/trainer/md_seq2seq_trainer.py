@@ -286,9 +286,9 @@ def _extend(
         return model, tokenizer
     if model.get_input_embeddings().num_embeddings > rows and not has_tied_head(model):
         raise InputError(
-            f"{model.config.name_or_path!r} has {rows} embeddings, too few for the {len(tokenizer)} tokens that "
-            "programs need, and its LM head has weights of its own. An adapter cannot save both after they were "
-            "resized: train without `peft_config`."
+            f"{model.config.name_or_path!r} has an LM head of its own and {rows} embeddings, too few for the "
+            f"{len(tokenizer)} tokens that programs need. An adapter cannot save both after they are resized: train "
+            "without `peft_config`."
         )
     peft_config = copy(peft_config)
     peft_config.task_type = TaskType.SEQ_2_SEQ_LM  # TRL's `ModelConfig` sets `CAUSAL_LM` by default

@@ -9,7 +9,7 @@ from datasets import Dataset
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from students import byte_tokenizer, tiny_llama
+from students import byte_tokenizer, leave_together, tiny_llama
 from test_trainer import ROWS
 
 from md_trl import MDConfig, MDTrainer
@@ -38,7 +38,7 @@ def main(output: str) -> None:
         logs.append([{name: value for name, value in log.items() if name.startswith(kept)} for log in found])
     if trainer.accelerator.is_main_process:
         Path(output, "logs.json").write_text(json.dumps(logs))
-    trainer.end()
+    leave_together()
 
 
 if __name__ == "__main__":

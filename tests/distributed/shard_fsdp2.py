@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from students import byte_tokenizer, tiny_llama
+from students import byte_tokenizer, leave_together, tiny_llama
 from test_trainer import ROWS
 
 from md_trl import MDConfig, MDTrainer
@@ -41,9 +41,7 @@ def main(output: str) -> None:
     dist.all_reduce(loss.detach_(), op=dist.ReduceOp.AVG if dist.get_backend() == "nccl" else dist.ReduceOp.SUM)
     if dist.get_rank() == 0:
         torch.save({"loss": loss.item() / dist.get_world_size(), "gradients": gradients}, f"{output}/fsdp2.pt")
-    dist.barrier()
-    # A process that exits while the threads of its group are running can abort ("terminate called without ...").
-    dist.destroy_process_group()
+    leave_together()
 
 
 if __name__ == "__main__":
