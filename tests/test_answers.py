@@ -266,7 +266,7 @@ STRICT = [
     ("The answer is not 5 but it is 6.", "6"),
 ]
 
-# What `The answer is` is followed by in a thought, and what a program prints.
+# Clauses that a thought may state after `The answer is`, or that a program may print.
 SHORT_CLAUSES = [
     ("The total is 12", "12"),
     ("The total is 12.", "12"),
@@ -355,7 +355,7 @@ class TestCanonical:
         assert canonical(canonical(value)) == canonical(value)
 
     @given(st.one_of(st.integers(), st.floats(allow_nan=False)))
-    def test_a_number_is_read_like_its_text(self, number):
+    def test_a_number_has_the_canonical_form_of_its_text(self, number):
         assert canonical(number) == canonical(str(number))
 
     @given(st.integers(min_value=-(10**9), max_value=10**9), st.integers(min_value=1, max_value=10**4))
@@ -426,7 +426,7 @@ class TestCanonical:
         assert canonical(digits + "0" * 10_001) == digits + "e10001" == canonical(digits + "e10001")
         assert not equal(digits, digits[:-1] + "8")
 
-    def test_works_in_threads(self):
+    def test_latex_works_in_threads(self):
         texts = [f"\\frac{{{n}}}{{7}}" for n in range(1, 60)]
         with ThreadPoolExecutor(8) as threads:
             assert list(threads.map(canonical, texts)) == [canonical(Fraction(n, 7)) for n in range(1, 60)]
@@ -447,7 +447,7 @@ class TestCanonical:
         code = f"import sys, md_trl.answers, md_trl.voting; print({heavy} & set(sys.modules))"
         assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
 
-    def test_latex_needs_no_signal_and_warns_of_nothing(self):
+    def test_latex_uses_no_signals_and_logs_no_warning(self):
         code = (
             "import signal, threading\n"
             "from md_trl.answers import canonical\n"
@@ -517,7 +517,7 @@ class TestExtract:
         assert extract(text, strict=True) is None
 
     @given(wild)
-    def test_wild_texts(self, text):
+    def test_any_text(self, text):
         strict, flexible = extract(text, strict=True), extract(text)
         if strict is not None:
             assert flexible == strict
@@ -531,7 +531,7 @@ class TestExtract:
             ["The answer is {}.", "#### {}", "Therefore, the answer is <{}>.", "It is \\boxed{{{}}}.", "Answer: {}"]
         ),
     )
-    def test_reads_what_was_written(self, number, form):
+    def test_a_written_number_is_extracted(self, number, form):
         assert extract(f"First 12 and 5.\n{form.format(f'{number:,}')}") == str(number)
 
 
@@ -583,18 +583,18 @@ class TestGoldAnswers:
         return [problem.findtext("Answer") for problem in ElementTree.parse(DATA / "ASDiv.xml").iter("Problem")]
 
     @pytest.mark.parametrize(("task", "size"), [("gsm8k", 8792), ("svamp", 1000), ("asdiv", 2305)])
-    def test_every_gold_is_an_answer_and_equals_itself(self, task, size):
+    def test_every_gold_answer_is_an_answer_and_equals_itself(self, task, size):
         golds = self.read(task)
         assert len(golds) == size
         for gold in golds:
             assert canonical(gold) not in NO_ANSWER
             assert equal(gold, gold) and equal(gold, canonical(gold))
 
-    def test_numbers_are_read_as_numbers(self):
+    def test_numbers_keep_their_value(self):
         assert all(Fraction(canonical(gold)) == Fraction(gold.replace(",", "")) for gold in self.read("gsm8k"))
         assert all(Fraction(canonical(gold)) == Fraction(gold) for gold in self.read("svamp"))
 
-    def test_asdiv_by_form(self):
+    def test_asdiv_answers_of_each_form(self):
         forms = {"number": 0, "parts": 0, "ratio or time": 0, "fraction": 0, "words": 0}
         for gold in self.read("asdiv"):
             found = canonical(gold)
@@ -622,5 +622,5 @@ class TestGoldAnswers:
     def test_every_teacher_cot_states_its_answer(self):
         rows = json.loads((DATA / "svamp_teacher/cot.json").read_text())
         wrong = [row for row in rows if not equal(extract(row["answer_cot"], strict=True), row["answer_value"])]
-        # Rounded by the file: 8.9333 stated as 9, 0.3333 as 0.33335, 0.165 as 0.17, 69.4 as 69.32.
+        # The file rounds these answers: 8.9333 stated as 9, 0.3333 as 0.33335, 0.165 as 0.17, 69.4 as 69.32.
         assert [row["answer_value"] for row in wrong] == ["8.9333333333", "0.3333", "0.165", "69.4"]

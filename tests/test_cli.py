@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import SHARED, needs_shared
 from students import byte_tokenizer, tiny_llama
 
 from md_trl.cli import VERBS, main, run_verb
@@ -13,7 +14,6 @@ from md_trl.evaluation import EvaluationResult, QuestionResult
 from md_trl.store import Store
 
 
-SHARED = Path(__file__).parents[1].parent / "shared"
 ROOT = Path(__file__).parents[1]
 
 
@@ -221,7 +221,7 @@ def test_the_whole_method_from_the_command_line(tmp_path):
     assert again == result
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data/svamp_teacher")
+@needs_shared("data/svamp_teacher")
 def test_real_rationales_are_imported_and_mixed(tmp_path):
     script = ROOT / "recipes" / "smollm2-135m" / "gpt35_to_thoughts.py"
     with (tmp_path / "thoughts.jsonl").open("w") as file:

@@ -1,4 +1,4 @@
-"""The engines: `openai` over real HTTP, `transformers` against slow, obvious loops on tiny random models."""
+"""The engines: `openai` over real HTTP, `transformers` against slow, plain loops on tiny random models."""
 
 import asyncio
 import math
@@ -41,7 +41,7 @@ def test_seeds_differ_and_are_fixed():
     }
     assert len(seeds) == 400
     assert all(0 <= seed < 2**31 for seed in seeds)
-    assert derive_seed(42, "svamp/train/1", "cot", 0) == 166069397  # A store goes on with the seeds it began with.
+    assert derive_seed(42, "svamp/train/1", "cot", 0) == 166069397  # Old stores rely on it.
 
 
 def test_cut_at_stop():
@@ -79,7 +79,7 @@ def test_chat_and_completions():
     assert bodies[False]["temperature"] == 0.2 and bodies[False]["prompt"] == "How much?"
 
 
-def test_requests_are_pulled_when_there_is_room():
+def test_requests_are_pulled_when_there_is_capacity():
     pulled = []
 
     def requests():
@@ -91,7 +91,7 @@ def test_requests_are_pulled_when_there_is_room():
         for arrived, _ in enumerate(OpenAIEngine("m", server.url, concurrency=3).generate(requests()), start=1):
             assert len(pulled) <= arrived + 2
     assert arrived == 20
-    assert server.most_under_way == 3
+    assert server.peak_in_flight == 3
 
 
 def test_an_early_end_leaves_nothing_behind():
@@ -176,7 +176,7 @@ def test_no_server():
     pulled = iter([SampleRequest("q", "cot", MESSAGES)])
     with pytest.raises(ConnectionError, match=f"No server answers at {url} .*Start one"):
         list(OpenAIEngine("m", url, max_retries=0).generate(pulled))
-    assert list(pulled)  # Nothing was asked for.
+    assert list(pulled)  # No request was pulled.
 
 
 @pytest.mark.parametrize("models", [error(500), error(404), Reply(200, b"nonsense")])
@@ -218,7 +218,7 @@ def test_unknown_model_and_refused_arguments():
 
 
 def test_a_server_that_refuses_n():
-    """The first sample comes on its own, with the seed that it would have had."""
+    """The first sample is asked for on its own, with the same seed as before."""
     with OpenAIServer(fault=lambda number, body: error(400, "`n` must be 1") if body["n"] > 1 else None) as server:
         (result,) = ask(server.url, SampleRequest("q", "cot", MESSAGES, n=3))
     assert (result.request.n, result.error) == (3, None)
@@ -227,7 +227,7 @@ def test_a_server_that_refuses_n():
 
 
 def test_refusals_that_are_not_about_n():
-    """A server that has returned several samples, or refuses a single one too, is not asked twice."""
+    """A server that has returned several samples is not asked again; one may refuse a single sample, too."""
 
     def fault(number, body):
         return error(400, "too long") if body["prompt"] == "long" else None
@@ -294,7 +294,7 @@ def make(kind):
         return LlamaForCausalLM(LlamaConfig(**llama))
     if kind == "mistral":  # Sliding window attention: another kind of cache.
         return MistralForCausalLM(MistralConfig(**llama, sliding_window=6))
-    # GPT-2 adds learnt positions to its embeddings.
+    # GPT-2 adds learned positions to its embeddings.
     return GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.3, **common))
 
 
@@ -319,7 +319,7 @@ def requests_for(texts, n=3, first_index=0, max_tokens=20, **kwargs):
 
 
 def slow_pick(logits, params, generator):
-    """A token, with its probabilities in numpy."""
+    """Pick a token, with probabilities computed in NumPy."""
     if params.temperature == 0:
         return int(logits.argmax())
     p = np.exp(logits / params.temperature - (logits / params.temperature).max())
@@ -340,7 +340,7 @@ def slow_pick(logits, params, generator):
 
 
 def slow_sample(model, tokenizer, request, sample):
-    """One sample, one token at a time, everything computed anew."""
+    """Sample one token at a time, without a cache."""
     ids = tokenizer(request.prompt)["input_ids"]
     length = len(ids)
     params, index = request.params, request.first_index + sample
@@ -379,7 +379,7 @@ def test_samples_equal_a_slow_loop(model, tokenizer, arguments):
         length = sum(len(c.text.split()) + (c.finish_reason == "stop") for c in expected)
         usage = {"prompt_tokens": len(request.prompt.split()), "completion_tokens": length}
         assert results[request.question_id].usage == usage
-    # Sharper distributions seldom reach the end token of these models.
+    # Sharper distributions of these models rarely reach the end token.
     assert "top_p" in arguments or arguments.get("temperature") == 0 or reasons == {"stop", "length"}
 
 
@@ -390,13 +390,13 @@ def test_the_batch_changes_nothing(llama, tokenizer):
     for batch_size in (1, 7, 16):
         alone = by_id(TransformersEngine(llama, tokenizer, batch_size=batch_size).generate(reversed(requests)))
         assert {i: r.choices for i, r in alone.items()} == {i: r.choices for i, r in together.items()}
-    # Samples 2 and 3 asked for on their own, with room for more tokens.
+    # Samples 2 and 3 on their own, with a larger `max_tokens`
     (tail,) = TransformersEngine(llama, tokenizer).generate(
         requests_for(prompts(1), n=2, first_index=2, max_tokens=40)
     )
     for whole, part in zip(tail.choices, together["q0"].choices[2:], strict=True):
         assert whole.text.split()[:20] == part.text.split()
-    # A cache too small for two requests.
+    # A cache that is too small for two requests
     small = TransformersEngine(llama, tokenizer, cache_gb=1e-6)
     assert {i: r.choices for i, r in by_id(small.generate(requests)).items()} == {
         i: r.choices for i, r in together.items()
@@ -466,7 +466,7 @@ def test_stop_strings(llama, tokenizer):
         assert cut[key].choices == [cut_at_stop(choice, stop) for choice in result.choices]
         assert cut[key].usage["completion_tokens"] <= result.usage["completion_tokens"]
         shorter += cut[key].usage["completion_tokens"] < result.usage["completion_tokens"]
-    assert shorter  # The rows ended at the stop string, and were not just cut.
+    assert shorter  # The rows ended at the stop string and were not only cut afterwards.
 
 
 def test_results_come_as_they_are_complete(llama, tokenizer):
@@ -521,7 +521,7 @@ def test_folders_and_adapters(llama, tokenizer, tmp_path):
         expected = [slow_sample(tuned, tokenizer, request, i) for i in range(request.n)]
         assert results[request.question_id].choices == expected
 
-    # The name tells the weights apart, and only them.
+    # The name depends on the weights and on nothing else.
     assert engine.model.startswith(f"{tmp_path / 'base'}@") and engine.model[-8:] != adapter.model[-8:]
     assert TransformersEngine(str(tmp_path / "base")).model == engine.model
     with torch.no_grad():

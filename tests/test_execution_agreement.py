@@ -1,4 +1,4 @@
-"""Monty and CPython must compute the same, number for number and text for text."""
+"""Monty and the jail must compute the same numbers and texts as CPython, for random programs."""
 
 import math
 
@@ -66,7 +66,7 @@ def jail():
 
 
 def in_cpython(program):
-    """These programs are our own and hold arithmetic only, so they may run here."""
+    """Run a program in this process, which is safe because the programs here are generated and only do arithmetic."""
     names = {}
     try:
         exec(program, names)

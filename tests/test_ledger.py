@@ -1,4 +1,4 @@
-"""Money: prices, ledgers, limits that hold, and estimates whose intervals hold."""
+"""Prices, ledgers, budgets that are never exceeded, and estimates whose intervals hold."""
 
 import math
 import random
@@ -39,7 +39,7 @@ def store(tmp_path):
 
 
 def books(server, price=PRICES["m"]):
-    """What the server would put on the bill, counted by hand."""
+    """What the server would bill, computed by hand."""
     plain = server.prompt_tokens - server.cached_tokens
     return (
         plain * price.prompt + server.cached_tokens * price.cached + server.completion_tokens * price.completion
@@ -92,7 +92,7 @@ def test_bad_prices(tmp_path, text, message):
 # Ledger
 
 
-def test_ledger_is_the_servers_books(store):
+def test_ledger_agrees_with_the_server(store):
     with OpenAIServer() as server:
         summary = sample(
             QUESTIONS, ["cot", "pot"], 3, OpenAIEngine("m", server.url), store, prompt, prices=PRICES, progress=False
@@ -103,7 +103,7 @@ def test_ledger_is_the_servers_books(store):
     (entry,) = ledger.entries
     assert (entry.requests, entry.failed, entry.thoughts, entry.batch) == (120, 0, 360, False)
     assert f"{books(server):.4f}" in ledger.format()
-    # By task and split, for the cost of what is kept of them
+    # By task and split
     assert Ledger(store.spending(Selection("svamp", ["train"])), PRICES).cost == ledger.cost
     assert [] == [
         entry
@@ -137,8 +137,8 @@ def test_max_prompt_tokens_is_at_least_the_number_of_bytes(text):
 # Limits
 
 
-class DearEngine:
-    """Takes the most that a request can take, every time; loses some answers."""
+class ExpensiveEngine:
+    """Uses as many tokens as a request possibly can (or a share of them), and loses some answers."""
 
     model = "m"
 
@@ -146,13 +146,13 @@ class DearEngine:
         self.lose, self.share, self.asked = lose, share, []
 
     def generate(self, requests):
-        under_way = []
+        in_flight = []
         for request in requests:
             self.asked.append(request)
-            under_way.append((len(self.asked), request))
-            if len(under_way) == 3:
-                yield self.answer(*under_way.pop(0))
-        for waiting in under_way:
+            in_flight.append((len(self.asked), request))
+            if len(in_flight) == 3:
+                yield self.answer(*in_flight.pop(0))
+        for waiting in in_flight:
             yield self.answer(*waiting)
 
     def answer(self, number, request):
@@ -170,8 +170,8 @@ class DearEngine:
 
 @pytest.mark.parametrize("share", [1.0, 0.2])
 @pytest.mark.parametrize("lose", [lambda number: False, lambda number: number % 4 == 1])
-def test_max_cost_is_never_passed_and_nearly_reached(store, caplog, share, lose):
-    engine = DearEngine(lose, share)
+def test_max_cost_is_never_exceeded_and_nearly_reached(store, caplog, share, lose):
+    engine = ExpensiveEngine(lose, share)
     most = PRICES["m"].cost(max_prompt_tokens(prompt(QUESTIONS[50], "cot")), 0, 4 * 100)
     limit = 10.5 * most
     arguments = (["cot", "pot"], 4, engine, store, prompt)
@@ -183,7 +183,7 @@ def test_max_cost_is_never_passed_and_nearly_reached(store, caplog, share, lose)
     assert ledger.cost + ledger.unknown > limit - most
     assert summary.over_budget and summary.missing == 480 - summary.thoughts
     assert "Run the same command with a higher `--max_cost`" in caplog.text
-    # The same limit again: nothing. A higher one: more, and what was spent counts.
+    # The same limit allows nothing more. A higher one does, and counts what was spent before.
     asked = len(engine.asked)
     sample(QUESTIONS, *arguments, max_cost=limit, **options)
     assert len(engine.asked) == asked
@@ -194,8 +194,8 @@ def test_max_cost_is_never_passed_and_nearly_reached(store, caplog, share, lose)
     assert done.missing == 0 and not done.over_budget
 
 
-def test_two_processes_keep_to_one_limit(store):
-    """Each sees what the other has claimed before it claims."""
+def test_two_processes_share_one_limit(store):
+    """Before it claims, each sees what the other has claimed."""
     store.questions.add(QUESTIONS)
     setting = store.settings.number("m", "p", SamplingParams(max_tokens=100))
     request = SampleRequest(QUESTIONS[0].id, "cot", "How much?", SamplingParams(max_tokens=100))
@@ -230,9 +230,9 @@ def test_max_cost_over_http(store):
         assert books(server) > limit - most
 
 
-def test_part_of_a_claim_is_paid_for(store):
-    """Of several requests for one question, those that fit into the budget are made."""
-    engine = DearEngine()
+def test_a_budget_for_part_of_a_claim(store):
+    """Of several requests for one question, only those that fit into the budget are made."""
+    engine = ExpensiveEngine()
     most = PRICES["m"].cost(max_prompt_tokens(prompt(QUESTIONS[0], "cot")), 0, 100)
     options = {"params": SamplingParams(max_tokens=100), "prices": PRICES, "progress": False}
     with SamplingRun(QUESTIONS[:1], ["cot"], 5, "m", store, prompt, options["params"], PRICES, 3.5 * most) as run:
@@ -249,13 +249,13 @@ def test_part_of_a_claim_is_paid_for(store):
 
 def test_max_cost_needs_prices(store):
     with pytest.raises(ValueError, match="`max_cost` needs prices"):
-        sample(QUESTIONS, ["cot"], 1, DearEngine(), store, prompt, max_cost=1)
+        sample(QUESTIONS, ["cot"], 1, ExpensiveEngine(), store, prompt, max_cost=1)
 
 
 # Estimates
 
 
-def test_dry_run_estimates_and_keeps_its_thoughts(store):
+def test_dry_run_estimates_the_cost_and_keeps_its_thoughts(store):
     with OpenAIServer() as server:
         engine = OpenAIEngine("m", server.url)
         arguments = (QUESTIONS, ["cot", "pot"], 3, engine, store, prompt)
@@ -275,8 +275,8 @@ def test_dry_run_estimates_and_keeps_its_thoughts(store):
         dry_run(*arguments, probes=1)
 
 
-def test_intervals_hold_the_truth_19_times_out_of_20():
-    """Against drawn populations of two paths with different, skew costs."""
+def test_intervals_contain_the_cost_19_times_out_of_20():
+    """On random populations with two paths whose costs differ and are skewed."""
     rng = random.Random(5)
     price, inside, trials = PRICES["m"], 0, 1500
     for _ in range(trials):
@@ -327,7 +327,7 @@ def test_command(tmp_path, capsys):
 
 @pytest.mark.parametrize("requests", [0, 3])
 def test_a_command_that_ends_over_budget_fails(tmp_path, capsys, caplog, requests):
-    """Whether nothing was sampled or only some of it."""
+    """Whether it sampled nothing or part of what was wanted."""
     prices = tmp_path / "prices.yaml"
     prices.write_text("m: {prompt: 2, completion: 6, cached: 1}\n")
     question = load_questions("stories", "train")[0]
@@ -348,4 +348,4 @@ def test_a_command_that_ends_over_budget_fails(tmp_path, capsys, caplog, request
 
 def test_a_dry_run_without_a_probe_fails(store):
     with pytest.raises(ValueError, match="None of the 8 probes on the path cot returned a thought"):
-        dry_run(QUESTIONS, ["cot"], 1, DearEngine(), store, prompt, prices=PRICES, max_cost=1e-9)
+        dry_run(QUESTIONS, ["cot"], 1, ExpensiveEngine(), store, prompt, prices=PRICES, max_cost=1e-9)

@@ -1,4 +1,4 @@
-"""The sampler asks for what is missing and nothing else, and loses nothing: over real HTTP, with processes killed."""
+"""The sampler asks for missing samples only and loses none: over real HTTP, with processes that are killed."""
 
 import os
 import random
@@ -42,7 +42,7 @@ def run_sample(store, url, n=4, questions=QUESTIONS, paths=("cot", "pot"), promp
 
 
 def expected(n, questions=QUESTIONS, paths=("cot", "pot"), seed=42):
-    """What the loopback server writes if each question and path is one request."""
+    """What the loopback server returns if there is one request per question and path."""
     return [
         (q.id, path, i, text_of(prompt(q, path), derive_seed(seed, q.id, path, 0), i))
         for q in questions
@@ -56,7 +56,7 @@ def stored(store, **selection):
 
 
 class ListEngine:
-    """An engine that answers with scripted numbers of choices, and remembers what it was asked."""
+    """An engine that returns a scripted number of choices per request and records the requests."""
 
     def __init__(self, counts):
         self.model, self.counts, self.asked = "list", iter(counts), []
@@ -68,7 +68,7 @@ class ListEngine:
             yield SampleResult(request, [Choice(str(request.first_index + i), "stop") for i in range(count)])
 
 
-def test_one_request_a_question_and_path(store):
+def test_one_request_per_question_and_path(store):
     with OpenAIServer() as server:
         summary = run_sample(store, server.url)
     assert stored(store) == expected(4)
@@ -83,7 +83,7 @@ def test_one_request_a_question_and_path(store):
     ]
 
 
-def test_a_second_run_asks_nothing_and_a_larger_one_the_rest(store):
+def test_a_second_run_asks_for_nothing_and_a_larger_one_for_the_rest(store):
     with OpenAIServer() as server:
         run_sample(store, server.url)
         assert run_sample(store, server.url).requests == 0
@@ -92,7 +92,7 @@ def test_a_second_run_asks_nothing_and_a_larger_one_the_rest(store):
         assert (summary.requests, summary.thoughts) == (24, 48)
         assert {body["n"] for body in server.bodies[24:]} == {2}
         assert sorted(stored(store))[:4] == sorted(expected(6))[:4]
-        # Other parameters, another prompt, another seed: other samples.
+        # Other parameters, another prompt or another seed mean different samples.
         assert run_sample(store, server.url, n=6, temperature=0.2).thoughts == 144
         again = run_sample(store, server.url, n=6)
         ids = [t.question_id for t in store.thoughts(Selection(settings=again.settings))]
@@ -110,7 +110,7 @@ def test_a_second_run_asks_nothing_and_a_larger_one_the_rest(store):
 def test_settings_do_not_multiply_with_questions(store):
     with OpenAIServer() as server:
         run_sample(store, server.url)
-    assert [row.setting for row in store.status()] == [1, 2]  # One a path: the paths have different prompts.
+    assert [row.setting for row in store.status()] == [1, 2]  # One per path, because the paths have different prompts
 
 
 def test_server_that_ignores_n(store):
@@ -120,12 +120,12 @@ def test_server_that_ignores_n(store):
     assert max(server.sold.values()) == 1
     assert len(server.bodies) == 120
     asked = Counter(body["n"] for body in server.bodies)
-    assert asked[1] > 100  # It has been learnt after the first answers.
+    assert asked[1] > 100  # Learned from the first answers
     assert [t.index for t in store.thoughts()] == [*range(5)] * 24
 
 
 def test_server_that_refuses_n(store):
-    """It is asked for single samples from the first refusal on, as one that ignores `n` is."""
+    """After the first refusal it is asked for single samples, like a server that ignores `n`."""
     with OpenAIServer(fault=lambda number, body: error(400, "`n` must be 1") if body["n"] > 1 else None) as server:
         summary = run_sample(store, server.url, n=5)
     assert (summary.thoughts, summary.missing, summary.errors) == (120, 0, {})
@@ -147,11 +147,11 @@ def test_short_answers_are_topped_up(store):
     assert [t.text for t in store.thoughts()] == [*"01234", *"01234"]
 
 
-def test_server_that_never_gives_more(store, caplog):
+def test_server_that_never_returns_the_rest(store, caplog):
     with OpenAIServer(choices=lambda body: 0 if body["n"] < 4 else 3) as server:
         summary = run_sample(store, server.url)
     assert (summary.thoughts, summary.missing) == (72, 24)
-    assert len(server.bodies) == 24 * 4  # Asked three times more, and left at that.
+    assert len(server.bodies) == 24 * 4  # The first request and three more attempts
     assert "24 of 96 samples are still missing" in caplog.text
     assert [row.missing for row in store.status()] == [12, 12]
 
@@ -166,7 +166,7 @@ def test_unusable_thoughts_are_kept_and_not_asked_again(store):
 
 
 def test_a_misbehaving_server(store):
-    """A third of the answers is an error, a lost connection, or unreadable: nothing is lost, nothing stored twice."""
+    """A third of the answers are errors, lost connections or unreadable. No sample is lost or stored twice."""
     rng = random.Random(0)
     faults = [
         lambda: error(429, **{"retry-after-ms": "10"}),
@@ -185,11 +185,11 @@ def test_a_misbehaving_server(store):
     assert summary.completion_tokens == server.completion_tokens
 
 
-def test_a_server_that_only_fails_is_left_alone(store, caplog):
+def test_a_server_that_only_fails_is_given_up(store, caplog):
     with OpenAIServer(fault=lambda number, body: error(500)) as server:
         summary = run_sample(store, server.url, max_retries=0, n=1)
     assert summary.thoughts == 0
-    assert summary.errors == {"HTTP 500: no": 50}
+    assert summary.errors == {"HTTP 500: no": 50} and summary.gave_up
     assert 50 <= len(server.bodies) < 60
     assert "HTTP 500" in caplog.text and "24 of 24 samples" in caplog.text
     many = [Question(f"svamp/train/many-{i}", "svamp", "train", f"What is {i}?", "1") for i in range(200)]
@@ -243,7 +243,7 @@ def test_no_server(store):
 
 
 def test_server_goes_away(store):
-    """What has arrived stays, and a new server brings the rest."""
+    """What has arrived is kept, and a new server returns the rest."""
     with OpenAIServer(fault=lambda number, body: Reply(0, b"") if number >= 10 else None) as server:
         server.fault = lambda number, body: (
             (setattr(server, "models", Reply(0, b"")) or Reply(0, b"")) if number >= 10 else None
@@ -274,7 +274,7 @@ with Store(sys.argv[2]) as store:
 
 
 def start(url, path, stderr=None, count=1):
-    """Processes that sample, all of them started before any begins."""
+    """Start processes that sample, and let them begin only when all of them are ready."""
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OPENAI_API_KEY": "sk-secret-of-mine"}
     command = [sys.executable, "-c", WORKER, url, str(path)]
     pipe = subprocess.PIPE
@@ -291,7 +291,7 @@ def start(url, path, stderr=None, count=1):
 
 
 def test_kill_and_resume(store):
-    """Killed at random moments: every sample is stored once, only those under way at a kill are bought again."""
+    """Killed at random moments: every sample is stored once, and only those in flight at a kill are bought again."""
     rng = random.Random(1)
     kills = 0
     with OpenAIServer(delay=0.03) as server:
@@ -308,7 +308,7 @@ def test_kill_and_resume(store):
     print(f"{kills} kills, {there} of 96 thoughts after {before} requests, {bought_twice} samples bought twice")
     assert kills
     assert stored(store) == expected(4)
-    assert bought_twice <= kills * 4 * 4  # At most the requests under way at each kill.
+    assert bought_twice <= kills * 4 * 4  # At most the requests in flight at each kill
     assert len(server.bodies) == 24 + bought_twice // 4
 
 
@@ -331,9 +331,9 @@ def test_interrupt_keeps_what_has_arrived(store):
         process.wait()
         assert "KeyboardInterrupt" in process.stderr.read()
         arrived = len(store.thoughts())
-        # Four requests were under way, and at most one was being stored with four more waiting.
+        # Four requests were in flight, and at most one was being stored with four more waiting.
         assert 4 * (len(server.bodies) - 8) <= arrived <= 4 * len(server.bodies) and arrived
-        # The claims were given back at once.
+        # The claims were released at once.
         assert store._db.execute("SELECT count(*) FROM requests WHERE ended_at IS NULL").fetchone() == (0,)
 
 
@@ -376,7 +376,7 @@ def test_command_samples(store, capsys):
         assert "12 thoughts from 6 requests; 0 missing" in out
         run(args)
         assert "0 thoughts from 0 requests" in capsys.readouterr().out
-        assert server.most_under_way <= 2
+        assert server.peak_in_flight <= 2
         assert server.bodies[0]["messages"][-1]["content"].endswith("Let's think step by step.")
         assert server.bodies[0]["max_tokens"] == 512 and server.bodies[0]["temperature"] == 0.7
     assert [q.task for q in store.questions.load()] == ["stories"] * 3
@@ -421,7 +421,7 @@ def test_command_errors(tmp_path, monkeypatch, changes, kind, message):
 
 
 def test_command_arguments():
-    """The forms of the method's page are read as they stand there."""
+    """Command lines parse in the documented form."""
     from trl import TrlParser
 
     parser = TrlParser(SampleArguments)

@@ -1,4 +1,4 @@
-"""T5 students from the command line to their votes: trained, saved, loaded and sampled, against a slow loop."""
+"""T5 students, trained on the command line, saved, loaded, sampled and voted on, against a slow loop."""
 
 import json
 
@@ -22,7 +22,7 @@ from md_trl.trainer.md_seq2seq_trainer import tokenize_for_encoder_and_decoder
 
 
 def own_head(rows):
-    """As T5 v1.1 and FLAN-T5 are stored: the LM head has weights of its own."""
+    """A T5 like v1.1 and FLAN-T5, whose LM head has its own weights."""
     model = tiny_t5(vocab_size=rows, tie_word_embeddings=False, feed_forward_proj="gated-gelu")
     model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.shared.weight) * 0.2)
     return model
@@ -44,7 +44,7 @@ def lora_own_head(tmp_path_factory):
 
 
 def trained(tmp_path, start, *lora):
-    """Folder of a student, and it and its tokenizer as transformers or PEFT load them."""
+    """Train a student. Return its folder, and the model and tokenizer as transformers or PEFT load them."""
     few = ["--max_steps", "15", "--learning_rate", "0.01", "--warmup_steps", "0"]
     few += ["--eval_limit", "2", "--eval_n", "3", "--eval_max_tokens", "16"]
     folder = train_on_the_command_line(tmp_path, start, *few, *lora)
@@ -53,7 +53,7 @@ def trained(tmp_path, start, *lora):
 
 
 def slow_sample(model, tokenizer, request, sample):
-    """The ids of one sample, one token at a time, the prompt read anew for each, and why it ended."""
+    """Sample one token at a time, reading the prompt again for each. Return the ids and why they ended."""
     prompt = torch.tensor([tokenizer(request.prompt)["input_ids"]])
     assert prompt[0, -1] == tokenizer.eos_token_id
     params = request.params
@@ -119,13 +119,13 @@ def test_the_batch_changes_nothing(lora):
 
 def test_stop_strings(lora_own_head):
     folder, _, _ = lora_own_head
-    # The first is also in T5's special tokens `<extra_id_1>`, which are no text
+    # "1" also occurs in T5's special tokens such as `<extra_id_1>`, which are not part of the text.
     engine, stop = TransformersEngine(str(folder)), ("1", "an", "\n")
     free, cut = (results_of(engine, requests_for(n=10, stop=strings)) for strings in ((), stop))
     for key, result in free.items():
         assert cut[key].choices == [cut_at_stop(choice, stop) for choice in result.choices]
     tokens = [sum(r.usage["completion_tokens"] for r in results.values()) for results in (free, cut)]
-    assert tokens[1] < tokens[0]  # rows ended there, and were not just cut
+    assert tokens[1] < tokens[0]  # The rows ended there and were not only cut afterwards.
 
 
 def test_the_encoder_reads_each_prompt_once_as_it_was_trained(full):
@@ -178,7 +178,7 @@ def test_an_adapter_says_what_it_is(lora):
 
 
 @pytest.mark.parametrize("rows", [140, 110], ids=["rows to spare", "resized"])
-def test_the_head_that_a_checkpoint_brought_is_kept(tmp_path, rows):
+def test_the_head_of_a_checkpoint_is_kept(tmp_path, rows):
     own_head(rows).save_pretrained(tmp_path / "t5")
     model, known = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "t5"), len(t5_tokenizer())
     head = model.lm_head.weight[:known].clone()

@@ -1,4 +1,4 @@
-"""The engine `vllm`, over a stand-in for the module: there is no GPU to run vLLM itself on."""
+"""The engine `vllm` with a stand-in for the module, because there is no GPU to run vLLM itself on."""
 
 from pathlib import Path
 

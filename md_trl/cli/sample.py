@@ -36,11 +36,11 @@ class SampleArguments:
         source (`str`, *optional*):
             Local copy of the task's original file. Loaded from the Hub by default.
         limit (`int`, *optional*):
-            Sample only the first questions, this many.
+            Sample only the first `limit` questions.
         data_seed (`int`, *optional*, defaults to `42`):
             Seed of splits drawn from an original file, and of generated stories.
         paths (`list[str]`, *optional*, defaults to `["cot", "pot"]`):
-            Paths to sample: `cot`, `pot`, `label`.
+            Paths to sample: `cot`, `pot`, or `label` for the bare answer.
         n (`int`, *optional*, defaults to `20`):
             Samples per question and path.
         temperature (`float`, *optional*, defaults to `0.7`):
@@ -99,12 +99,13 @@ class SampleArguments:
     source: str | None = field(
         default=None, metadata={"help": "Local copy of the task's original file. Loaded from the Hub by default."}
     )
-    limit: int | None = field(default=None, metadata={"help": "Sample only the first questions, this many."})
+    limit: int | None = field(default=None, metadata={"help": "Sample only the first `limit` questions."})
     data_seed: int = field(
         default=42, metadata={"help": "Seed of splits drawn from an original file, and of generated stories."}
     )
     paths: list[str] = field(
-        default_factory=lambda: list(PATHS), metadata={"help": "Paths to sample: `cot`, `pot`, `label`."}
+        default_factory=lambda: list(PATHS),
+        metadata={"help": "Paths to sample: `cot`, `pot`, or `label` for the bare answer."},
     )
     n: int = field(default=TEACHER_THOUGHTS, metadata={"help": "Samples per question and path."})
     temperature: float = field(

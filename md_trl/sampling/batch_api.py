@@ -246,7 +246,7 @@ class _Batches:
             error = self._engine.clean(f"HTTP {status}: {message}" if status else str(message))
             return SampleResult(request, error=error, retry=status not in (400, 403, 422))
         try:
-            choices, usage, served = read_answer(body, chat, params.stop)
+            choices, usage, served = read_answer(body, chat, params)
         except ValueError as error:
             return SampleResult(request, error=self._engine.clean(f"the answer cannot be read: {error}"), lost=True)
         return SampleResult(request, choices, usage, served=served)

@@ -85,7 +85,7 @@ class Claims:
         with transaction(self._db):
             self._db.executemany(
                 "INSERT INTO wanted SELECT key, ?, ?, ? FROM questions WHERE id = ? "
-                "ON CONFLICT DO UPDATE SET n = max(n, excluded.n)",
+                "ON CONFLICT (question, path, setting) DO UPDATE SET n = max(n, excluded.n)",
                 ((path, setting, n, question_id) for question_id, path, setting in samples),
             )
 

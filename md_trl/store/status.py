@@ -144,6 +144,7 @@ class Usage(NamedTuple):
     thoughts: int
 
 
+# Requests and thoughts are grouped by task, split, path and setting, each on their own, and joined at the end.
 _STATUS = """
 WITH asked AS (
     SELECT q.task, q.split, r.path, r.setting, s.model, s.prompt_hash, s.params,

@@ -1,7 +1,7 @@
 """Adaptive against full sampling of the quickstart's simulated teacher: thoughts saved, types and lambdas changed.
 
-For each seed the teacher is asked for 20 + 20 thoughts of each question, and again adaptively into a store of its own.
-Writes outputs/bench/adaptive.json.
+For each seed, 20 + 20 thoughts per question are sampled into one store, and adaptively into another one. Writes
+outputs/bench/adaptive.json.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def compare(url: str, count: int, seed: int) -> dict:
             options["params"] = SamplingParams(seed=seed + 1000)
             sample(questions, ["cot", "pot"], N, engine, store, teacher_messages, **options)
             again = mix(questions, judged(store.thoughts()))
-    # The same rule on the beginnings of the full run: what it would have missed of this very run
+    # The same rule on the first thoughts of the full run: what it would have missed of this very run
     lengths = {row.id: row.n_cot for row in adaptive}
     beginnings = mix(questions, [thought for thought in thoughts if thought.index < lengths[thought.question_id]])
     assert summary.thoughts + summary.saved == whole.thoughts

@@ -1,8 +1,8 @@
-"""The engine `transformers` against plain `generate`, a call a prompt: SmolLM2-135M and the student of the quickstart.
+"""The engine `transformers` against plain `generate`, for SmolLM2-135M and the student of the quickstart.
 
-Ten samples of each prompt, with the same prompts, temperature and longest sample. The peer is called in its two plain
-ways: once for each prompt with `num_return_sequences=10`, and once for each sample. Every pair of runs is repeated, in
-turns, and the medians are compared. Writes outputs/bench/transformers_engine.json.
+Ten samples per prompt, with the same prompts, temperature and `max_tokens`. The peer is called in its two plain ways:
+once per prompt with `num_return_sequences=10`, and once per sample. The runs alternate, and the medians are compared.
+Writes outputs/bench/transformers_engine.json.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main() -> None:
         else:
             print(f"No {folder}: {name} is left out.")
     result = {
-        "peer": f"transformers {transformers.__version__} generate, a call a prompt (num_return_sequences={N})",
+        "peer": f"transformers {transformers.__version__} generate, one call per prompt (num_return_sequences={N})",
         "models": figures,
         "ratio": {name: of_model["ratio"] for name, of_model in figures.items()},
         "load_average": os.getloadavg()[0],
@@ -107,7 +107,7 @@ def compare(folder: str, count: int, max_tokens: int, turns: int) -> dict:
     for turn in range(turns):
         for name, run in runs.items():
             if name == "generate_per_sample" and turn:
-                continue  # Ten times as slow: once will do.
+                continue  # Ten times slower: one run is enough.
             start = time.perf_counter()
             tokens = run()
             rates[name].append(tokens / (time.perf_counter() - start))

@@ -272,7 +272,7 @@ class OpenAIEngine:
 
     def _answered(self, request: SampleRequest, data: bytes, expected: float) -> SampleResult:
         try:
-            choices, usage, served = read_answer(data, not isinstance(request.prompt, str), request.params.stop)
+            choices, usage, served = read_answer(data, not isinstance(request.prompt, str), request.params)
         except ValueError as error:
             return SampleResult(request, error=f"the answer cannot be read: {self.clean(str(error))}", lost=True)
         self._accepted = True

@@ -5,10 +5,10 @@ from __future__ import annotations
 import email.utils
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from ...records import Choice
+from ...records import Choice, SamplingParams
 from . import SampleRequest, cut_at_stop
 
 
@@ -43,7 +43,7 @@ def request_body(model: str, request: SampleRequest) -> tuple[str, dict[str, Any
 
 
 def read_answer(
-    answer: bytes | dict[str, Any], chat: bool, stop: Sequence[str]
+    answer: bytes | dict[str, Any], chat: bool, params: SamplingParams
 ) -> tuple[list[Choice], dict[str, int], str]:
     r"""
     Read the body of an answer.
@@ -53,8 +53,8 @@ def read_answer(
             The body.
         chat (`bool`):
             Whether it answers chat messages or a text.
-        stop (`Sequence[str]`):
-            Stop strings of the request. They are cut off if the server has left them in.
+        params ([`~md_trl.records.SamplingParams`]):
+            Parameters of the request. Stop strings that the server has left in the texts are cut off.
 
     Returns:
         `tuple[list[Choice], dict[str, int], str]`: The samples in the order of their indices, the token counts, and
@@ -74,7 +74,7 @@ def read_answer(
             text = choice["message"].get("content") if chat else choice.get("text")
             # Half a surrogate pair is valid JSON, but not a character.
             text = (text or "").encode(errors="replace").decode()
-            choices.append(cut_at_stop(Choice(text, str(choice.get("finish_reason") or "stop")), stop))
+            choices.append(cut_at_stop(Choice(text, str(choice.get("finish_reason") or "stop")), params.stop))
         usage = answer.get("usage")
         tokens = {}
         if usage:
