@@ -142,7 +142,7 @@ def build_dataset(
 def _card_settings(
     store: Store, selection: Selection, rows: Mapping[str, Sequence[MixedRow]], repeat_cap: int
 ) -> dict[str, Any]:
-    """Say for the card how the thoughts of a dataset were sampled."""
+    """Describe for the card how the thoughts of a dataset were sampled."""
     sampled = store.status(selection)
     teachers = {path: _listed(row.model for row in sampled if row.path == path) for path in PATHS}
     teacher = _listed(filter(None, teachers.values()))
@@ -188,7 +188,7 @@ def ensure_dataset(folder: str | Path, task: str, store_file: str | Path) -> Bui
     metadata = read_metadata(folder, task)
     if metadata is not None and not Path(store_file).is_file():
         return None
-    source = metadata and metadata["source"]
+    source = metadata and metadata.get("source")
     selection, repeat_cap = Selection(task, ["train"]), REPEAT_CAP
     if source is not None:
         selection, repeat_cap = Selection(**source["selection"]), source["repeat_cap"]

@@ -59,7 +59,7 @@ class QuestionResult:
     tokens: int = 0
 
     def is_correct(self, answer: str | None) -> bool:
-        """Return whether an answer of the student equals the gold answer. No answer is not correct."""
+        """Return whether an answer of the student equals the gold answer. `None` never does."""
         return answer is not None and equal(answer, self.answer)
 
 

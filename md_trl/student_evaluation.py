@@ -60,7 +60,7 @@ class StudentEvaluation:
     >>> from md_trl.student_evaluation import StudentEvaluation
     >>> from md_trl.tasks import load_questions
 
-    >>> evaluation = StudentEvaluation(load_questions("svamp", "test"), SamplingParams(max_tokens=256))
+    >>> evaluation = StudentEvaluation(load_questions("svamp", "test"), SamplingParams())
     >>> with Store("student.db") as store:
     ...     result = evaluation.run("md", TransformersEngine("outputs/student"), store)
     >>> result.accuracy("joint", votes=10)
@@ -102,9 +102,10 @@ class StudentEvaluation:
             return student_prompt(question.question, path, prompt_format)
 
         summary = SampleSummary()
-        thought_paths = [path for path in self.paths if path != LABEL]
-        for paths, n, params in ((thought_paths, self.n, self.params), ([LABEL], 1, self.params.greedy())):
-            if set(paths) <= set(self.paths) and paths:
+        reasoning = [path for path in PATHS if path in self.paths]
+        label = [LABEL] if LABEL in self.paths else []
+        for paths, n, params in ((reasoning, self.n, self.params), (label, 1, self.params.greedy())):
+            if paths:
                 summary.add(sample(self.questions, paths, n, engine, store, prompt, params=params, progress=progress))
         return summary
 
@@ -161,7 +162,7 @@ class StudentEvaluation:
 
     def _settings(self, engine: TransformersEngine) -> dict[str, Any]:
         return {
-            "paths": list(self.paths),
+            "paths": [path for path in PATHS_AND_LABEL if path in self.paths],
             "n": self.n,
             **asdict(self.params),
             "prompt_format": resolve_prompt_format(engine.tokenizer, self.prompt_format),

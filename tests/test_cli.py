@@ -10,6 +10,7 @@ from students import byte_tokenizer, tiny_llama
 
 from md_trl.cli import VERBS, main, run_verb
 from md_trl.errors import InputError
+from md_trl.evaluation import EvaluationResult, QuestionResult
 from md_trl.store import Store
 
 
@@ -128,6 +129,16 @@ def test_whose_fault_an_error_is_is_said_by_its_type(monkeypatch):
         monkeypatch.setattr("md_trl.report.load_results", failing(error))
         with pytest.raises(type(error), match="a bug"):
             run_verb("report", ["--results", "r"])
+
+
+def test_report_takes_ensembles_and_a_baseline(tmp_path, capsys):
+    for path in ("cot", "pot"):
+        questions = [QuestionResult(f"toy/test/{i}", "1", **{path: ["1", "2"]}) for i in range(4)]
+        EvaluationResult(f"{path} student", "m", "toy", "test", {}, questions).save(tmp_path)
+    main(["report", "--results", str(tmp_path), "--ensemble", "pair=cot student+pot student", "--baseline", "pair"])
+    assert "| cot student | pair | toy | cot | +0.0 | [+0.0, +0.0] |" in capsys.readouterr().out
+    students = json.loads((tmp_path / "report.json").read_text())["students"]
+    assert [student["name"] for student in students] == ["cot student", "pot student", "pair"]
 
 
 def test_a_recipe_trains_on_what_the_store_holds_now(tmp_path):

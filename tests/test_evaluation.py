@@ -201,7 +201,7 @@ def test_report_compares_students_and_ensembles(tmp_path):
     assert set(report["students"][1]["figures"]) == {"cot"}
     joint = report["students"][0]["figures"]["joint"]
     assert joint["votes"] == 4 and joint["accuracy"] == md.accuracy("joint", 4)
-    # Without `--baseline`, everybody is compared with the ensembles, on the best figure that both have
+    # Without a baseline, every student is compared with the ensembles, on the first figure that both have
     assert [(c["a"], c["b"], c["figure"]) for c in report["comparisons"]] == [
         ("md", "pair", "joint"),
         ("cot", "pair", "cot"),
