@@ -186,7 +186,7 @@ def ensure_dataset(folder: str | Path, task: str, store_file: str | Path) -> Bui
         `ValueError`: As in [`build_dataset`].
     """
     metadata = read_metadata(folder, task)
-    if metadata is not None and not Path(store_file).is_file():
+    if (Path(folder) / task).is_dir() and not Path(store_file).is_file():
         return None
     source = metadata and metadata.get("source")
     selection, repeat_cap = Selection(task, ["train"]), REPEAT_CAP
