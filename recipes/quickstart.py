@@ -81,6 +81,7 @@ def make_student(mixed: Path, output: Path, seed: int) -> None:
     rows = load_dataset(str(mixed), "stories", split="train")
     texts = [student_prompt(row["question"], path) for row in rows for path in ("cot", "pot", "label")]
     texts += [thought["text"] for row in rows for path in ("cot", "pot") for thought in row[path]]
+    texts += ["\n" + row["answer"] for row in rows]
     core = Tokenizer(models.WordLevel(unk_token="<unk>"))
     # Numbers are whole tokens: a model this small learns no arithmetic on digits in minutes
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?\w+|\n *| ?[^\w\s]"), behavior="isolated")

@@ -1,40 +1,16 @@
-"""A SIMULATED teacher for Stories behind an OpenAI-compatible HTTP server. No language model is involved.
+"""The HTTP server of the simulated teacher: a part of OpenAI's protocol.
 
-It takes a question apart with [`~md_trl.tasks.stories.parse`] and writes a right or a wrong thought about it, so that
-the whole method runs offline in minutes. It fails where the paper says that each path fails (Sec. 3.1), so the gain of
-mixing both is built into its thoughts: figures reached with it tell whether the machinery brings that gain home, and
-nothing about any real teacher.
-
-**How it errs.** A hash of the question decides which paths solve it, with these shares in percent:
-
-| family | pot only (type 1) | cot only (type 2) | both (type 3) | neither (type 4) |
-| --- | --- | --- | --- | --- |
-| `plain` | 4 | 4 | 84 | 8 |
-| `large` | 45 | 0 | 35 | 20 |
-| `steps` | 15 | 0 | 65 | 20 |
-| `distractor` | 3 | 7 | 70 | 20 |
-| `compare` | 0 | 75 | 0 | 25 |
-| `fraction` | 0 | 75 | 0 | 25 |
-| `trap` | 0 | 75 | 0 | 25 |
-
-Each sample then has its own luck. At temperature 0.7 a thought on a path that solves the question goes wrong with the
-probability in `SLIPS`, and one on a path that does not comes out right with that in `LUCK`; both grow in proportion to
-the temperature, and at 0 the most probable thought is written. A chain of thought that goes wrong on `large` and
-`steps` has a wrong result in it, another one in every sample. Otherwise a path that does not solve a question misreads
-it, four times out of five in one favourite way; a program that goes wrong sometimes does not run at all.
-
-**The protocol.** `POST /v1/chat/completions` and `/v1/completions` with `model`, `n`, `temperature`, `seed`,
-`max_tokens` (or `max_completion_tokens`) and `stop`, and `GET /v1/models`; other fields are ignored. The prompt must
-end in a question and, on a line of its own, a trigger; the few-shot examples before it are counted, not read. A
-question that is not a story is refused (400): a simulation has no honest answer to it. The text depends on question,
-trigger, `seed`, index of the choice and `temperature` alone; without a `seed` the server draws one for the request.
-Tokens are words and punctuation marks.
+`POST /v1/chat/completions` and `/v1/completions` take `model`, `n`, `temperature`, `seed`, `max_tokens` (or
+`max_completion_tokens`) and `stop`; other fields are ignored. `GET /v1/models` lists the model. The prompt must end in
+a question and, on a line of its own, a trigger. Few-shot examples before them are counted as tokens, but not used. A
+question that is not one of Stories is an error (400), because a simulation has no honest answer to it. The text
+depends on question, trigger, `seed`, `temperature` and the index of the choice alone; without a `seed`, the server
+draws one per request. Tokens are words and punctuation marks.
 """
 
 from __future__ import annotations
 
 import json
-import random
 import re
 import secrets
 import sys
@@ -43,74 +19,15 @@ from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from .prompts import TRIGGERS
-from .tasks.stories import Story, parse
+from ..prompts import TRIGGERS
+from ..tasks.stories import parse
+from .chances import think
 
 
 MODEL = "simulated-teacher"
 FINGERPRINT = "md_trl-simulated-teacher"
 
-SOLVED_BY = {
-    "plain": {"pot": 0.04, "cot": 0.04, "both": 0.84, "neither": 0.08},
-    "large": {"pot": 0.45, "cot": 0.00, "both": 0.35, "neither": 0.20},
-    "steps": {"pot": 0.15, "cot": 0.00, "both": 0.65, "neither": 0.20},
-    "distractor": {"pot": 0.03, "cot": 0.07, "both": 0.70, "neither": 0.20},
-    "compare": {"pot": 0.00, "cot": 0.75, "both": 0.00, "neither": 0.25},
-    "fraction": {"pot": 0.00, "cot": 0.75, "both": 0.00, "neither": 0.25},
-    "trap": {"pot": 0.00, "cot": 0.75, "both": 0.00, "neither": 0.25},
-}
-"""Share of a family's questions that each path solves."""
-
-SLIPS = {"cot": {"large": 0.35, "steps": 0.25}, "pot": {}}
-"""Probability by path and family that a thought on a solved question goes wrong at temperature 0.7; else 0.08."""
-
-LUCK = {"cot": 0.05, "pot": 0.0}
-"""Probability by path that a thought on an unsolved question comes out right at temperature 0.7."""
-
-FAVOURITE = 0.8
-"""Share of the misreadings of an unsolved question that are the question's own favourite one."""
-
-MISCALCULATED = ("large", "steps")
-"""Families in which a wrong chain of thought has a wrong result in it, another one in every sample."""
-
 _TOKEN = re.compile(r"\w+|[^\w\s]")
-
-
-def think(story: Story, path: str, question: str, seed: int, index: int, temperature: float) -> str:
-    r"""
-    Writes one thought of the simulated teacher.
-
-    Args:
-        story (`Story`):
-            The question, taken apart.
-        path (`str`):
-            `cot` or `pot`.
-        question (`str`):
-            Text of the question, whose hash decides which paths solve it.
-        seed (`int`):
-            Seed of the request.
-        index (`int`):
-            Index of the choice.
-        temperature (`float`):
-            0 writes the most probable thought, whatever the seed and index.
-
-    Returns:
-        `str`: A chain of thought that ends `The answer is X.`, or a program that leaves its result in `answer`.
-    """
-    shares = SOLVED_BY[story.family]
-    solver = random.Random(f"solver/{question}").choices(list(shares), list(shares.values()))[0]
-    solved, heat = solver in (path, "both"), temperature / 0.7
-    # Greedy decoding looks at the question alone.
-    draw = "" if temperature == 0 else f"{seed}/{index}/{temperature}"
-    sample = random.Random(f"{draw}/{path}/{question}")
-    if sample.random() < (1 - heat * SLIPS[path].get(story.family, 0.08) if solved else heat * LUCK[path]):
-        return sample.choice(story.right(path))
-    if path == "cot" and story.family in MISCALCULATED:
-        return story.slip(sample)
-    misread = story.misread(path)
-    if not solved and (temperature == 0 or sample.random() < FAVOURITE):
-        return random.Random(f"misread/{path}/{question}").choice(misread)
-    return sample.choice([*misread, story.slip(sample) if path == "cot" else story.crash()])
 
 
 class RequestError(Exception):
