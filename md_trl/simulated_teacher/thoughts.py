@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 
-from ..tasks.stories import DAYS, LARGEST, RELATIONS, WEEKDAYS, Story
+from ..tasks.stories import Story
+from ..tasks.stories.kinds import DAYS, LARGEST, ORDINAL_DAYS, RELATIONS, WEEKDAYS
 
 
 @dataclass(frozen=True)
@@ -92,23 +93,35 @@ def _fill(text: str, story: Story, results: list[int | str], **more: int | str) 
 
 def _wrong_result(story: Story, result: int | str, rng: random.Random) -> int | str:
     if isinstance(result, str):
-        people = tuple(story.values[slot] for slot in "abc" if slot in story.values)
-        group = next(group for group in (RELATIONS, tuple(DAYS.values()), WEEKDAYS, people) if result in group)
+        groups = (RELATIONS, tuple(DAYS.values()), ORDINAL_DAYS, WEEKDAYS)
+        group = next(group for group in groups if result in group)
         return rng.choice([other for other in group if other != result])
     errors = (1, 2, 3) if result < 20 else (1, 2, 3, 4, 6, 8, 10, 11, 18, 20, 30, 90, 100)
     near = [result + sign * error for error in errors for sign in (-1, 1)]
     return rng.choice([number for number in near if 0 <= number <= LARGEST])
 
 
-def _named(answers: tuple[str, ...]) -> tuple[Misreading, ...]:
-    """The wrong programs of a kind whose programs name the answer without computing it."""
-    return tuple(Misreading(lambda v, text=text: text.format(**vars(v)), f'answer = "{text}"') for text in answers)
+def _named(answer: str) -> tuple[str, ...]:
+    """Programs that name the answer without computing it."""
+    return (
+        f'answer = "{answer}"',
+        f'day = "{answer}"\nanswer = day',
+        f'result = "{answer}"\nanswer = result',
+        f'found = "{answer}"\nanswer = found',
+    )
+
+
+def _misnamed(answers: tuple[str, ...]) -> tuple[Misreading, ...]:
+    """Programs that name one of these answers, whatever the question says."""
+    return tuple(Misreading(lambda v, answer=answer: answer, f'answer = "{answer}"') for answer in answers)
 
 
 _ADD = "had = {x}\nmore = {y}\nanswer = had + more"
 _SUBTRACT = "had = {x}\nless = {y}\nanswer = had - less"
-_NAMED_DAYS = _named(tuple(DAYS.values()))
-_NAMED_WEEKDAYS = _named(WEEKDAYS)
+_COMPARE = (
+    "first = {first}\nsecond = {second}\n"
+    'answer = "first day" if first > second else "second day" if second > first else "neither day"'
+)
 
 WORDINGS = {
     "gain": Wordings(
@@ -263,16 +276,16 @@ WORDINGS = {
             "On the first day {x} + {y} = {r}. Here {r} is {s} {z}. The answer is {t}.",
             "Compare {x} + {y} = {r} and {z}: {r} is {s} {z}. The answer is {t}.",
         ),
-        pot=('answer = "{t}"', 'day = "{t}"\nanswer = day'),
-        misreadings=_NAMED_DAYS,
+        pot=(*_named("{t}"), _COMPARE.format(first="{x} + {y}", second="{z}")),
+        misreadings=_misnamed(tuple(DAYS.values())),
     ),
     "difference_by_day": Wordings(
         cot=(
             "On the first day {x} - {y} = {r}. Here {r} is {s} {z}. The answer is {t}.",
             "Compare {x} - {y} = {r} and {z}: {r} is {s} {z}. The answer is {t}.",
         ),
-        pot=('answer = "{t}"', 'day = "{t}"\nanswer = day'),
-        misreadings=_NAMED_DAYS,
+        pot=(*_named("{t}"), _COMPARE.format(first="{x} - {y}", second="{z}")),
+        misreadings=_misnamed(tuple(DAYS.values())),
     ),
     "half_and_quarter": Wordings(
         cot=(
@@ -280,32 +293,33 @@ WORDINGS = {
             "Compare half of {x}, which is {r}, and a quarter of {y}, which is {s}: {r} is {t} {s}. "
             "The answer is {u}.",
         ),
-        pot=('answer = "{u}"', 'day = "{u}"\nanswer = day'),
-        misreadings=_NAMED_DAYS,
+        pot=(*_named("{u}"), _COMPARE.format(first="{x} / 2", second="{y} / 4")),
+        misreadings=_misnamed(tuple(DAYS.values())),
     ),
     "three_shares": Wordings(
         cot=(
             "Half of {x} is {r}. A third of {y} is {s}. A quarter of {z} is {t}. The most is {u}. The answer is {v}.",
-            "{a} has {r}, {b} has {s} and {c} has {t}. The most is {u}. The answer is {v}.",
+            "Compare half of {x}, which is {r}, a third of {y}, which is {s}, and a quarter of {z}, which is {t}. "
+            "The most is {u}. The answer is {v}.",
         ),
-        pot=('answer = "{v}"', 'name = "{v}"\nanswer = name'),
-        misreadings=_named(("{a}", "{b}", "{c}")),
+        pot=(
+            *_named("{v}"),
+            "shares = [{x} / 2, {y} / 3, {z} / 4]\n"
+            'answer = ["first day", "second day", "third day"][shares.index(max(shares))]',
+        ),
+        misreadings=_misnamed(ORDINAL_DAYS),
     ),
     "days_later": Wordings(
         cot=(
             "{x} days after {d} is {r}. {y} days after {r} is {s}. The answer is {s}.",
             "From {d} count {x} days to {r}, then {y} days to {s}. The answer is {s}.",
         ),
-        pot=('answer = "{s}"', 'day = "{s}"\nanswer = day'),
-        misreadings=_NAMED_WEEKDAYS,
-    ),
-    "days_earlier": Wordings(
-        cot=(
-            "{x} days before {d} is {r}. {y} days before {r} is {s}. The answer is {s}.",
-            "From {d} count {x} days back to {r}, then {y} days back to {s}. The answer is {s}.",
+        pot=(
+            *_named("{s}"),
+            'days = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]\n'
+            'answer = days[(days.index("{d}") + {x} + {y}) % 7]',
         ),
-        pot=('answer = "{s}"', 'day = "{s}"\nanswer = day'),
-        misreadings=_NAMED_WEEKDAYS,
+        misreadings=_misnamed(WEEKDAYS),
     ),
     "all_but": Wordings(
         cot=(

@@ -37,11 +37,8 @@ from zlib import crc32
 
 from ...errors import InputError
 from ...records import Question
-from .kinds import DAYS, KINDS, LARGEST, NAMES, OBJECTS, RELATIONS, WEEKDAYS, Kind
+from .kinds import KINDS, NAMES, OBJECTS, WEEKDAYS, Kind
 
-
-__all__ = ["DAYS", "FAMILIES", "KINDS", "LARGEST", "NAMES", "OBJECTS", "RELATIONS", "SIZES", "WEEKDAYS"]
-__all__ += ["Kind", "Story", "load", "numbers_in_split", "parse", "person_in_split"]
 
 SIZES = {"train": 3000, "test": 400}
 

@@ -27,6 +27,8 @@ LARGEST = 999
 DAYS = {"more than": "first day", "less than": "second day", "the same as": "neither day"}
 """The answer to "On which day are there more?", by the relation of the first day's number to the second day's."""
 
+ORDINAL_DAYS = ("first day", "second day", "third day")
+
 RELATIONS = tuple(DAYS)
 """How one number relates to another. A step that compares numbers has one of these as its result."""
 
@@ -58,7 +60,7 @@ class Kind:
 
 # Small numbers keep to addition tables that a tiny student can learn by heart. All pools are small enough for a
 # training split of the default size to contain every number.
-_SMALL = range(2, 13)
+_SMALL = range(2, 11)
 _DIGITS = range(2, 10)
 _TWO_DIGITS = range(13, 100)
 _THREE_DIGITS = range(103, 500, 7)
@@ -79,7 +81,7 @@ def _small_difference(rng: random.Random) -> dict[str, int]:
 
 def _small_sum_less(rng: random.Random) -> dict[str, int]:
     x, y = rng.choice(_SMALL), rng.choice(_SMALL)
-    return {"x": x, "y": y, "z": rng.randint(2, min(12, x + y - 1))}
+    return {"x": x, "y": y, "z": rng.randint(2, min(10, x + y - 1))}
 
 
 def _with_extra(draw: Callable[[random.Random], dict[str, int]]) -> Callable[[random.Random], dict[str, int]]:
@@ -118,34 +120,34 @@ def _three_gains(rng: random.Random) -> dict[str, int]:
     return {**{slot: rng.choice(_TWO_DIGITS) for slot in "xyz"}, "w": rng.randint(13, 38)}
 
 
-def _near(rng: random.Random, number: int) -> int:
-    """A number to compare with: the same one in a fifth of the cases."""
-    return number if rng.random() < 0.2 else rng.choice([near for near in range(2, 20) if near != number])
+def _to_compare(rng: random.Random, number: int) -> int:
+    """A number to compare with another one. It is the same in a fifth of the cases."""
+    return number if rng.random() < 0.2 else rng.choice([other for other in range(2, 13) if other != number])
 
 
 def _sum_to_compare(rng: random.Random) -> dict[str, int]:
-    x, y = rng.choice(_DIGITS), rng.choice(_DIGITS)
-    return {"x": x, "y": y, "z": _near(rng, x + y)}
+    x, y = rng.randint(2, 6), rng.randint(2, 6)
+    return {"x": x, "y": y, "z": _to_compare(rng, x + y)}
 
 
 def _difference_to_compare(rng: random.Random) -> dict[str, int]:
-    y = rng.choice(_DIGITS)
-    x = y + rng.choice(_DIGITS)
-    return {"x": x, "y": y, "z": _near(rng, x - y)}
+    y = rng.randint(2, 6)
+    x = y + rng.randint(2, 9)
+    return {"x": x, "y": y, "z": _to_compare(rng, x - y)}
 
 
 def _half_and_quarter(rng: random.Random) -> dict[str, int]:
-    half = rng.randint(2, 12)
-    return {"x": 2 * half, "y": 4 * (half if rng.random() < 0.2 else rng.randint(2, 12))}
+    half = rng.choice(_DIGITS)
+    return {"x": 2 * half, "y": 4 * (half if rng.random() < 0.2 else rng.choice(_DIGITS))}
 
 
 def _three_shares(rng: random.Random) -> dict[str, int]:
-    half, third, quarter = rng.sample(range(2, 11), 3)
+    half, third, quarter = rng.sample(_DIGITS, 3)
     return {"x": 2 * half, "y": 3 * third, "z": 4 * quarter}
 
 
 def _two_waits(rng: random.Random) -> dict[str, int]:
-    return {"x": rng.randint(2, 10), "y": rng.randint(2, 10)}
+    return {"x": rng.randint(2, 4), "y": rng.randint(2, 4), "z": rng.choice(_SMALL)}
 
 
 def _weekday(day: str, wait: int) -> str:
@@ -317,10 +319,10 @@ KINDS = (
         name="three_shares",
         family="fraction",
         wordings=(
-            "{a} sells half of {x} {o}. {b} sells a third of {y} {o}. {c} sells a quarter of {z} {o}. "
-            "Who of {a}, {b} and {c} sells the most {o}?",
-            "{a} gives away half of {x} {o}, {b} gives away a third of {y} {o} and {c} gives away a quarter of {z} "
-            "{o}. Who of {a}, {b} and {c} gives away the most {o}?",
+            "{a} sells half of {x} {o} on the first day, a third of {y} {o} on the second day and a quarter of {z} "
+            "{o} on the third day. On which day does {a} sell the most {o}?",
+            "On the first day {a} loses half of {x} {o}. On the second day {a} loses a third of {y} {o}. "
+            "On the third day {a} loses a quarter of {z} {o}. Which day costs {a} the most {o}?",
         ),
         draw=_three_shares,
         steps=(
@@ -328,32 +330,20 @@ KINDS = (
             lambda v: v.y // 3,
             lambda v: v.z // 4,
             lambda v: max(v.r, v.s, v.t),
-            lambda v: max((v.r, v.a), (v.s, v.b), (v.t, v.c))[1],
+            lambda v: ORDINAL_DAYS[(v.r, v.s, v.t).index(max(v.r, v.s, v.t))],
         ),
     ),
     Kind(
         name="days_later",
         family="calendar",
         wordings=(
-            "{a} orders {o} on {d}. The {o} reach {a} {x} days later. {a} sells the {o} {y} days after that. "
+            "{a} orders {z} {o} on {d}. The {o} reach {a} {x} days later. {a} sells the {o} {y} days after that. "
             "On which day does {a} sell the {o}?",
-            "On {d} {a} buys {o}. After {x} days {a} gives the {o} to {b}, and {y} days later {b} loses the {o}. "
+            "On {d} {a} buys {z} {o}. After {x} days {a} gives the {o} to {b}, and {y} days later {b} loses the {o}. "
             "On which day does {b} lose the {o}?",
         ),
         draw=_two_waits,
         steps=(lambda v: _weekday(v.d, v.x), lambda v: _weekday(v.r, v.y)),
-    ),
-    Kind(
-        name="days_earlier",
-        family="calendar",
-        wordings=(
-            "{a} sells {o} on {d}. The {o} reached {a} {x} days earlier. {a} ordered the {o} {y} days before that. "
-            "On which day did {a} order the {o}?",
-            "On {d} {b} loses {o}. {a} gave the {o} to {b} {x} days earlier and had bought the {o} {y} days before. "
-            "On which day did {a} buy the {o}?",
-        ),
-        draw=_two_waits,
-        steps=(lambda v: _weekday(v.d, -v.x), lambda v: _weekday(v.r, -v.y)),
     ),
     Kind(
         name="all_but",
