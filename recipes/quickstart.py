@@ -152,7 +152,7 @@ def main() -> None:
     }
     run_all("Training four students", commands, output, args.workers)
 
-    evaluation = ["eval", "--task", "stories", "--limit", args.test_questions, "--n", args.n, "--max_tokens", 64]
+    evaluation = ["eval", "--task", "stories", "--limit", args.test_questions, "--n", args.n, "--max_tokens", 80]
     evaluation += ["--seed", args.seed, "--data_seed", args.seed, "--output", output / "results"]
     commands = {
         name: md_trl(
