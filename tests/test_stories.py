@@ -79,7 +79,7 @@ def test_a_fifth_of_the_numbers_of_every_kind_is_reserved_for_the_test_split(kin
     assert all(numbers_in_split(kind, numbers, "train") != (numbers in test) for numbers in set(drawn))
     # Training offers enough combinations to generalise from, and every number that the test split may contain.
     train = set(drawn) - set(test)
-    assert len(train) >= 30
+    assert len(train) >= 25
     assert {number for numbers in test for number in numbers} <= {number for numbers in train for number in numbers}
 
 
@@ -178,7 +178,16 @@ def test_parse_takes_no_other_text(question, place, text):
         assert changed in said
 
 
-@pytest.mark.parametrize("text", ["", "What is 2 plus 3?", "Ann has 007 books in all. 4 of the books of Ann are new."])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "What is 2 plus 3?",
+        "Ann has 007 books in all. 4 of the books of Ann are new. How many books does Ann have in all?",
+        "Ann fills 99 boxes with 99 books each. How many books does Ann need?",
+        "Ann buys 4 books. Then Ann loses 5 books. How many books are left for Ann?",
+    ],
+)
 def test_other_questions_are_not_stories(text):
     assert parse(text) is None
 

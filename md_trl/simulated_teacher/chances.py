@@ -1,7 +1,7 @@
 """How often the simulated teacher is right, and which thought it writes.
 
-Every question has a chance of being right of its own on each path. It is drawn, by a hash of the question, from a Beta
-distribution whose mean depends on the family and the path:
+Each question has its own chance of a right thought on each path. A hash of the question draws it from a Beta
+distribution whose mean depends on family and path:
 
 | family | mean chance of CoT | mean chance of PoT |
 | --- | --- | --- |
@@ -15,9 +15,9 @@ distribution whose mean depends on the family and the path:
 | `geometry` | 0.90 | 0.40 |
 | `trap` | 0.85 | 0.40 |
 
-An eighth of the questions is hard: their mean chance is a tenth of that, on both paths. So it depends on the votes of
-its thoughts whether a question is solved by one path, by both or by neither, and lambda spreads over (0, 1). A wrong
-thought repeats the question's favourite mistake with probability `FAVOURITE`, otherwise it makes any mistake.
+One question in eight is hard: its mean chance is a tenth of that, on both paths. A wrong thought repeats the favourite
+mistake of the question with a probability of 0.4, and makes a random mistake otherwise. So the votes of the thoughts
+decide whether a question is solved by one path, by both or by neither, and lambda spreads over (0, 1).
 
 The chances hold at temperature 0.7. At other temperatures the probabilities of a right thought, of the favourite
 mistake and of another one are raised to the power of 0.7 / temperature, and at 0 the most probable thought is written.
@@ -48,14 +48,14 @@ CONCENTRATION = 3.0
 """Sum of the two parameters of the Beta distributions. The smaller, the more the questions of a family differ."""
 
 HARD_SHARE, HARD_FACTOR = 1 / 8, 1 / 10
-"""Share of the questions that are hard on both paths, and the factor of their mean chance."""
+"""Share of the questions that are hard, and the factor by which that reduces their mean chances."""
 
 FAVOURITE = 0.4
-"""Share of the wrong thoughts about a question that repeat the same mistake."""
+"""Share of the wrong thoughts about a question that repeat its favourite mistake."""
 
 
 def chance(family: str, path: str, question: str) -> float:
-    """The chance that a thought about a question is right at temperature 0.7."""
+    """Draw the chance that a thought about a question is right at temperature 0.7. It is the same on every call."""
     mean = MEAN_CHANCE[family][path]
     if random.Random(f"hard/{question}").random() < HARD_SHARE:
         mean *= HARD_FACTOR

@@ -1,8 +1,12 @@
-"""How the simulated teacher words its thoughts about the kinds of Stories, right ones and wrong ones.
+"""How the simulated teacher words right and wrong thoughts about the kinds of Stories.
 
 A right chain of thought states the results of all steps, `{r}` to `{v}`. A wrong one misreads the question (`{m}` is
-the answer of the misreading) or gets a result wrong and continues with it. A wrong program misreads the question or
-does not run.
+the answer of the misreading), or makes a mistake in one step and continues from its result. A wrong program misreads
+the question or does not run.
+
+Where the answer is a text (comparisons, fractions, weekdays, headings), four of five right programs name the answer
+without computing it: they are right, but show no steps that a student could learn. That is why PoT remains hard for
+students on these kinds, as it is for language models on questions about language (Sec. 3.1).
 """
 
 from __future__ import annotations
@@ -46,7 +50,7 @@ class Wordings:
         pot (`tuple[str, ...]`):
             Right programs.
         misreadings (`tuple[Misreading, ...]`):
-            Ways to misunderstand the question. One that happens to give the right answer is not used.
+            Ways to misunderstand the question. Those that happen to give the right answer are skipped.
     """
 
     cot: tuple[str, ...]
@@ -55,20 +59,20 @@ class Wordings:
 
 
 def right_thoughts(story: Story, path: str) -> list[str]:
-    """All right thoughts of a path about a question."""
+    """Word all right thoughts of a path about a question."""
     wordings = WORDINGS[story.kind.name]
     return [_fill(text, story, story.results()) for text in (wordings.cot if path == "cot" else wordings.pot)]
 
 
 def wrong_thought(story: Story, path: str, rng: random.Random) -> str:
-    """A thought of a path with a wrong answer, or a program that does not run."""
+    """Word a thought of a path with a wrong answer, or a program that does not run."""
     values = SimpleNamespace(**story.values)
     texts: list[str | None] = []
     for misreading in WORDINGS[story.kind.name].misreadings:
         text, answer = misreading.cot if path == "cot" else misreading.pot, misreading.answer(values)
         if text is not None and str(answer) != story.answer:
             texts.append(_fill(text, story, story.results(), m=answer))
-    # `None` is the mistake that every question allows.
+    # `None` stands for the mistake that is possible on every question: a wrong step, or a program that does not run.
     text = rng.choice([*texts, None])
     if text is not None:
         return text
@@ -76,7 +80,7 @@ def wrong_thought(story: Story, path: str, rng: random.Random) -> str:
 
 
 def miscalculate(story: Story, rng: random.Random) -> str:
-    """A chain of thought in which one result is wrong, and so is the answer that follows from it."""
+    """Word a chain of thought with a mistake in one step that leads to a wrong answer."""
     right = story.results()
     while True:
         step = rng.randrange(len(right))
@@ -102,7 +106,7 @@ def _wrong_result(story: Story, result: int | str, rng: random.Random) -> int | 
 
 
 def _named(answer: str) -> tuple[str, ...]:
-    """Programs that name the answer without computing it."""
+    """Programs that name an answer without computing it."""
     return (
         f'answer = "{answer}"',
         f'last = "{answer}"\nanswer = last',
@@ -112,7 +116,7 @@ def _named(answer: str) -> tuple[str, ...]:
 
 
 def _misnamed(answers: tuple[str, ...]) -> tuple[Misreading, ...]:
-    """Programs that name one of these answers, whatever the question says."""
+    """Programs that name one of these answers, whatever the question is."""
     return tuple(Misreading(lambda v, answer=answer: answer, f'answer = "{answer}"') for answer in answers)
 
 

@@ -38,7 +38,7 @@ from zlib import crc32
 
 from ...errors import InputError
 from ...records import Question
-from .kinds import HEADINGS, KINDS, NAMES, OBJECTS, TURNS, WEEKDAYS, Kind
+from .kinds import HEADINGS, KINDS, LARGEST, NAMES, OBJECTS, TURNS, WEEKDAYS, Kind
 
 
 SIZES = {"train": 3000, "test": 400}
@@ -143,12 +143,24 @@ def load(split: str, source: str | None = None, seed: int = 42, size: int | None
 
 @lru_cache(maxsize=65536)
 def parse(question: str) -> Story | None:
-    """Recover the story from the text of a question: the exact inverse of the generator, `None` for other texts."""
+    r"""
+    Recover the story from the text of a question.
+
+    Args:
+        question (`str`):
+            Text of the question.
+
+    Returns:
+        [`Story`], *optional*: The story, or `None` if the text is not the wording of a kind, or if a result of its
+        numbers is negative or larger than 999.
+    """
     for kind, wording, pattern in _PATTERNS:
         if match := pattern.fullmatch(question):
             values = {slot: int(text) if text.isdigit() else text for slot, text in match.groupdict().items()}
+            story = Story(kind, values)
+            in_range = all(isinstance(result, str) or 0 <= result <= LARGEST for result in story.results())
             # The generator writes no leading zeros, as in `007`.
-            return Story(kind, values) if wording.format(**values) == question else None
+            return story if in_range and wording.format(**values) == question else None
     return None
 
 

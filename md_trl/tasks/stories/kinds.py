@@ -62,7 +62,7 @@ class Kind:
 
 # Small numbers keep to addition tables that a tiny student can learn by heart. All pools are small enough for a
 # training split of the default size to contain every number.
-_SMALL = range(2, 11)
+_SMALL = range(2, 10)
 _DIGITS = range(2, 10)
 _COMPARED = range(2, 9)
 _TWO_DIGITS = range(13, 100)
