@@ -82,6 +82,7 @@ def make_student(mixed: Path, output: Path, seed: int) -> None:
     rows = load_dataset(str(mixed), "stories", split="train")
     texts = [student_prompt(row["question"], path) for row in rows for path in ("cot", "pot", "label")]
     texts += [thought["text"] for row in rows for path in ("cot", "pot") for thought in row[path]]
+    texts += ["\n" + row["answer"] for row in rows]
     core = Tokenizer(models.WordLevel(unk_token="<unk>"))
     # Numbers are whole tokens: a model this small learns no arithmetic on digits in minutes
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?\w+|\n *| ?[^\w\s]"), behavior="isolated")
@@ -153,7 +154,7 @@ def main() -> None:
     }
     run_all("Training four students", commands, output, args.workers)
 
-    evaluation = ["eval", "--task", "stories", "--limit", args.test_questions, "--n", args.n, "--max_tokens", 64]
+    evaluation = ["eval", "--task", "stories", "--limit", args.test_questions, "--n", args.n, "--max_tokens", 80]
     evaluation += ["--seed", args.seed, "--data_seed", args.seed, "--output", output / "results"]
     commands = {
         name: md_trl(
