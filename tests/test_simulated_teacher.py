@@ -22,7 +22,7 @@ from md_trl.prompts import STOP, TRIGGERS, teacher_messages, teacher_prompt
 from md_trl.simulated_teacher import FINGERPRINT, MEAN_CHANCE, MODEL, TeacherServer, chances, think
 from md_trl.simulated_teacher.thoughts import WORDINGS, miscalculate, right_thoughts, wrong_thought
 from md_trl.tasks.stories import FAMILIES, load, parse
-from md_trl.tasks.stories.kinds import HEADINGS, KINDS, LARGEST, RELATIONS, WEEKDAYS
+from md_trl.tasks.stories.kinds import KINDS, LARGEST, RELATIONS, WEEKDAYS
 
 
 QUESTIONS = load("test")
@@ -256,11 +256,6 @@ def verify(chain):
         monday = date(2024, 1, 1)
         start = monday + timedelta(days=WEEKDAYS.index(day))
         assert (start + timedelta(days=int(wait) * (1 if direction == "after" else -1))).strftime("%A") == other, chain
-        statements += 1
-    # Headings as directions in the complex plane, with a multiplication as the turn.
-    for turn, start, end in re.findall(r"Turning (\w+) from (\w+) leads to (\w+)", chain):
-        headings = dict(zip(HEADINGS, (1j, 1, -1j, -1), strict=True))
-        assert headings[start] * {"left": 1j, "right": -1j, "around": -1}[turn] == headings[end], chain
         statements += 1
     return statements
 

@@ -5,14 +5,13 @@ distribution whose mean depends on family and path:
 
 | family | mean chance of CoT | mean chance of PoT |
 | --- | --- | --- |
-| `plain` | 0.70 | 0.80 |
+| `plain` | 0.75 | 0.75 |
 | `large` | 0.40 | 0.90 |
 | `steps` | 0.40 | 0.90 |
-| `distractor` | 0.65 | 0.75 |
+| `distractor` | 0.70 | 0.70 |
 | `compare` | 0.90 | 0.40 |
 | `fraction` | 0.90 | 0.40 |
 | `calendar` | 0.90 | 0.40 |
-| `geometry` | 0.90 | 0.40 |
 | `trap` | 0.85 | 0.40 |
 
 One question in eight is hard: its mean chance is a tenth of that, on both paths. A wrong thought repeats the favourite
@@ -32,14 +31,13 @@ from .thoughts import right_thoughts, wrong_thought
 
 
 MEAN_CHANCE = {
-    "plain": {"cot": 0.70, "pot": 0.80},
+    "plain": {"cot": 0.75, "pot": 0.75},
     "large": {"cot": 0.40, "pot": 0.90},
     "steps": {"cot": 0.40, "pot": 0.90},
-    "distractor": {"cot": 0.65, "pot": 0.75},
+    "distractor": {"cot": 0.70, "pot": 0.70},
     "compare": {"cot": 0.90, "pot": 0.40},
     "fraction": {"cot": 0.90, "pot": 0.40},
     "calendar": {"cot": 0.90, "pot": 0.40},
-    "geometry": {"cot": 0.90, "pot": 0.40},
     "trap": {"cot": 0.85, "pot": 0.40},
 }
 """Mean chance that a thought about a question that is not hard is right at temperature 0.7, by family and path."""

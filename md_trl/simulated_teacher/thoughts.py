@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 from ..tasks.stories import Story
-from ..tasks.stories.kinds import DAYS, HEADINGS, LARGEST, RELATIONS, WEEKDAYS
+from ..tasks.stories.kinds import DAYS, LARGEST, ORDINAL_DAYS, RELATIONS, WEEKDAYS
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def _fill(text: str, story: Story, results: list[int | str], **more: int | str) 
 
 def _wrong_result(story: Story, result: int | str, rng: random.Random) -> int | str:
     if isinstance(result, str):
-        groups = (RELATIONS, tuple(DAYS.values()), WEEKDAYS, HEADINGS)
+        groups = (RELATIONS, tuple(DAYS.values()), ORDINAL_DAYS, WEEKDAYS)
         group = next(group for group in groups if result in group)
         return rng.choice([other for other in group if other != result])
     errors = (1, 2, 3) if result < 20 else (1, 2, 3, 4, 6, 8, 10, 11, 18, 20, 30, 90, 100)
@@ -109,7 +109,7 @@ def _named(answer: str) -> tuple[str, ...]:
     """Programs that name an answer without computing it."""
     return (
         f'answer = "{answer}"',
-        f'last = "{answer}"\nanswer = last',
+        f'day = "{answer}"\nanswer = day',
         f'result = "{answer}"\nanswer = result',
         f'found = "{answer}"\nanswer = found',
     )
@@ -118,11 +118,6 @@ def _named(answer: str) -> tuple[str, ...]:
 def _misnamed(answers: tuple[str, ...]) -> tuple[Misreading, ...]:
     """Programs that name one of these answers, whatever the question is."""
     return tuple(Misreading(lambda v, answer=answer: answer, f'answer = "{answer}"') for answer in answers)
-
-
-def _list(words: tuple[str, ...]) -> str:
-    """A list of strings in Python, in double quotes as everywhere in the teacher's programs."""
-    return "[" + ", ".join(f'"{word}"' for word in words) + "]"
 
 
 _ADD = "had = {x}\nmore = {y}\nanswer = had + more"
@@ -305,6 +300,19 @@ WORDINGS = {
         pot=(*_named("{u}"), _COMPARE.format(first="{x} / 2", second="{y} / 4")),
         misreadings=_misnamed(tuple(DAYS.values())),
     ),
+    "three_shares": Wordings(
+        cot=(
+            "Half of {x} is {r}. A third of {y} is {s}. A quarter of {z} is {t}. The most is {u}. The answer is {v}.",
+            "Compare half of {x}, which is {r}, a third of {y}, which is {s}, and a quarter of {z}, which is {t}. "
+            "The most is {u}. The answer is {v}.",
+        ),
+        pot=(
+            *_named("{v}"),
+            "shares = [{x} / 2, {y} / 3, {z} / 4]\n"
+            'answer = ["first day", "second day", "third day"][shares.index(max(shares))]',
+        ),
+        misreadings=_misnamed(ORDINAL_DAYS),
+    ),
     "days_later": Wordings(
         cot=(
             "{x} days after {d} is {r}. {y} days after {r} is {s}. The answer is {s}.",
@@ -312,32 +320,10 @@ WORDINGS = {
         ),
         pot=(
             *_named("{s}"),
-            f'days = {_list(WEEKDAYS)}\nanswer = days[(days.index("{{d}}") + {{x}} + {{y}}) % 7]',
+            'days = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]\n'
+            'answer = days[(days.index("{d}") + {x} + {y}) % 7]',
         ),
         misreadings=_misnamed(WEEKDAYS),
-    ),
-    "days_earlier": Wordings(
-        cot=(
-            "{x} days before {d} is {r}. {y} days before {r} is {s}. The answer is {s}.",
-            "From {d} count {x} days back to {r}, then {y} days back to {s}. The answer is {s}.",
-        ),
-        pot=(
-            *_named("{s}"),
-            f'days = {_list(WEEKDAYS)}\nanswer = days[(days.index("{{d}}") - {{x}} - {{y}}) % 7]',
-        ),
-        misreadings=_misnamed(WEEKDAYS),
-    ),
-    "two_turns": Wordings(
-        cot=(
-            "Turning {k} from {h} leads to {r}. Turning {l} from {r} leads to {s}. The answer is {s}.",
-            "First {h}, then {k} to {r}, then {l} to {s}. The answer is {s}.",
-        ),
-        pot=(
-            *_named("{s}"),
-            f"ways = {_list(HEADINGS)}\nright, around, left = 1, 2, 3\n"
-            'answer = ways[(ways.index("{h}") + {k} + {l}) % 4]',
-        ),
-        misreadings=_misnamed(HEADINGS),
     ),
     "all_but": Wordings(
         cot=(

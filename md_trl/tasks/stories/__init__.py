@@ -9,9 +9,8 @@ The families follow Sec. 3.1 of the paper, where some problems are solved better
 | `steps` | three steps | numbers |
 | `distractor` | one step on small numbers, with another number that does not matter | numbers |
 | `compare` | which of two days has more, after a small sum or difference | `first day`, `second day`, `neither day` |
-| `fraction` | which of two days has more, half of a number or a quarter of another one | a day as above |
-| `calendar` | the weekday after two periods of some days, forward or backward | weekdays |
-| `geometry` | the heading after two turns | `north`, `east`, `south`, `west` |
+| `fraction` | which of two or three fractions of numbers is the largest | a day as above, or a person |
+| `calendar` | a weekday some days before or after another one | weekdays |
 | `trap` | sentences that suggest the wrong operation ("all but 4") | numbers |
 
 A question is one wording of a [`Kind`] with people, objects and numbers filled in. [`parse`] is the exact inverse and
@@ -38,15 +37,15 @@ from zlib import crc32
 
 from ...errors import InputError
 from ...records import Question
-from .kinds import HEADINGS, KINDS, LARGEST, NAMES, OBJECTS, TURNS, WEEKDAYS, Kind
+from .kinds import KINDS, LARGEST, NAMES, OBJECTS, WEEKDAYS, Kind
 
 
 SIZES = {"train": 3000, "test": 400}
 
 # The families of 20 consecutive questions, so that every part of a split has the same mix.
 _CYCLE = (
-    "plain large calendar distractor geometry large compare plain steps calendar "
-    "trap plain large geometry fraction steps calendar plain large distractor"
+    "plain large compare distractor fraction large calendar plain steps large "
+    "trap plain large compare fraction steps calendar plain large distractor"
 ).split()
 FAMILIES = tuple(dict.fromkeys(_CYCLE))
 
@@ -197,13 +196,11 @@ def _draw_numbers(rng: random.Random, kind: Kind, split: str) -> dict[str, int]:
 
 
 def _draw_words(rng: random.Random, split: str) -> dict[str, str]:
-    """Everything but numbers. Each person may meet each object in a sentence of the split."""
+    """Three people, two objects and a weekday. Each person may meet each object in a sentence of the split."""
     o = rng.choice(OBJECTS)
     people = rng.sample([name for name in NAMES if person_in_split(name, o, split)], 3)
     others = [p for p in OBJECTS if p != o and all(person_in_split(name, p, split) for name in people)]
-    words = {**dict(zip("abc", people, strict=True)), "o": o, "p": rng.choice(others)}
-    turns = rng.choices(list(TURNS), k=2)
-    return {**words, "d": rng.choice(WEEKDAYS), "h": rng.choice(HEADINGS), "k": turns[0], "l": turns[1]}
+    return {**dict(zip("abc", people, strict=True)), "o": o, "p": rng.choice(others), "d": rng.choice(WEEKDAYS)}
 
 
 def _pattern(wording: str) -> re.Pattern:
@@ -224,8 +221,6 @@ _SLOTS = {
     **dict.fromkeys("abc", "|".join(NAMES)),
     **dict.fromkeys("op", "|".join(OBJECTS)),
     "d": "|".join(WEEKDAYS),
-    "h": "|".join(HEADINGS),
-    **dict.fromkeys("kl", "|".join(TURNS)),
     **dict.fromkeys("xyzw", r"[0-9]{1,3}"),
 }
 _PATTERNS = [(kind, wording, _pattern(wording)) for kind in KINDS for wording in kind.wordings]

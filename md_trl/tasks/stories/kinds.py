@@ -1,8 +1,8 @@
 """The kinds of word problems that Stories are made of: a table of wordings, numbers and steps to the answer.
 
-In a wording, `{a}`, `{b}` and `{c}` stand for people, `{o}` and `{p}` for objects, `{d}` for a day of the week, `{h}`
-for a heading, `{k}` and `{l}` for turns, and `{x}`, `{y}`, `{z}` and `{w}` for numbers. A step is a function of these
-values and of the results of the steps before it, which are called `r`, `s`, `t` and `u`.
+In a wording, `{a}`, `{b}` and `{c}` stand for people, `{o}` and `{p}` for objects, `{d}` for a day of the week, `{x}`,
+`{y}`, `{z}` and `{w}` for numbers. A step is a function of these values and of the results of the steps before it,
+which are called `r`, `s`, `t` and `u`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,6 @@ OBJECTS = tuple(
     "stones toys".split()
 )
 
-HEADINGS = ("north", "east", "south", "west")
-TURNS = {"right": 1, "around": 2, "left": 3}
-"""Turns in quarters of a circle, clockwise."""
-
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
 LARGEST = 999
@@ -30,6 +26,8 @@ LARGEST = 999
 
 DAYS = {"more than": "first day", "less than": "second day", "the same as": "neither day"}
 """The answer to "On which day are there more?", by the relation of the first day's number to the second day's."""
+
+ORDINAL_DAYS = ("first day", "second day", "third day")
 
 RELATIONS = tuple(DAYS)
 """How one number relates to another. A step that compares numbers has one of these as its result."""
@@ -64,7 +62,6 @@ class Kind:
 # training split of the default size to contain every number.
 _SMALL = range(2, 10)
 _DIGITS = range(2, 10)
-_COMPARED = range(2, 9)
 _TWO_DIGITS = range(13, 100)
 _THREE_DIGITS = range(103, 500, 7)
 
@@ -83,8 +80,8 @@ def _small_difference(rng: random.Random) -> dict[str, int]:
 
 
 def _small_sum_less(rng: random.Random) -> dict[str, int]:
-    x, y = rng.randint(2, 7), rng.randint(2, 7)
-    return {"x": x, "y": y, "z": rng.randint(2, min(7, x + y - 1))}
+    x, y = rng.choice(_SMALL), rng.choice(_SMALL)
+    return {"x": x, "y": y, "z": rng.randint(2, min(10, x + y - 1))}
 
 
 def _with_extra(draw: Callable[[random.Random], dict[str, int]]) -> Callable[[random.Random], dict[str, int]]:
@@ -125,34 +122,32 @@ def _three_gains(rng: random.Random) -> dict[str, int]:
 
 def _to_compare(rng: random.Random, number: int) -> int:
     """A number to compare with another one. It is the same in a fifth of the cases."""
-    return number if rng.random() < 0.2 else rng.choice([other for other in _COMPARED if other != number])
+    return number if rng.random() < 0.2 else rng.choice([other for other in range(2, 13) if other != number])
 
 
 def _sum_to_compare(rng: random.Random) -> dict[str, int]:
-    x, y = rng.randint(2, 4), rng.randint(2, 4)
-    return {"x": x, "y": y, "z": _to_compare(rng, x + y), "w": rng.choice(_SMALL)}
+    x, y = rng.randint(2, 6), rng.randint(2, 6)
+    return {"x": x, "y": y, "z": _to_compare(rng, x + y)}
 
 
 def _difference_to_compare(rng: random.Random) -> dict[str, int]:
-    difference, y = rng.choice(_COMPARED), rng.randint(2, 4)
-    return {"x": difference + y, "y": y, "z": _to_compare(rng, difference), "w": rng.choice(_SMALL)}
+    y = rng.randint(2, 6)
+    x = y + rng.randint(2, 9)
+    return {"x": x, "y": y, "z": _to_compare(rng, x - y)}
 
 
 def _half_and_quarter(rng: random.Random) -> dict[str, int]:
-    half = rng.choice(_COMPARED)
-    return {"x": 2 * half, "y": 4 * _to_compare(rng, half), "z": rng.choice(_SMALL)}
+    half = rng.choice(_DIGITS)
+    return {"x": 2 * half, "y": 4 * (half if rng.random() < 0.2 else rng.choice(_DIGITS))}
+
+
+def _three_shares(rng: random.Random) -> dict[str, int]:
+    half, third, quarter = rng.sample(_DIGITS, 3)
+    return {"x": 2 * half, "y": 3 * third, "z": 4 * quarter}
 
 
 def _two_waits(rng: random.Random) -> dict[str, int]:
     return {"x": rng.randint(2, 4), "y": rng.randint(2, 4), "z": rng.choice(_SMALL)}
-
-
-def _two_numbers_that_do_not_matter(rng: random.Random) -> dict[str, int]:
-    return {"x": rng.choice(_SMALL), "y": rng.choice(_SMALL)}
-
-
-def _heading(heading: str, turn: str) -> str:
-    return HEADINGS[(HEADINGS.index(heading) + TURNS[turn]) % 4]
 
 
 def _weekday(day: str, wait: int) -> str:
@@ -283,10 +278,10 @@ KINDS = (
         name="sum_by_day",
         family="compare",
         wordings=(
-            "On the first day {a} sells {x} {o} to {b} and {y} {o} to {c}. On the second day {a} sells {z} {o} and "
-            "{w} {p}. On which day does {a} sell more {o}?",
-            "{a} finds {x} {o} and {w} {p} and then {y} more {o} on the first day. {a} finds {z} {o} on the second "
-            "day. Which day gives {a} more {o}?",
+            "On the first day {a} sells {x} {o} to {b} and {y} {o} to {c}. On the second day {a} sells {z} {o}. "
+            "On which day does {a} sell more {o}?",
+            "{a} finds {x} {o} and then {y} more {o} on the first day. {a} finds {z} {o} on the second day. "
+            "Which day gives {a} more {o}?",
         ),
         draw=_sum_to_compare,
         steps=(lambda v: v.x + v.y, lambda v: _relation(v.r, v.z), lambda v: DAYS[v.s]),
@@ -295,10 +290,10 @@ KINDS = (
         name="difference_by_day",
         family="compare",
         wordings=(
-            "On the first day {a} finds {x} {o} but loses {y} of the {o}. On the second day {a} finds {z} {o} and "
-            "{w} {p}. Which day leaves {a} more {o}?",
-            "{a} buys {x} {o} and {w} {p} and gives {y} of the {o} back on the first day. {a} buys {z} {o} on the "
-            "second day. From which day does {a} keep more {o}?",
+            "On the first day {a} finds {x} {o} but loses {y} of the {o}. On the second day {a} finds {z} {o}. "
+            "Which day leaves {a} more {o}?",
+            "{a} buys {x} {o} and gives {y} of the {o} back on the first day. {a} buys {z} {o} on the second day. "
+            "From which day does {a} keep more {o}?",
         ),
         draw=_difference_to_compare,
         steps=(lambda v: v.x - v.y, lambda v: _relation(v.r, v.z), lambda v: DAYS[v.s]),
@@ -307,10 +302,10 @@ KINDS = (
         name="half_and_quarter",
         family="fraction",
         wordings=(
-            "On the first day {a} sells half of {x} {o} and {z} {p}. On the second day {a} sells a quarter of {y} "
-            "{o}. On which day does {a} sell more {o}?",
-            "{a} loses half of {x} {o} on the first day and {b} loses a quarter of {y} {o} and {z} {p} on the second "
-            "day. On which day are more {o} lost by {a} or {b}?",
+            "On the first day {a} sells half of {x} {o}. On the second day {a} sells a quarter of {y} {o}. "
+            "On which day does {a} sell more {o}?",
+            "{a} loses half of {x} {o} on the first day and {b} loses a quarter of {y} {o} on the second day. "
+            "On which day are more {o} lost by {a} or {b}?",
         ),
         draw=_half_and_quarter,
         steps=(
@@ -318,6 +313,24 @@ KINDS = (
             lambda v: v.y // 4,
             lambda v: _relation(v.r, v.s),
             lambda v: DAYS[v.t],
+        ),
+    ),
+    Kind(
+        name="three_shares",
+        family="fraction",
+        wordings=(
+            "{a} sells half of {x} {o} on the first day, a third of {y} {o} on the second day and a quarter of {z} "
+            "{o} on the third day. On which day does {a} sell the most {o}?",
+            "On the first day {a} loses half of {x} {o}. On the second day {a} loses a third of {y} {o}. "
+            "On the third day {a} loses a quarter of {z} {o}. Which day costs {a} the most {o}?",
+        ),
+        draw=_three_shares,
+        steps=(
+            lambda v: v.x // 2,
+            lambda v: v.y // 3,
+            lambda v: v.z // 4,
+            lambda v: max(v.r, v.s, v.t),
+            lambda v: ORDINAL_DAYS[(v.r, v.s, v.t).index(max(v.r, v.s, v.t))],
         ),
     ),
     Kind(
@@ -331,30 +344,6 @@ KINDS = (
         ),
         draw=_two_waits,
         steps=(lambda v: _weekday(v.d, v.x), lambda v: _weekday(v.r, v.y)),
-    ),
-    Kind(
-        name="days_earlier",
-        family="calendar",
-        wordings=(
-            "{a} sells {z} {o} on {d}. The {o} reached {a} {x} days earlier. {a} ordered the {o} {y} days before "
-            "that. On which day did {a} order the {o}?",
-            "On {d} {b} loses {z} {o}. {a} gave the {o} to {b} {x} days earlier and had bought the {o} {y} days "
-            "before. On which day did {a} buy the {o}?",
-        ),
-        draw=_two_waits,
-        steps=(lambda v: _weekday(v.d, -v.x), lambda v: _weekday(v.r, -v.y)),
-    ),
-    Kind(
-        name="two_turns",
-        family="geometry",
-        wordings=(
-            "{a} faces {h} and holds {x} {o} and {y} {p}. {a} turns {k} and drops the {p}, then turns {l} with the "
-            "{o}. Which way does {a} face with the {o}?",
-            "{a} carries {x} {o} {h}. Then {a} turns {k} with the {o} to meet {b}, and turns {l} to buy {y} {p}. "
-            "Which way does {a} carry the {o} now?",
-        ),
-        draw=_two_numbers_that_do_not_matter,
-        steps=(lambda v: _heading(v.h, v.k), lambda v: _heading(v.r, v.l)),
     ),
     Kind(
         name="all_but",
