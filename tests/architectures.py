@@ -12,6 +12,7 @@ As a command, it prints a table of what each layout does to each architecture:
 """
 
 import argparse
+import ast
 import copy
 import dataclasses
 import logging
@@ -35,52 +36,68 @@ from md_trl.trainer import MDConfig, MDTrainer
 TOLERANCE = 1e-4
 """Relative error of loss and gradient in float32, up to which two ways to compute them agree."""
 
-_SIZES = [
-    (258, "vocab_size decoder_vocab_size vocab_size_per_layer_input audio_vocab_size pronunciation_vocab_size "
-    "shape_vocab_size"),
-    (32, "hidden_size d_model n_embd emb_dim embedding_size input_embedding_size output_embedding_size embedding_dim "
-    "word_embed_proj_dim hidden_size_per_layer_input lru_width moe_intermediate_size shared_expert_intermediate_size "
-    "shared_intermediate_size expert_ffn_hidden_size moe_shared_expert_intermediate_size prompt_mid_dim "
-    "shared_experts_intermediate_size router_hidden_size pronunciation_embed_dim shape_embed_dim "
-    "encoder_hash_byte_group_vocab hidden_size_global zero_expert_num split_ngram_parts ngram_vocab_size_base"),
-    (64, "intermediate_size ffn_dim decoder_ffn_dim encoder_ffn_dim n_inner dff dim_ff d_inner ffn_hidden_size "
-    "mamba_d_ssm feed_forward_size intermediate_size_mlp dense_intermediate_size attention_hidden_size"),
-    (2, "num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers num_decoder_layers "
-    "num_encoder_layers num_blocks num_experts_per_tok moe_topk moe_k top_k_experts hc_count heads_per_ngram "
-    "index_topk_blocks"),
-    (4, "num_attention_heads n_head n_heads num_heads decoder_attention_heads encoder_attention_heads attention_heads "
-    "num_decoder_attention_heads num_encoder_attention_heads swa_num_attention_heads num_experts n_routed_experts "
-    "num_local_experts moe_num_experts linear_num_key_heads linear_num_value_heads linear_num_heads "
-    "num_key_value_heads num_kv_heads swa_num_key_value_heads"),
-    (8, "head_dim v_head_dim qk_rope_head_dim qk_nope_head_dim index_head_dim attention_head_size d_head dim_head "
-    "swa_head_dim kv_channels rotary_dim linear_key_head_dim linear_value_head_dim linear_head_dim mamba_d_head "
-    "mamba_head_dim state_size ssm_state_size mamba_d_state kv_lora_rank q_lora_rank o_lora_rank hc_lowrank "
-    "laurel_rank num_codebooks"),
-    (16, "sliding_window window_size attention_window_size local_attention attention_chunk_size sliding_window_size "
-    "keep_window_size chunk_size mamba_chunk_size block_size index_topk index_n_heads index_block_size local_attn_chunk_length "
-    "lsh_attn_chunk_length"),
-    (512, "max_position_embeddings n_positions n_ctx max_seq_len max_target_positions context_length"),
-    (1, "pad_token_id n_shared_experts num_shared_experts moe_num_shared_experts n_group topk_group max_window_layers "
-    "index_local_blocks"),
-    (0, "eos_token_id bos_token_id num_kv_shared_layers num_nextn_predict_layers num_mtp_layers"),
-    (0.2, "initializer_range init_std"),  # far from uniform predictions, so that a mistake shows
-    (0.0, "router_jitter_noise input_jitter_noise"),
-    (True, "is_decoder use_sliding_window"),
-    (False, "output_router_logits"),
-]
-SIZES = {name: size for size, names in _SIZES for name in names.split()}
-"""Value of a config's field, for all architectures that have it."""
+_SIZES = """
+    258: vocab_size decoder_vocab_size vocab_size_per_layer_input audio_vocab_size pronunciation_vocab_size
+    258: shape_vocab_size
+    32: hidden_size d_model n_embd emb_dim embedding_size input_embedding_size output_embedding_size embedding_dim
+    32: word_embed_proj_dim hidden_size_per_layer_input lru_width moe_intermediate_size
+    32: shared_expert_intermediate_size shared_intermediate_size expert_ffn_hidden_size
+    32: moe_shared_expert_intermediate_size prompt_mid_dim shared_experts_intermediate_size router_hidden_size
+    32: pronunciation_embed_dim shape_embed_dim encoder_hash_byte_group_vocab hidden_size_global zero_expert_num
+    32: split_ngram_parts ngram_vocab_size_base
+    64: intermediate_size ffn_dim decoder_ffn_dim encoder_ffn_dim n_inner dff dim_ff d_inner ffn_hidden_size
+    64: mamba_d_ssm feed_forward_size intermediate_size_mlp dense_intermediate_size attention_hidden_size
+    2: num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers num_decoder_layers
+    2: num_encoder_layers num_blocks num_experts_per_tok moe_topk moe_k top_k_experts hc_count heads_per_ngram
+    2: index_topk_blocks
+    4: num_attention_heads n_head n_heads num_heads decoder_attention_heads encoder_attention_heads attention_heads
+    4: num_decoder_attention_heads num_encoder_attention_heads swa_num_attention_heads num_experts n_routed_experts
+    4: num_local_experts moe_num_experts linear_num_key_heads linear_num_value_heads linear_num_heads
+    4: num_key_value_heads num_kv_heads swa_num_key_value_heads
+    8: head_dim v_head_dim qk_rope_head_dim qk_nope_head_dim index_head_dim attention_head_size d_head dim_head
+    8: swa_head_dim kv_channels rotary_dim linear_key_head_dim linear_value_head_dim linear_head_dim mamba_d_head
+    8: mamba_head_dim state_size ssm_state_size mamba_d_state kv_lora_rank q_lora_rank o_lora_rank hc_lowrank
+    8: laurel_rank num_codebooks
+    16: sliding_window window_size attention_window_size local_attention attention_chunk_size sliding_window_size
+    16: keep_window_size chunk_size mamba_chunk_size block_size index_topk index_n_heads index_block_size
+    16: local_attn_chunk_length lsh_attn_chunk_length
+    512: max_position_embeddings n_positions n_ctx max_seq_len max_target_positions context_length
+    1: pad_token_id n_shared_experts num_shared_experts moe_num_shared_experts n_group topk_group max_window_layers
+    1: index_local_blocks
+    0: eos_token_id bos_token_id num_kv_shared_layers num_nextn_predict_layers num_mtp_layers
+    0.2: initializer_range init_std
+    0.0: router_jitter_noise input_jitter_noise
+    True: is_decoder use_sliding_window
+    False: output_router_logits
+"""
+SIZES = {
+    name: ast.literal_eval(size)
+    for size, _, names in (line.partition(":") for line in _SIZES.strip().splitlines())
+    for name in names.split()
+}
+"""Value of a field, in the config of every architecture that has it; an `initializer_range` of 0.2 keeps predictions
+far from uniform, so that a mistake shows."""
 
-DOTS_SIZES = "num_attention_heads num_key_value_heads q_lora_rank kv_lora_rank qk_nope_head_dim v_head_dim"
 MIXED = ["sliding_attention", "full_attention"]
 SPECIAL = {
     "bamba": {"attn_layer_indices": [1], "mamba_n_heads": 8},
     "big_bird": {"attention_type": "original_full"},
     "bigbird_pegasus": {"attention_type": "original_full"},
-    "cohere_compass_text": {"rope_parameters": {kind: {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]} for kind in MIXED}},
-    "dbrx": {"attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 1e4}, "ffn_config": {"ffn_hidden_size": 64}},
+    "cohere_compass_text": {
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]} for kind in MIXED
+        }
+    },
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 1e4},
+        "ffn_config": {"ffn_hidden_size": 64},
+    },
     "deepseek_v4": {"compress_rates": {"compressed_sparse_attention": 4, "heavily_compressed_attention": 8}},
-    "dots3_note_text": {f"swa_{name}": SIZES[name] for name in DOTS_SIZES.split()} | {"swa_qk_rope_head_dim": 8, "head_dim": 16, "swa_head_dim": 16},
+    "dots3_note_text": {"head_dim": 16, "swa_head_dim": 16, "swa_qk_rope_head_dim": 8}
+    | {
+        f"swa_{name}": SIZES[name]
+        for name in "num_attention_heads num_key_value_heads q_lora_rank kv_lora_rank qk_nope_head_dim v_head_dim".split()
+    },
     "dots3_note_vision_encoder": {"mlp_layer_types": ["dense", "dense"], "adapter_in_dim": 32, "adapter_out_dim": 32},
     "dots3_note_audio_encoder": {"adapter_input_size": 32, "adapter_out_dim": 32},
     "falcon_h1": {"mamba_n_heads": 8},
@@ -94,7 +111,7 @@ SPECIAL = {
     "mamba2": {"num_heads": 8, "n_groups": 1},
     "mellum": {"layer_types": MIXED},
     "mimo_v2_flash": {"num_attention_heads": 8},
-    "minimax_m3_vl_text": {"layer_types": ["full_attention", "minimax_m3_sparse"]},
+    "minimax_m3_vl_text": {"layer_types": ["full_attention", "minimax_m3_sparse"], "index_n_heads": 4},
     "qwen4_exp_text": {
         "indexer_n_heads": 2,
         "indexer_kv_heads": 1,
@@ -113,7 +130,7 @@ SPECIAL = {
 
 VARIANTS = {
     "falcon-alibi": ("falcon", {"alibi": True}),
-    "mpt-without-alibi": ("mpt", {"attn_config": {"alibi": False}}),
+    "bert-encoder": ("bert", {"is_decoder": False}),
 }
 """Further rows of the table: an architecture with an option that changes which layout it can take."""
 

@@ -1,15 +1,14 @@
 """
-Recurrent layers in a prefix tree: convolutions, linear attention and state-space layers.
+Recurrent layers in a prefix tree: convolutions, linear attention, state-space layers.
 
-Attention follows a tree through its mask. A layer that carries a state from token to token cannot: it reads the rows as
-they lie, so the state at the end of one branch would leak into the next. Such a layer is run on the unrolled tree
-instead, one row per path from a root to a leaf, and what it returns at a node is taken from any path through the node:
-all of them begin with the same ancestors, so they agree. Everything else (projections of attention, feed-forward
-layers, the LM head) still runs once per node.
+Attention follows a tree through its mask. A layer that carries a state from token to token cannot: it reads a row from
+left to right, so the state at the end of one branch would leak into the next. Such a layer runs on the unrolled tree,
+one row per path from a root to a leaf, and its output at a node is taken from any path through that node: all of them
+begin with the same ancestors, so they agree. Everything else (attention, feed-forward layers, the LM head) still runs
+once per node.
 
-transformers passes a mask to each kind of layer. [`unroll_recurrent_layers`] lets a [`TreePaths`] stand in its place for
-the recurrent kinds, so nothing is patched but the `forward` of the layers that receive one, and gradient checkpointing
-replays it as it replays a mask.
+transformers hands a mask to every layer, one for each kind. A recurrent layer gets [`TreePaths`] in its place, so
+gradient checkpointing replays it as it replays any argument.
 """
 
 from __future__ import annotations
