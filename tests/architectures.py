@@ -93,11 +93,9 @@ SPECIAL = {
         "ffn_config": {"ffn_hidden_size": 64},
     },
     "deepseek_v4": {"compress_rates": {"compressed_sparse_attention": 4, "heavily_compressed_attention": 8}},
-    "dots3_note_text": {"head_dim": 16, "swa_head_dim": 16, "swa_qk_rope_head_dim": 8}
-    | {
-        f"swa_{name}": SIZES[name]
-        for name in "num_attention_heads num_key_value_heads q_lora_rank kv_lora_rank qk_nope_head_dim v_head_dim".split()
-    },
+    "dots3_note_text": {"head_dim": 16, "swa_head_dim": 16, "swa_num_attention_heads": 4, "swa_num_key_value_heads": 4}
+    | {"swa_q_lora_rank": 8, "swa_kv_lora_rank": 8, "swa_qk_nope_head_dim": 8, "swa_qk_rope_head_dim": 8}
+    | {"swa_v_head_dim": 8},
     "dots3_note_vision_encoder": {"mlp_layer_types": ["dense", "dense"], "adapter_in_dim": 32, "adapter_out_dim": 32},
     "dots3_note_audio_encoder": {"adapter_input_size": 32, "adapter_out_dim": 32},
     "falcon_h1": {"mamba_n_heads": 8},

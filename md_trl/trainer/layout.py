@@ -69,7 +69,7 @@ def obstacle(model: PreTrainedModel) -> str | None:
     | has windows or chunks, in all layers or in some | yes, with a mask for each kind of layer |
     | has recurrent layers: convolutions, linear attention, state spaces | if they can be unrolled (`recurrence.py`) |
     | takes no `position_ids`: BART, BLOOM, MPT, RoFormer, Mamba, RWKV, ... | no |
-    | counts tokens along the row: ALiBi, the local attention of GPT-Neo, the patches of BLT, attention to blocks | no |
+    | counts tokens along the row: ALiBi, GPT-Neo's local attention, BLT's patches, attention to blocks | no |
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
