@@ -1,13 +1,5 @@
-import random
-
 import pytest
-import torch
-from architectures import ARCHITECTURES, NOT_BUILT, Outcome, compare, tiny_model
-from students import byte_tokenizer, make_student, tiny_gpt2, tiny_llama
-
-from md_trl import MDConfig, MDTrainer
-from md_trl.errors import InputError
-from md_trl.trainer import layout as layouts
+from architectures import ARCHITECTURES, NOT_BUILT, Outcome, compare
 
 
 EXACT = (

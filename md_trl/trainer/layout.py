@@ -10,9 +10,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers import PreTrainedModel
+from accelerate.utils import broadcast_object_list
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.utils import logging
 
 from ..errors import InputError
+from .recurrence import unroll_recurrent_layers
+
+
+logger = logging.get_logger(__name__)
 
 
 MASKED_LAYERS = {"full_attention", "sliding_attention", "chunked_attention", "indexed_attention", "moe", "mlp"}
@@ -23,6 +31,75 @@ RECURRENT_LAYERS = {"linear_attention", "conv", "hybrid", "hybrid_sliding"}
 
 PROBE_TOKENS = 33
 """Number of distinct tokens that [`check_layout`] needs."""
+
+
+def choose_layout(
+    model: PreTrainedModel | PeftModel,
+    layout: str,
+    check: bool,
+    tokenizer: PreTrainedTokenizerBase,
+    loss_in: Callable[[str, list[dict[str, Any]]], torch.Tensor],
+    unsupported: str | None = None,
+) -> str:
+    r"""
+    Return the layout that a model is trained in: the one asked for, or `"padded"` with a warning if it cannot take it.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Model to train, before it is wrapped for training. If it can take the layout only with its recurrent layers
+            unrolled, they are, see [`unroll_recurrent_layers`].
+        layout (`str`):
+            Layout asked for.
+        check (`bool`):
+            Whether to try the layout on a small tree, see [`check_layout`].
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the model.
+        loss_in (`Callable`):
+            As in [`check_layout`].
+        unsupported (`str`, *optional*):
+            Why the attention implementation cannot take any layout but `"padded"`.
+
+    Returns:
+        `str`: `layout` or `"padded"`.
+
+    Raises:
+        `ValueError`: If no layout trains the model exactly.
+    """
+    student = model.get_base_model() if isinstance(model, PeftModel) else model
+    name = type(student).__name__
+    chosen, reason = layout, None
+    if layout != "padded":
+        predicate = obstacle(student)
+        if predicate is None and is_recurrent(student):
+            if check:
+                unroll_recurrent_layers(student)
+            else:
+                predicate = "has recurrent layers, which are unrolled only if `check_layout=True`"
+        reason = unsupported if predicate is None else f"{name} {predicate}"
+        if reason is not None:
+            chosen = "padded"
+    if check and (is_deepspeed_zero3_enabled() or any(parameter.is_meta for parameter in model.parameters())):
+        logger.warning("`layout=%r` is not checked, since the weights are not on this process yet.", chosen)
+    elif check:
+        # Of all processes the first decides, and under FSDP it may be the only one that has the weights.
+        checked = broadcast_object_list([check_layout(model, chosen, ordinary_tokens(tokenizer), loss_in)])
+        ((found, predicate),) = checked
+        if found is None:
+            raise InputError(
+                f"{name} cannot be trained exactly: it {predicate}. Choose another student, or set "
+                "`check_layout=False` to train it all the same."
+            )
+        if found != chosen:
+            chosen, reason = found, f"{name} {predicate}"
+    if reason is not None:
+        logger.warning("`layout='padded'` is used instead of %r: %s.", layout, reason.rstrip("."))
+    return chosen
+
+
+def ordinary_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return `PROBE_TOKENS` tokens from all over a vocabulary, none of them special."""
+    tokens = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids))
+    return tokens[:: len(tokens) // PROBE_TOKENS][:PROBE_TOKENS]
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -93,11 +170,11 @@ def obstacle(model: PreTrainedModel) -> str | None:
 
 
 def check_layout(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     layout: str,
     token_ids: list[int],
     loss_in: Callable[[str, list[dict[str, Any]]], torch.Tensor],
-) -> tuple[str, str | None]:
+) -> tuple[str | None, str | None]:
     r"""
     Try a layout on a small tree, and compare loss and gradient with those of its sequences one by one.
 
@@ -106,7 +183,7 @@ def check_layout(
     meanwhile, no gradient is kept, and the random state is restored.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]):
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             Model to train, before it is wrapped for training.
         layout (`str`):
             Layout to try.
@@ -116,29 +193,23 @@ def check_layout(
             Takes a layout and some thoughts, and returns the loss that the trainer has for them, summed over tokens.
 
     Returns:
-        `tuple[str, str | None]`: The layout and `None`, or `"padded"` and a predicate for the model.
-
-    Raises:
-        `ValueError`: If the model cannot be trained exactly in `padded` rows either.
+        `tuple[str | None, str | None]`: The layout and `None`, `"padded"` and what is wrong with the layout, or `None`
+        and what is wrong with the model, which no layout trains exactly. What is wrong is a predicate for the model.
     """
     exact = model.dtype in (torch.float32, torch.float64)
     rounding, limit = (1e-3, 1e-3) if exact else (0.05, 0.5)
     with _at_rest(model):
         probe = _Probe(model, token_ids, loss_in)
-        reason = probe.alone()
-        if reason is None:
-            error, reason = probe.error(layout)
-            if error <= rounding:
-                return layout, None
-            # Rounding in half precision depends on the model: where `padded` rows have as much of it, it is no mistake
-            padded_error, padded_reason = probe.error("padded")
-            if padded_error <= limit:
-                return (layout, None) if error <= 3 * padded_error else ("padded", reason)
-            reason = padded_reason
-    raise InputError(
-        f"{type(model).__name__} cannot be trained exactly: it {reason}. Choose another student, or set "
-        "`check_layout=False` to train it all the same."
-    )
+        if failure := probe.alone():
+            return None, failure
+        error, failure = probe.error(layout)
+        if error <= rounding:
+            return layout, None
+        # Rounding in half precision depends on the model: where `padded` rows have as much of it, it is no mistake.
+        padded_error, padded_failure = probe.error("padded")
+        if not padded_error <= limit:
+            return None, padded_failure
+        return (layout, None) if error <= 3 * padded_error else ("padded", failure)
 
 
 @contextmanager
