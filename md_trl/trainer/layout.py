@@ -67,30 +67,32 @@ def choose_layout(
     """
     student = model.get_base_model() if isinstance(model, PeftModel) else model
     name = type(student).__name__
+    if check and is_deepspeed_zero3_enabled():
+        logger.warning("`layout=%r` is not checked on a small tree, since ZeRO-3 has partitioned the weights.", layout)
+        check = False
     chosen, reason = layout, None
     if layout != "padded":
-        predicate = obstacle(student)
-        if predicate is None and is_recurrent(student):
+        obstacle = layout_obstacle(student)
+        if obstacle is None and is_recurrent(student):
             if check:
                 unroll_recurrent_layers(student)
             else:
-                predicate = "has recurrent layers, which are unrolled only if `check_layout=True`"
-        reason = unsupported if predicate is None else f"{name} {predicate}"
+                obstacle = "has recurrent layers, which are only unrolled if that can be checked"
+        reason = unsupported if obstacle is None else f"{name} {obstacle}"
         if reason is not None:
             chosen = "padded"
-    if check and (is_deepspeed_zero3_enabled() or any(parameter.is_meta for parameter in model.parameters())):
-        logger.warning("`layout=%r` is not checked, since the weights are not on this process yet.", chosen)
-    elif check:
-        # Of all processes the first decides, and under FSDP it may be the only one that has the weights.
-        checked = broadcast_object_list([check_layout(model, chosen, ordinary_tokens(tokenizer), loss_in)])
-        ((found, predicate),) = checked
+    if check:
+        has_weights = not any(parameter.is_meta for parameter in model.parameters())
+        result = check_layout(model, chosen, ordinary_tokens(tokenizer), loss_in) if has_weights else (chosen, None)
+        # The first process decides for all. Under FSDP it may be the only one that has the weights.
+        ((found, failure),) = broadcast_object_list([result])
         if found is None:
             raise InputError(
-                f"{name} cannot be trained exactly: it {predicate}. Choose another student, or set "
-                "`check_layout=False` to train it all the same."
+                f"{name} cannot be trained exactly: it {failure}. Choose another student, or set `check_layout=False` "
+                "to train it all the same."
             )
         if found != chosen:
-            chosen, reason = found, f"{name} {predicate}"
+            chosen, reason = found, f"{name} {failure}"
     if reason is not None:
         logger.warning("`layout='padded'` is used instead of %r: %s.", layout, reason.rstrip("."))
     return chosen
@@ -136,7 +138,7 @@ def first_position(model: PreTrainedModel) -> int:
     return 0
 
 
-def obstacle(model: PreTrainedModel) -> str | None:
+def layout_obstacle(model: PreTrainedModel) -> str | None:
     r"""
     Return what keeps a model from the layouts `packed` and `tree`, as far as its config and its signature tell.
 
