@@ -16,10 +16,11 @@ from transformers.masking_utils import (
     sliding_window_causal_mask_function,
 )
 
+from md_trl.errors import InputError
 from md_trl.trainer import varlen_attention
 from md_trl.trainer.attention import BLOCK_SIZE, Reach, attention_masks, block_mask, dense_mask, layer_reaches
 from md_trl.trainer.prefix_tree import build_tree
-from md_trl.trainer.varlen_attention import VARLEN_ATTENTION, segment_arguments, tree_segments
+from md_trl.trainer.varlen_attention import NO_MASK, VARLEN_ATTENTION, segment_arguments, tree_segments
 
 
 SMALL = {
@@ -174,9 +175,15 @@ def test_layers_that_see_all_of_the_longest_sequence_need_no_mask_of_their_own()
     assert layer_reaches(AutoConfig.for_model("gpt2")) == {FULL: Reach()}
 
 
-def test_layers_that_take_no_mask_are_named():
-    with pytest.raises(ValueError, match=r"'lfm2' has layers of kind conv, which take no mask.*layout='padded'"):
-        layer_reaches(AutoConfig.for_model("lfm2", layer_types=["conv", FULL], num_hidden_layers=2))
+def test_layers_without_attention_get_what_they_are_given():
+    config = AutoConfig.for_model(
+        "lfm3", **SMALL | {"layer_types": ["conv", FULL, SLIDING, FULL], "sliding_window": 5}
+    )
+    assert layer_reaches(config) == {FULL: Reach(), SLIDING: Reach(window=5)}
+    assert layer_reaches(AutoConfig.for_model("falcon_h1")) == {FULL: Reach()}
+    _, positions, ends = laid_out([random_trees(random.Random(0), 2)])
+    masks = attention_masks(ends, positions, {FULL: Reach()}, "sdpa", other_masks={"conv": "paths"})
+    assert set(masks) == {FULL, "conv"} and masks["conv"] == "paths"
 
 
 def listed_blocks(number, indices):
@@ -288,8 +295,7 @@ def test_attention_by_segments_equals_single_sequences(monkeypatch, name, path):
     tokens, _, _ = laid_out(rows)
     segments = segment_arguments([[tree for tree, _ in row] for row in rows], tokens.shape[1])
     model = small_model(name, VARLEN_ATTENTION)
-    no_mask = torch.empty(1, 1, 1, 1)
-    assert_equal_to_single_sequences(model, rows, attention_mask=no_mask, segments=segments)
+    assert_equal_to_single_sequences(model, rows, attention_mask=NO_MASK, segments=segments)
 
 
 def test_without_segments_a_model_attends_as_with_sdpa():
@@ -304,6 +310,9 @@ def test_without_segments_a_model_attends_as_with_sdpa():
 
 
 def test_attention_by_segments_refuses_what_its_kernel_lacks():
+    model = small_model("llama", VARLEN_ATTENTION)
+    with pytest.raises(InputError, match="LlamaAttention does not hand the arguments .* on to its attention"):
+        model(input_ids=torch.ones(1, 3, dtype=torch.long), attention_mask=NO_MASK)
     model = small_model("gpt_oss", VARLEN_ATTENTION)
-    with pytest.raises(NotImplementedError, match="does not support .* soft-capped scores or attention sinks"):
+    with pytest.raises(InputError, match="does not support .* soft-capped scores or attention sinks"):
         model(input_ids=torch.ones(1, 3, dtype=torch.long))

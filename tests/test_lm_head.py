@@ -56,6 +56,7 @@ def gradients(model):
 
 def assert_scores_of_the_own_forward(model, inputs, positions, vocabulary, chunked=True, rtol=1e-5):
     scorer = EdgeScorer(model)
+    scorer.measure(lambda: model(**inputs))
     assert scorer.chunked == chunked
     parents, targets, weights = edges(positions, vocabulary)
     with scorer.scoring(parents, targets, weights):
@@ -147,13 +148,12 @@ def test_a_frozen_head_gets_no_gradient_and_an_evaluation_none_at_all():
     ],
 )
 def test_scales_and_soft_caps_are_measured(name, config, expected):
-    model = small_model(name, **config).train()
-    found = measure_transform(model)
-    assert model.training
+    model = small_model(name, **config).eval()
+    inputs = {"input_ids": torch.randint(2, 258, (2, 20))}
+    found = measure_transform(model.get_output_embeddings(), lambda: model(**inputs))
     assert found.scale == pytest.approx(expected.scale, rel=1e-6)
     assert found.softcap == (None if expected.softcap is None else pytest.approx(expected.softcap, rel=1e-6))
-    inputs = {"input_ids": torch.randint(2, 258, (2, 20))}
-    assert_scores_of_the_own_forward(model.eval(), inputs, positions=40, vocabulary=258)
+    assert_scores_of_the_own_forward(model, inputs, positions=40, vocabulary=258)
 
 
 def test_gpt2_and_t5_are_scored_by_their_tied_heads():
@@ -170,7 +170,6 @@ def test_a_model_that_adds_a_bias_to_its_logits_scores_with_its_own_forward():
     inputs = {"input_ids": ids[:, :5], "decoder_input_ids": ids}
     assert_scores_of_the_own_forward(model, inputs, positions=40, vocabulary=258)
     model.final_logits_bias += torch.randn_like(model.final_logits_bias)
-    assert measure_transform(model) is None
     assert_scores_of_the_own_forward(model, inputs, positions=40, vocabulary=258, chunked=False)
 
 
@@ -200,7 +199,7 @@ def test_trainable_tokens_of_a_tied_head_are_scored_by_its_own_forward():
 def test_outside_of_scoring_a_model_returns_its_logits():
     model, inputs = tiny_llama().eval(), {"input_ids": torch.randint(2, 258, (2, 20))}
     expected = model(**inputs).logits
-    EdgeScorer(model)
+    EdgeScorer(model).measure(lambda: model(**inputs))
     assert torch.equal(model(**inputs).logits, expected)
     assert model.generate(**inputs, max_new_tokens=2).shape == (2, 22)
 
@@ -226,6 +225,7 @@ def test_a_compiled_model_is_not_compiled_again_for_every_number_of_edges(monkey
     torch._dynamo.utils.counters.clear()
     model, inputs = tiny_llama(), {"input_ids": torch.randint(2, 258, (2, 20))}
     scorer = EdgeScorer(model)
+    scorer.measure(lambda: model(**inputs))
     compiled = torch.compile(model, backend=backend, fullgraph=True)
     for count in (30, 50, 70, 90):
         batch = edges(40, 258, count)

@@ -8,12 +8,11 @@ kind of layer, as transformers makes them itself.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import PreTrainedConfig
-
-from ..errors import InputError
 
 
 MASKED_ATTENTION = ("sdpa", "eager", "flex_attention")
@@ -21,6 +20,10 @@ MASKED_ATTENTION = ("sdpa", "eager", "flex_attention")
 
 BLOCK_SIZE = 128
 """Queries and keys of a block of FlexAttention. Rows are filled up to a multiple of it."""
+
+
+ATTENTION_OF_HYBRIDS = {"hybrid": "full_attention", "hybrid_sliding": "sliding_attention"}
+"""Kinds of layers that have a recurrent part besides their attention, and whose mask the attention takes."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Reach:
 
 def layer_reaches(config: PreTrainedConfig, max_length: int | None = None) -> dict[str, Reach]:
     r"""
-    How far back each kind of layer of a model attends.
+    Return how far back each kind of attention layer of a model attends.
 
     Args:
         config ([`~transformers.PreTrainedConfig`]):
@@ -69,32 +72,24 @@ def layer_reaches(config: PreTrainedConfig, max_length: int | None = None) -> di
             Length of the longest sequence. A reach that covers it is as good as a reach without end.
 
     Returns:
-        `dict[str, Reach]`: by the names of `config.layer_types`.
-
-    Raises:
-        `ValueError`: The model has layers that take no mask, such as linear attention.
+        `dict[str, Reach]`: By the names that transformers gives to the masks of a model. Layers without attention,
+        such as convolutions, are left out.
     """
+    # Absent from the configurations of models that have no such layers
     window, chunk = getattr(config, "sliding_window", None), getattr(config, "attention_chunk_size", None)
+    if max_length is not None:
+        window, chunk = (None if size is None or size >= max_length else size for size in (window, chunk))
     reaches = {
         "full_attention": Reach(),
+        "indexed_attention": Reach(),
         "sliding_attention": Reach(window=window),
         "chunked_attention": Reach(chunk=chunk),
     }
     kinds = getattr(config, "layer_types", None)
     if kinds is None:  # all layers are of one kind
         kinds = ["sliding_attention" if window else "chunked_attention" if chunk else "full_attention"]
-    unknown = sorted(set(kinds) - set(reaches))
-    if unknown:
-        raise InputError(
-            f"{config.model_type!r} has layers of kind {', '.join(unknown)}, which take no mask. "
-            "Set `layout='padded'`."
-        )
-    found = {kind: reaches[kind] for kind in sorted(set(kinds))}
-    for kind, reach in found.items():
-        limit = reach.window or reach.chunk
-        if limit is not None and max_length is not None and max_length <= limit:
-            found[kind] = Reach()
-    return found
+    kinds = {ATTENTION_OF_HYBRIDS.get(kind, kind) for kind in kinds}
+    return {kind: reach for kind, reach in reaches.items() if kind in kinds}
 
 
 def attention_masks(
@@ -103,9 +98,10 @@ def attention_masks(
     reaches: dict[str, Reach],
     implementation: str,
     dtype: torch.dtype = torch.float32,
-) -> torch.Tensor | BlockMask | dict[str, torch.Tensor | BlockMask]:
+    other_masks: dict[str, Any] | None = None,
+) -> torch.Tensor | BlockMask | dict[str, Any]:
     r"""
-    The `attention_mask` of a model for rows of packed sequences or prefix trees.
+    Return the `attention_mask` of a model for rows of packed sequences or prefix trees.
 
     Args:
         ends (`torch.Tensor` of shape `(B, T)`):
@@ -118,10 +114,12 @@ def attention_masks(
             Attention implementation, one of `MASKED_ATTENTION`.
         dtype (`torch.dtype`, *optional*, defaults to `torch.float32`):
             Type of the masks of eager attention, which adds them to its scores.
+        other_masks (`dict[str, Any]`, *optional*):
+            What layers without attention take in place of a mask, by the names of their masks.
 
     Returns:
-        `torch.Tensor`, [`~torch.nn.attention.flex_attention.BlockMask`] or `dict`: one mask if it is right for all
-        layers, else a mask per kind of layer.
+        `torch.Tensor`, [`~torch.nn.attention.flex_attention.BlockMask`] or `dict`: One mask if it is right for all
+        layers, else one per kind of layer.
     """
     masks = {}
     for reach in set(reaches.values()):
@@ -131,9 +129,9 @@ def attention_masks(
             masks[reach] = dense_mask(ends, positions, reach)
             if implementation == "eager":
                 masks[reach] = torch.where(masks[reach], 0.0, torch.finfo(dtype).min).to(dtype)
-    if len(masks) == 1:
+    if len(masks) == 1 and not other_masks:
         return next(iter(masks.values()))
-    return {kind: masks[reach] for kind, reach in reaches.items()}
+    return {kind: masks[reach] for kind, reach in reaches.items()} | (other_masks or {})
 
 
 def dense_mask(ends: torch.Tensor, positions: torch.Tensor, reach: Reach = Reach()) -> torch.Tensor:

@@ -10,7 +10,7 @@ here no more than a chunk of them exists at a time.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
@@ -20,11 +20,9 @@ import torch.nn.functional as F
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput, logging
+from transformers.utils import ModelOutput
 from trl.kernels import ChunkedLogProbFunction
 
-
-logger = logging.get_logger(__name__)
 
 CHUNK_SIZE = 2**25
 """Number of logits that exist at a time on a CPU: 128 MB in float32."""
@@ -72,7 +70,7 @@ class LogitTransform:
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 
-def measure_transform(model: PreTrainedModel) -> LogitTransform | None:
+def measure_transform(lm_head: nn.Module, forward: Callable[[], ModelOutput]) -> LogitTransform | None:
     r"""
     Measure what the forward pass of a model does to the output of its LM head.
 
@@ -80,34 +78,33 @@ def measure_transform(model: PreTrainedModel) -> LogitTransform | None:
     configurations give to scales and caps.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]):
-            Model to measure, or a [`~peft.PeftModel`]. It runs once, on a single token.
+        lm_head (`nn.Module`):
+            Output embeddings of the model.
+        forward (`Callable`):
+            Runs the model on any batch and returns its outputs.
 
     Returns:
         [`LogitTransform`], *optional*: `None` if the model does something else, such as adding a bias to the logits or
         cutting them to another size.
     """
-    head = model.get_output_embeddings()
-    known = []
+    known: list[torch.Tensor] = []
+
+    def select_nothing(module, args):
+        return (args[0][:, :0],)
 
     def return_known(module, args, output):
-        size = output.shape[-1]
-        grid = torch.linspace(-300.0, 300.0, size, device=output.device)
-        rows = [torch.ones_like(grid), torch.full_like(grid, 1e6), grid, grid.flip(0)]
-        known.append(torch.stack(rows)[None].to(torch.promote_types(output.dtype, torch.float32)))
+        grid = torch.linspace(-300.0, 300.0, output.shape[-1], device=output.device)
+        rows = torch.stack([torch.ones_like(grid), torch.full_like(grid, 1e6), grid, grid.flip(0)])
+        known.append(rows[None].to(torch.promote_types(output.dtype, torch.float32)))
         return known[0]
 
-    handle = head.register_forward_hook(return_known)
-    token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-    inputs = {"decoder_input_ids": token} if model.config.is_encoder_decoder else {}
-    training = model.training
+    hooks = lm_head.register_forward_pre_hook(select_nothing), lm_head.register_forward_hook(return_known)
     try:
-        model.eval()  # some models ask for more inputs in training
         with torch.no_grad():
-            found = model(input_ids=token, use_cache=False, **inputs).logits
+            found = forward().logits
     finally:
-        handle.remove()
-        model.train(training)
+        for hook in hooks:
+            hook.remove()
     if found.shape != known[0].shape:
         return None
     one, limit = found[0, 0, 0].item(), found[0, 1, 0].item()
@@ -117,7 +114,7 @@ def measure_transform(model: PreTrainedModel) -> LogitTransform | None:
         transform = LogitTransform(scale=limit * math.atanh(one / limit), softcap=limit)
     else:
         return None
-    return transform if torch.allclose(transform(known[0]), found, rtol=1e-5, atol=1e-5) else None
+    return transform if torch.allclose(transform(known[0]), found.to(known[0].dtype), rtol=1e-5, atol=1e-5) else None
 
 
 # An operator of its own: `torch.compile` leaves the loop over chunks alone, whatever the number of edges
@@ -279,23 +276,36 @@ class EdgeScorer:
     _scored: ClassVar[tuple[EdgeScorer, torch.Tensor, torch.Tensor, torch.Tensor] | None] = None
 
     def __init__(self, model: PreTrainedModel, chunked: bool = True):
-        head = model.get_output_embeddings()
-        linear = head.modules_to_save[head.active_adapters[0]] if isinstance(head, ModulesToSaveWrapper) else head
-        self._transform = None
-        if chunked and type(linear) is nn.Linear:
-            self._transform = measure_transform(model)
-        if self._transform is None:
-            logger.info("The LM head of %s runs on all edges at once.", type(model).__name__)
-        self._linear = linear
+        self._model, self._head = model, model.get_output_embeddings()
+        wrapped = isinstance(self._head, ModulesToSaveWrapper)
+        self._linear = self._head.modules_to_save[self._head.active_adapters[0]] if wrapped else self._head
+        self._transform: LogitTransform | None = None
+        self._is_measured = not chunked or type(self._linear) is not nn.Linear
         self._states = self._scores = None
-        head.register_forward_pre_hook(self._select_states)
-        head.register_forward_hook(self._replace_logits)
+        self._head.register_forward_pre_hook(self._select_states)
+        self._head.register_forward_hook(self._replace_logits)
         model.register_forward_hook(self._return_scores)
 
     @property
     def chunked(self) -> bool:
         """Whether only a chunk of the logits exists at a time."""
         return self._transform is not None
+
+    def measure(self, forward: Callable[[], ModelOutput]) -> None:
+        r"""
+        Find out, the first time, what the model does to the output of its LM head.
+
+        Args:
+            forward (`Callable`):
+                Runs the model on any batch and returns its outputs. It is not run if there is nothing to find out.
+        """
+        if self._is_measured:
+            return
+        training = self._model.training
+        self._model.eval()  # without dropout, so that no random number is used up
+        self._transform = measure_transform(self._head, forward)
+        self._model.train(training)
+        self._is_measured = True
 
     @contextmanager
     def scoring(self, parents: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> Iterator[None]:

@@ -19,11 +19,16 @@ from transformers.integrations.flash_attention import get_target_dtype
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from ..errors import InputError
 from .prefix_tree import PrefixTree
 
 
 VARLEN_ATTENTION = "md_trl_varlen"
 """Name of the attention implementation, to load a model with: `attn_implementation="md_trl_varlen"`."""
+
+
+NO_MASK = torch.empty(1, 1, 0, 0)
+"""Mask that transformers takes for one already made."""
 
 
 def tree_segments(tree: PrefixTree) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -48,7 +53,9 @@ def tree_segments(tree: PrefixTree) -> tuple[np.ndarray, list[np.ndarray]]:
 
 def segment_arguments(rows: Sequence[Sequence[PrefixTree]], width: int) -> dict[str, Any]:
     r"""
-    What `VARLEN_ATTENTION` must know of a batch, as an argument of the model's forward pass.
+    Return what `VARLEN_ATTENTION` must know of a batch: the argument `segments` of the model's forward pass.
+
+    With it goes `NO_MASK` as the `attention_mask`, so that transformers makes none.
 
     Args:
         rows (`Sequence[Sequence[PrefixTree]]`):
@@ -116,7 +123,7 @@ def varlen_attention(
         value (`torch.Tensor` of shape `(B, key_value_heads, T, D)`):
             Values.
         attention_mask (`torch.Tensor`, *optional*):
-            Unused with `segments`.
+            `NO_MASK`, or without `segments` the mask of SDPA.
         segments (`dict[str, Any]`, *optional*):
             What [`segment_arguments`] returns. Without it, as in generation, SDPA runs.
         scaling (`float`, *optional*):
@@ -136,9 +143,14 @@ def varlen_attention(
         `tuple[torch.Tensor, None]`: the output, of shape `(B, T, heads, D)`.
     """
     if softcap is not None or s_aux is not None or dropout:
-        raise NotImplementedError(
+        raise InputError(
             f"{VARLEN_ATTENTION!r} does not support attention dropout, soft-capped scores or attention sinks. Set "
             "`attention_dropout=0.0`, or load the model with `attn_implementation='sdpa'` or 'eager'."
+        )
+    if segments is None and attention_mask is not None and not attention_mask.numel():
+        raise InputError(
+            f"{type(module).__name__} does not hand the arguments of the forward pass on to its attention. Load the "
+            "model with `attn_implementation='sdpa'`."
         )
     if segments is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)

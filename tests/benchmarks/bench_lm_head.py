@@ -66,6 +66,7 @@ def compare(vocabulary, hidden, edges, rounds):
     parents, targets = torch.randint(0, ids.numel(), (edges,)), torch.randint(0, vocabulary, (edges,))
     weights = torch.rand(edges) / edges
     scorer = EdgeScorer(model)
+    scorer.measure(lambda: model(input_ids=ids, use_cache=False))
 
     def chunked():
         with scorer.scoring(parents, targets, weights):
