@@ -105,6 +105,7 @@ def varlen_attention(
     dropout: float = 0.0,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
+    position_bias: torch.Tensor | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
     r"""
@@ -136,16 +137,18 @@ def varlen_attention(
             Must be `None`, likewise.
         s_aux (`torch.Tensor`, *optional*):
             Must be `None`, likewise.
+        position_bias (`torch.Tensor`, *optional*):
+            Must be `None`, likewise.
         **kwargs:
             Further arguments of the layer, for SDPA.
 
     Returns:
         `tuple[torch.Tensor, None]`: the output, of shape `(B, T, heads, D)`.
     """
-    if softcap is not None or s_aux is not None or dropout:
+    if dropout or any(option is not None for option in (softcap, s_aux, position_bias)):
         raise InputError(
-            f"{VARLEN_ATTENTION!r} does not support attention dropout, soft-capped scores or attention sinks. Set "
-            "`attention_dropout=0.0`, or load the model with `attn_implementation='sdpa'` or 'eager'."
+            f"{VARLEN_ATTENTION!r} does not support attention dropout, soft-capped scores, attention sinks, or biases "
+            "of positions. Set `attention_dropout=0.0`, or load the model with `attn_implementation='eager'`."
         )
     if segments is None and attention_mask is not None and not attention_mask.numel():
         raise InputError(
