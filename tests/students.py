@@ -1,6 +1,8 @@
-"""Tiny real students for tests: random Llamas, Mistrals, GPT-2s, T5s of 2 layers, and a tokenizer of single bytes."""
+"""Tiny students for tests: randomly initialized Llama, Mistral, GPT-2 and T5 models of 2 layers, and tokenizers."""
 
+import os
 import string
+import sys
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -22,7 +24,7 @@ from md_trl.trainer import add_program_tokens
 
 
 def byte_tokenizer(**special_tokens) -> PreTrainedTokenizerFast:
-    """A lossless tokenizer: a token a byte, and EOS."""
+    """Return a lossless tokenizer with one token per byte, EOS and padding."""
     vocabulary = {token: i for i, token in enumerate(["</s>", "<pad>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -44,7 +46,7 @@ def tiny_llama(vocab_size: int = 258, seed: int = 0, hidden_size: int = 32) -> L
         eos_token_id=0,
         pad_token_id=1,
         bos_token_id=None,
-        initializer_range=0.2,  # far from uniform predictions, so that a mistake shows
+        initializer_range=0.2,  # predictions far from uniform, so that mistakes show
     )
     return LlamaForCausalLM(config)
 
@@ -52,7 +54,7 @@ def tiny_llama(vocab_size: int = 258, seed: int = 0, hidden_size: int = 32) -> L
 def tiny_mistral(
     vocab_size: int = 258, seed: int = 0, hidden_size: int = 32, sliding_window: int = 40
 ) -> MistralForCausalLM:
-    """A Mistral whose window is shorter than the texts of the tests."""
+    """Return a Mistral whose sliding window is shorter than the texts of the tests."""
     torch.manual_seed(seed)
     config = MistralConfig(
         vocab_size=vocab_size,
@@ -98,7 +100,7 @@ def tiny_t5(vocab_size: int = 110, seed: int = 0, **config) -> T5ForConditionalG
 
 
 def t5_tokenizer() -> T5Tokenizer:
-    """T5's own tokenizer with a vocabulary of letters, some words, and the gaps of the real one."""
+    """Return a `T5Tokenizer` with letters and a few words, which lacks the same characters as the real one."""
     kept = sorted(set(string.ascii_letters + string.digits + string.punctuation) - set("{}<~^\\`"))
     words = ["▁the", "▁answer", "▁is", "The", "▁The", "answer", "▁=", "▁What", "step", "▁return"]
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
@@ -106,10 +108,26 @@ def t5_tokenizer() -> T5Tokenizer:
     return T5Tokenizer(vocab=pieces, extra_ids=5)
 
 
+def leave_together() -> None:
+    """
+    End this process and the others of its group, without tearing them down.
+
+    As a process exits, the threads of torch's gloo backend can abort it ("terminate called without an active
+    exception"), or deadlock with the destructor of DDP, which joins them while it holds the GIL (torch 2.13).
+    """
+    if torch.distributed.is_initialized():  # not if there is a single process
+        torch.distributed.barrier()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
 def make_student(name: str, lora: bool = False) -> tuple[torch.nn.Module, PreTrainedTokenizerFast]:
     """
-    A student by name and its tokenizer, the same at every call; with LoRA on its attention, far from zero, if asked
-    for. A T5 has the tokens that programs need, and trains them beside LoRA.
+    Return a student by name, the same at every call, with its tokenizer.
+
+    With `lora`, it has LoRA weights far from zero on its attention. A T5 has the tokens that programs need, and trains
+    them together with LoRA.
     """
     student = {"llama": tiny_llama, "mistral": tiny_mistral, "gpt2": tiny_gpt2, "t5": tiny_t5}[name]()
     tokenizer, new_ids = byte_tokenizer(), None

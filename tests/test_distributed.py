@@ -1,5 +1,6 @@
-"""Two processes on gloo train as one does, and as a slow loop over single sequences."""
+"""Two processes train exactly as one process and as a slow loop over single sequences do; training resumes exactly."""
 
+import json
 import random
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from test_trainer import ROWS, random_rows, reference_loss
 
 
 SCRIPT = Path(__file__).parent / "distributed" / "train_settings.py"
-# Layout, student, what is trained, questions of a process in a micro-batch, accumulation
+# Layout, student, what is trained, questions per micro-batch of a process, accumulation steps
 GRID = [
     f"{layout}-{student}-{tuning}-{batch}"
     for layout in ("padded", "packed", "tree")
@@ -22,7 +23,7 @@ GRID = [
     for tuning in ("full", "lora")
     for batch in ("8-1", "4-2", "1-8")
 ]
-# Some of them for every day
+# Those that are tested every time
 SETTINGS = {
     1: [
         "padded-llama-full-8-1",
@@ -55,7 +56,7 @@ def launch(processes, script, *arguments):
 
 @lru_cache
 def reference_run(student, tuning, per_step, steps=5, seed=42):
-    """SGD by hand: the order of the sampler, one thought at a time."""
+    """Train with SGD in a plain loop, in the order of the sampler, one thought at a time."""
     (model, tokenizer), rows = make_student(student, tuning == "lora"), random_rows(24, seed=1)
     loss_of = seq2seq_reference_loss if student == "t5" else reference_loss
     occurrences = [r | {"repeat": 1} for r in rows if r["cot"] or r["pot"] for _ in range(r["repeat"])]
@@ -64,7 +65,7 @@ def reference_run(student, tuning, per_step, steps=5, seed=42):
         order = list(range(len(occurrences)))
         random.Random(f"{seed}/{epoch}").shuffle(order)
         batches += [order[start : start + per_step] for start in range(0, len(order), per_step)]
-    assert per_step == 8 or any(len(batch) < per_step for batch in batches[:steps])  # an incomplete one among them
+    assert per_step == 8 or any(len(batch) < per_step for batch in batches[:steps])  # one of them is incomplete
     losses = []
     for batch in batches[:steps]:
         model.zero_grad()
@@ -90,22 +91,22 @@ def check_settings(tmp_path, processes, settings):
         for name, weight in weights.items():
             torch.testing.assert_close(found["weights"][name], weight, rtol=1e-4, atol=1e-5, msg=f"{setting} {name}")
         residuals += [a / b - 1 for a, b in zip(found["losses"], losses, strict=True)]
-    # No drift: what is left over is rounding, as often up as down
+    # No drift: the differences are due to rounding, up as often as down.
     assert abs(sum(residuals) / len(residuals)) < 2e-6
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_training_equals_a_slow_loop(tmp_path, processes):
+def test_training_equals_a_slow_training_loop(tmp_path, processes):
     check_settings(tmp_path, processes, SETTINGS[processes])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_every_setting_equals_a_slow_loop(tmp_path, processes):
+def test_every_setting_equals_a_slow_training_loop(tmp_path, processes):
     check_settings(tmp_path, processes, GRID)
 
 
-def test_the_few_settings_cover_every_value():
+def test_the_fast_settings_cover_every_value():
     for values in (
         {"padded", "packed", "tree"},
         {"llama", "gpt2", "mistral", "t5"},
@@ -128,6 +129,14 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path):
             assert torch.equal(found["weights"][name], weight), f"{student} {name}"
 
 
+def test_resuming_two_processes_between_two_logs_keeps_the_counts(tmp_path):
+    launch(2, SCRIPT.with_name("resume_between_logs.py"), tmp_path)
+    expected, found = json.loads((tmp_path / "logs.json").read_text())
+    assert len(found) == 2 and found == expected
+    # An epoch has 7 questions, 4 in its first step and 3 in its second.
+    assert [log["num_questions"] for log in found] == [14, 25]
+
+
 def test_a_student_sharded_with_fsdp2_has_the_same_gradients(tmp_path):
     launch(2, SCRIPT.with_name("shard_fsdp2.py"), tmp_path)
     found = torch.load(tmp_path / "fsdp2.pt")
@@ -140,7 +149,7 @@ def test_a_student_sharded_with_fsdp2_has_the_same_gradients(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["single_gpu", "ddp", "fsdp2", "zero2", "zero3"])
-def test_launch_configurations_are_read_by_accelerate(name):
+def test_accelerate_reads_the_launch_configurations(name):
     from accelerate.commands.config.config_args import load_config_from_file
 
     file = Path(__file__).parents[1] / "recipes" / "accelerate_configs" / f"{name}.yaml"

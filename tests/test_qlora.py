@@ -1,4 +1,4 @@
-"""QLoRA on a CPU: nf4 with double quantization under LoRA, for a Llama, a Mistral and a T5."""
+"""QLoRA on a CPU: LoRA on nf4 weights with double quantization, for Llama, Mistral and T5."""
 
 import bitsandbytes
 import pytest
@@ -10,6 +10,7 @@ from test_trainer import ROWS
 from transformers import BitsAndBytesConfig
 
 from md_trl import MDConfig, MDSeq2SeqConfig, MDSeq2SeqTrainer, MDTrainer
+from md_trl.records import SamplingParams
 from md_trl.sampling.engines import SampleRequest
 from md_trl.sampling.engines.transformers import TransformersEngine
 
@@ -60,7 +61,7 @@ def test_causal_students_train_in_4_bit_and_their_adapter_loads(tmp_path, build)
     trainer = train(tmp_path, MDTrainer, MDConfig, byte_tokenizer())
     copy = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "student", quantization_config=NF4)
     for parameter in trainer.model.parameters():
-        if parameter.requires_grad:  # the copy computes in fp32 what was trained in bf16
+        if parameter.requires_grad:  # trained in bf16, but the copy computes in fp32
             parameter.data = parameter.data.float()
     inputs = trainer.processing_class(f"{ROWS[0]['question']}\n", return_tensors="pt")
     with torch.no_grad():
@@ -77,7 +78,7 @@ def test_encoder_decoders_train_in_4_bit_and_their_adapter_loads(tmp_path):
     with torch.no_grad():
         expected, found = trainer.model.eval()(**inputs, labels=target).logits, copy(**inputs, labels=target).logits
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
-    request = SampleRequest("q", "label", f"{ROWS[0]['question']}\n", temperature=0.0, max_tokens=20)
+    request = SampleRequest("q", "label", f"{ROWS[0]['question']}\n", SamplingParams(temperature=0.0, max_tokens=20))
     [result] = TransformersEngine(copy, trainer.processing_class).generate([request])
     [ids] = copy.generate(**inputs, do_sample=False, max_new_tokens=20)
     assert result.choices[0].text == trainer.processing_class.decode(ids, skip_special_tokens=True)

@@ -1,3 +1,6 @@
+"""`MDSeq2SeqTrainer` computes exactly the objective for T5, whose vocabulary is extended so that programs survive."""
+
+import json
 import string
 from pathlib import Path
 
@@ -15,7 +18,7 @@ from md_trl import MDConfig, MDSeq2SeqConfig, MDSeq2SeqTrainer
 from md_trl.cli import run_verb
 from md_trl.prompts import student_prompt
 from md_trl.trainer import add_program_tokens
-from md_trl.trainer.thoughts import check_lossless
+from md_trl.trainer.preprocessing import check_lossless
 
 
 PROGRAM = 'def f(x):\n    d = {"a": [1, 2]}\n    if x < 3:\n        return f"{x}" * 2  # ~^\\\nanswer = f(2)'
@@ -34,7 +37,7 @@ def cross_entropy(model, tokenizer, prompt, text, reduction="mean"):
 
 
 def reference_loss(model, tokenizer, rows, objective="md", unsolved="correct", reduction="mean"):
-    """METHOD.md read aloud for an encoder-decoder: one thought at a time, the encoder run for each."""
+    """Compute the objective (Sec. 3.2) literally: all thoughts of each path, one at a time, with its own encoding."""
 
     def loss_of(prompt, text):
         return cross_entropy(model, tokenizer, prompt, text, reduction)
@@ -42,10 +45,14 @@ def reference_loss(model, tokenizer, rows, objective="md", unsolved="correct", r
     triggers = {"cot": "Let's think step by step.", "pot": "Let's break down the code step by step."}
     total, count = 0.0, 0
     for r in rows:
-        if r["type"] == 4 and objective != "label_all":
+        if objective == "label_all":  # every question once
+            count += 1
+            total = total + loss_of(f"{r['question']}\n", r["answer"])
+            continue
+        if r["type"] == 4:
             continue
         count += r["repeat"]
-        if objective in ("label", "label_all", "step_by_step"):
+        if objective in ("label", "step_by_step"):
             total = total + r["repeat"] * loss_of(f"{r['question']}\n", r["answer"])
             if objective != "step_by_step":
                 continue
@@ -97,13 +104,13 @@ def train(tmp_path, model, rows, callbacks=(), tokenizer=None, peft_config=None,
     return trainer, gradients.steps
 
 
-def test_programs_survive_after_their_characters_are_added():
+def test_programs_survive_once_their_characters_are_added():
     model, before = tiny_t5(), t5_tokenizer()
     with pytest.raises(ValueError, match="loses characters of a program"):
         check_lossless(before, PROGRAM, before(PROGRAM)["input_ids"], "Row 0")
     size, rows, questions = len(before), model.get_input_embeddings().num_embeddings, before("What is 2 + 3?")
     tokenizer, new_ids = add_program_tokens(before, model)
-    assert len(before) == size and before.decode(before("a\nb")["input_ids"]) == "a b</s>"  # the one given stays
+    assert len(before) == size and before.decode(before("a\nb")["input_ids"]) == "a b</s>"  # unchanged
     check_lossless(tokenizer, PROGRAM, tokenizer(PROGRAM)["input_ids"], "Row 0")
     assert set("\n\t{}<~^\\`") | {"  ", "    "} <= set(tokenizer.convert_ids_to_tokens(new_ids))
     assert new_ids == list(range(size, len(tokenizer))) and len(tokenizer) > rows
@@ -112,8 +119,8 @@ def test_programs_survive_after_their_characters_are_added():
     assert add_program_tokens(tokenizer, model) == (tokenizer, [])
 
 
-def test_rows_to_spare_are_used_before_embeddings_are_resized():
-    model = tiny_t5(vocab_size=len(t5_tokenizer()) + 28)  # T5's 32,128 rows for 32,100 tokens
+def test_unused_embeddings_are_filled_before_any_are_added():
+    model = tiny_t5(vocab_size=len(t5_tokenizer()) + 28)  # T5 has 32,128 embeddings for 32,100 tokens
     known = model.shared.weight[: len(t5_tokenizer())].mean(dim=0)
     tokenizer, new_ids = add_program_tokens(t5_tokenizer(), model)
     assert model.get_input_embeddings().num_embeddings == len(t5_tokenizer()) + 28 > len(tokenizer)
@@ -122,7 +129,7 @@ def test_rows_to_spare_are_used_before_embeddings_are_resized():
         torch.testing.assert_close(model.lm_head.weight[new_id], known)
 
 
-def test_characters_of_the_programs_given_are_added_too():
+def test_other_characters_of_the_programs_are_added_too():
     tokenizer, _ = add_program_tokens(t5_tokenizer(), tiny_t5(), ["answer = '½€'"])
     check_lossless(tokenizer, "answer = '½€'", tokenizer("answer = '½€'")["input_ids"], "Row 0")
 
@@ -165,7 +172,7 @@ def test_loss_and_gradients_equal_the_slow_reference(tmp_path, objective, accumu
 
 
 @pytest.mark.parametrize(("batch", "accumulation"), [(1, 1), (2, 3), (5, 1), (16, 1)])
-def test_every_split_of_an_epoch_gives_the_same_sum_and_evaluation_the_same_quotient(tmp_path, batch, accumulation):
+def test_every_split_of_an_epoch_gives_the_same_sum_and_evaluation_loss(tmp_path, batch, accumulation):
     model, seen, total = tiny_t5(), 0, 0.0
     trainer, _ = train(
         tmp_path,
@@ -190,7 +197,7 @@ def test_every_split_of_an_epoch_gives_the_same_sum_and_evaluation_the_same_quot
     assert metrics["eval_first_loss"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_logs_tell_paths_and_types_apart_and_count_tokens(tmp_path):
+def test_logs_have_a_loss_per_path_and_type_and_count_tokens(tmp_path):
     model = tiny_t5()
     trainer, _ = train(tmp_path, model, ROWS)
     log, tokenizer = trainer.state.log_history[0], trainer.processing_class
@@ -203,14 +210,33 @@ def test_logs_tell_paths_and_types_apart_and_count_tokens(tmp_path):
         assert log[f"{path}_loss"] == pytest.approx(reference_loss(model, tokenizer, with_path, path).item(), rel=1e-5)
     assert log["mean_lambda"] == pytest.approx(0.5)
     assert 0 <= log["mean_token_accuracy"] <= 1
-    # each different prompt once; each thought once an occurrence, its EOS standing for the token that starts it
-    prompts, count = set(), 0
+    # Nodes: each distinct prompt once, and each thought once per occurrence, with the token the decoder starts from
+    prompts, count, targets = set(), 0, 0
     for r in kept:
         for path in ("cot", "pot"):
             texts = [t["text"] for t in r[path] if t["correct"]]
             prompts |= {student_prompt(r["question"], path)} if texts else set()
             count += r["repeat"] * sum(len(tokenizer(text)["input_ids"]) + 1 for text in texts)
-    assert log["num_tokens"] == count + sum(len(tokenizer(prompt)["input_ids"]) for prompt in prompts)
+            targets += r["repeat"] * sum(len(tokenizer(text)["input_ids"]) for text in texts)
+    assert log["num_target_tokens"] == targets
+    assert log["num_nodes"] == count + sum(len(tokenizer(prompt)["input_ids"]) for prompt in prompts)
+
+
+def test_a_missing_column_is_named(tmp_path):
+    with pytest.raises(ValueError, match="no column pot"):
+        train(tmp_path, tiny_t5(), [{name: ROWS[0][name] for name in ("question", "type", "lambda", "cot")}])
+
+
+def test_a_saved_student_has_its_prompt_settings_and_the_counts(tmp_path):
+    trainer, _ = train(
+        tmp_path, saved_t5(tmp_path), ROWS, peft_config=lora(), logging_steps=10, save_strategy="steps", save_steps=1
+    )
+    trainer.save_model(tmp_path / "student")
+    for folder in (tmp_path / "checkpoint-1", tmp_path / "student"):
+        settings = json.loads((folder / "md_trl.json").read_text())
+        assert settings["paths"] == ["cot", "pot"] and settings["prompt_format"] == "plain"
+        card = (folder / "README.md").read_text()
+        assert "| questions seen | 7 |" in card and str(tmp_path) not in card
 
 
 def test_the_encoder_reads_each_prompt_once(tmp_path):
@@ -219,7 +245,7 @@ def test_the_encoder_reads_each_prompt_once(tmp_path):
     model.decoder.register_forward_hook(lambda module, args, kwargs, out: decoded.append(kwargs), with_kwargs=True)
     train(tmp_path, model, ROWS)
     [encoder], [decoder] = encoded, decoded
-    # two prompts a question, but "language" has no program; thoughts: 1 + 2, 3 x (1 + 2), 2 x (1 + 0), 2 + 1
+    # Two prompts per question, but "language" has no program. Thoughts: 1 + 2, 3 x (1 + 2), 2 x (1 + 0), 2 + 1.
     assert len(encoder["input_ids"]) == len(encoder["attention_mask"]) == 7
     assert len(set(map(tuple, encoder["input_ids"].tolist()))) == 7
     assert len(decoder["input_ids"]) == len(decoder["encoder_hidden_states"]) == 17
@@ -231,7 +257,7 @@ def test_a_batch_without_any_target_has_loss_zero(tmp_path):
     assert all(not gradient.any() for gradient in found.values())
 
 
-def test_long_thoughts_are_dropped_and_counted_never_cut(tmp_path):
+def test_long_thoughts_are_dropped_and_counted_and_never_cut(tmp_path):
     long = thought("x = 1\n" * 100 + "answer = 5", "5", True)
     rows = [ROWS[0] | {"pot": [*ROWS[0]["pot"], long]}, ROWS[1], ROWS[2] | {"cot": [long]}, ROWS[3]]
     trainer, [found] = train(tmp_path, tiny_t5(), rows, max_length=200)
@@ -240,7 +266,7 @@ def test_long_thoughts_are_dropped_and_counted_never_cut(tmp_path):
     assert relative_error(found, expected) < 1e-6
 
 
-def test_flat_rows_weigh_their_cross_entropy(tmp_path):
+def test_path_rows_weight_their_cross_entropy(tmp_path):
     rows = [
         {"prompt": "What is 2 + 3?\n", "completion": "The answer is 5.", "weight": 0.5, "path": "cot"},
         {"prompt": "What is 2 + 3?\n", "completion": "answer = {5}[0]  # é", "weight": 2.0, "path": "pot"},
@@ -258,7 +284,7 @@ def test_flat_rows_weigh_their_cross_entropy(tmp_path):
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])
-def test_activation_checkpointing_changes_no_gradient(tmp_path, tuning):
+def test_activation_checkpointing_does_not_change_the_gradients(tmp_path, tuning):
     found = []
     for checkpointing in (False, True):
         peft_config = lora(init_lora_weights=False) if tuning == "lora" else None
@@ -281,7 +307,7 @@ def test_lora_gradients_equal_the_slow_reference_and_new_tokens_are_trained(tmp_
     expected = {n: p.grad for n, p in trainer.model.named_parameters() if p.grad is not None}
     assert set(found) == set(expected)
     assert relative_error(found, expected) < 1e-5
-    [embeddings] = [name for name in found if "lora" not in name]  # tied: one set of rows for all four modules
+    [embeddings] = [name for name in found if "lora" not in name]  # tied: the four modules share one set of rows
     assert "trainable_tokens_delta" in embeddings
     assert len(found[embeddings]) == len(trainer.processing_class) - len(t5_tokenizer())
 
@@ -304,7 +330,7 @@ TWO = [
 
 
 def generate(model, tokenizer, question, path):
-    inputs = tokenizer(student_prompt(question, path, tokenizer, "plain"), return_tensors="pt")
+    inputs = tokenizer(student_prompt(question, path), return_tensors="pt")
     ids = model.eval().generate(**inputs, max_new_tokens=80, do_sample=False)
     return tokenizer.decode(ids[0], skip_special_tokens=True)
 
@@ -318,7 +344,7 @@ OVERFIT = {"max_steps": 200, "learning_rate": 1e-2, "max_grad_norm": 1.0, "warmu
 OVERFIT |= {"lr_scheduler_type": "constant_with_warmup"}
 
 
-def test_a_student_that_overfits_writes_its_thoughts_and_so_does_its_copy(tmp_path):
+def test_an_overfitted_student_and_its_loaded_copy_write_the_thoughts(tmp_path):
     trainer, _ = train(tmp_path, saved_t5(tmp_path), TWO, **OVERFIT)
     trainer.save_model(tmp_path / "student")
     copy = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "student")
@@ -329,12 +355,12 @@ def test_a_student_that_overfits_writes_its_thoughts_and_so_does_its_copy(tmp_pa
             assert generate(copy, tokenizer, r["question"], path) == r[path][0]["text"]
 
 
-def test_lora_learns_and_its_copy_writes_the_same(tmp_path):
+def test_a_lora_student_and_its_loaded_copy_write_the_same(tmp_path):
     adapter = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
     trainer, _ = train(tmp_path, saved_t5(tmp_path), TWO, peft_config=adapter, **OVERFIT | {"max_steps": 100})
     first, *_, last, _ = trainer.state.log_history
     assert last["cot_loss"] < 0.3 * first["cot_loss"] and last["pot_loss"] < 0.6 * first["pot_loss"]
-    assert adapter.trainable_token_indices is None  # the one given stays
+    assert adapter.trainable_token_indices is None  # the given configuration is unchanged
     trainer.save_model(tmp_path / "student")
     copy = AutoPeftModelForSeq2SeqLM.from_pretrained(tmp_path / "student")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "student")
@@ -350,18 +376,18 @@ def test_lora_learns_and_its_copy_writes_the_same(tmp_path):
     torch.testing.assert_close(merged.shared.weight[: len(start)], start)
 
 
-def test_what_it_cannot_do_is_refused_by_name(tmp_path):
+def test_unsupported_options_and_models_are_refused_by_name(tmp_path):
     for option in ({"layout": "tree"}, {"predict_with_generate": True}, {"label_smoothing_factor": 0.1}):
         with pytest.raises(ValueError, match=next(iter(option))):
             MDSeq2SeqConfig(output_dir=str(tmp_path), use_cpu=True, **option)
     with pytest.raises(TypeError, match="MDSeq2SeqConfig"):
         MDSeq2SeqTrainer(tiny_t5(), args=MDConfig(output_dir=str(tmp_path), use_cpu=True))
-    with pytest.raises(ValueError, match="no encoder-decoder"):
+    with pytest.raises(ValueError, match="is not an encoder-decoder"):
         train(tmp_path, tiny_llama(), ROWS)
 
 
 def train_on_the_command_line(tmp_path, model, *more):
-    """The recipe of T5 with a tiny one; returns the folder of the student."""
+    """Run the recipe of T5-large with a tiny T5 and return the folder of the student."""
     t5_tokenizer().save_pretrained(tmp_path / "t5")
     model.save_pretrained(tmp_path / "t5")
     Dataset.from_list(ROWS).to_parquet(tmp_path / "mixed" / "toy" / "train.parquet")

@@ -1,3 +1,5 @@
+"""`MDTrainer` computes exactly the loss and gradients of the objective, whatever the layout, batches and options."""
+
 import gc
 import itertools
 import json
@@ -10,6 +12,7 @@ import pytest
 import torch
 from accelerate import ParallelismConfig
 from datasets import Dataset
+from huggingface_hub import ModelCard
 from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig
@@ -17,18 +20,13 @@ from students import byte_tokenizer, tiny_gpt2, tiny_llama, tiny_mistral
 from tokenizers import processors
 from transformers import TrainerCallback
 
+import md_trl
 from md_trl import MDConfig, MDTrainer, MixedReasoner
-from md_trl.prompts import student_prompt
-from md_trl.prompts.student import encode
-from md_trl.trainer.thoughts import (
-    DrawnQuestions,
-    QuestionSampler,
-    draw,
-    path_rows,
-    prepare_questions,
-    thoughts_to_learn,
-    tokenize_thoughts,
-)
+from md_trl.prompts import encode, student_text
+from md_trl.tasks import load_questions
+from md_trl.trainer.data_sampler import DrawnQuestions, QuestionSampler, draw
+from md_trl.trainer.preprocessing import prepare_questions, tokenize_thoughts
+from md_trl.trainer.weighting import path_rows, thoughts_to_learn
 
 
 # Every `train` collects garbage: what the imports have made is none
@@ -94,7 +92,7 @@ ROWS = [
 
 
 def reference_texts(r, path, unsolved):
-    """The distinct texts of a path to learn from; votes and answers are numbers here."""
+    """Return the distinct texts of a path to learn from. Votes and answers are numbers here."""
     texts = []
     for t in r[path]:
         if isinstance(t, str):
@@ -108,7 +106,7 @@ def reference_texts(r, path, unsolved):
 
 
 def reference_loss(model, tokenizer, rows, objective="md", unsolved="correct", reduction="mean", format="plain"):
-    """METHOD.md read aloud: one thought at a time, all thoughts of a path."""
+    """Compute the objective (Sec. 3.2) literally: all thoughts of each path, one at a time."""
 
     def cross_entropy(prompt, text):
         prompt_ids = tokenizer(prompt)["input_ids"]
@@ -122,10 +120,14 @@ def reference_loss(model, tokenizer, rows, objective="md", unsolved="correct", r
     triggers = {"cot": "Let's think step by step.", "pot": "Let's break down the code step by step."}
     total, count = 0.0, 0
     for r in rows:
-        if r["type"] == 4 and objective != "label_all":
+        if objective == "label_all":  # every question once
+            count += 1
+            total = total + cross_entropy(f"{r['question']}\n", r["answer"])
+            continue
+        if r["type"] == 4:
             continue
         count += r["repeat"]
-        if objective in ("label", "label_all"):
+        if objective == "label":
             total = total + r["repeat"] * cross_entropy(f"{r['question']}\n", r["answer"])
             continue
         if objective == "step_by_step":
@@ -147,7 +149,7 @@ def reference_loss(model, tokenizer, rows, objective="md", unsolved="correct", r
 
 
 class Gradients(TrainerCallback):
-    """Keeps the gradients of every optimizer step."""
+    """Callback that keeps the gradients of every optimizer step."""
 
     def __init__(self):
         self.steps = []
@@ -156,7 +158,7 @@ class Gradients(TrainerCallback):
         self.steps.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
 
 
-def train(tmp_path, model, rows, tokenizer=None, peft_config=None, **config):
+def train(tmp_path, model, rows, tokenizer=None, peft_config=None, resume=None, **config):
     gradients = Gradients()
     arguments = {
         "output_dir": str(tmp_path),
@@ -179,7 +181,7 @@ def train(tmp_path, model, rows, tokenizer=None, peft_config=None, **config):
         callbacks=[gradients],
         peft_config=peft_config,
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     return trainer, gradients.steps
 
 
@@ -251,12 +253,12 @@ def test_every_split_of_an_epoch_gives_the_same_sum(tmp_path, batch, accumulatio
     for log in trainer.state.log_history[:-1]:
         questions, seen = log["num_questions"] - seen, log["num_questions"]
         total += log["loss"] * questions
-    assert seen == 1 + 3 + 2 + 1  # N counts every kept question and its repeats, nothing that fills a batch
+    assert seen == 1 + 3 + 2 + 1  # N counts the kept questions with repeats, not what fills up a batch
     expected = reference_loss(model, byte_tokenizer(), ROWS).item() * seen
     assert total == pytest.approx(expected, rel=1e-5)
 
 
-def test_repeat_equals_listing_the_question_again(tmp_path):
+def test_repeat_two_equals_listing_a_question_twice(tmp_path):
     model = tiny_llama()
     listed = [r | {"repeat": 1} for r in ROWS for _ in range(r["repeat"])]
     for k in ("all", "1"):
@@ -265,7 +267,7 @@ def test_repeat_equals_listing_the_question_again(tmp_path):
         assert relative_error(one, other) < 1e-5
 
 
-def test_evaluation_loss_is_one_quotient_over_the_dataset(tmp_path):
+def test_evaluation_loss_is_averaged_over_the_whole_dataset(tmp_path):
     model = tiny_llama()
     for batch in (1, 3, 8):
         trainer, _ = train(tmp_path, model, ROWS, per_device_eval_batch_size=batch)
@@ -275,7 +277,7 @@ def test_evaluation_loss_is_one_quotient_over_the_dataset(tmp_path):
         assert metrics["eval_loss"] == pytest.approx(reference_loss(model, byte_tokenizer(), ROWS).item(), rel=1e-5)
 
 
-def test_logs_tell_paths_and_types_apart(tmp_path):
+def test_logs_have_a_loss_per_path_and_type(tmp_path):
     model = tiny_llama()
     trainer, _ = train(tmp_path, model, ROWS)
     log = trainer.state.log_history[0]
@@ -292,7 +294,7 @@ def test_logs_tell_paths_and_types_apart(tmp_path):
     assert 0 <= log["mean_token_accuracy"] <= 1
 
 
-def test_trackio_keeps_the_logs_of_both_paths(tmp_path, monkeypatch):
+def test_trackio_receives_the_losses_of_both_paths(tmp_path, monkeypatch):
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     pytest.importorskip("trackio")
     trainer, _ = train(tmp_path, tiny_llama(), ROWS, max_steps=2, report_to="trackio", project="md")
@@ -311,11 +313,11 @@ def test_training_lowers_the_loss_of_both_paths(tmp_path):
     assert last["pot_loss"] < 0.3 * first["pot_loss"]
 
 
-def test_draws_are_fair_without_replacement_and_fresh_each_epoch():
+def test_draws_are_uniform_without_replacement_and_differ_between_epochs():
     for count, k in itertools.product(range(6), ["1", "2", "4", "all"]):
         drawn = draw(count, k, 0, 0, "id", "cot", 0)
         assert len(drawn) == len(set(drawn)) == (count if k == "all" else min(count, int(k)))
-    # repeats draw different thoughts while there are any
+    # repeats draw different thoughts as long as there are any
     assert sorted(draw(4, "1", 7, 0, "id", "pot", o)[0] for o in range(4)) == [0, 1, 2, 3]
     draws = [tuple(draw(4, "2", 7, epoch, "id", "pot", 0)) for epoch in range(3000)]
     shares = [sum(i in d for d in draws) / len(draws) for i in range(4)]
@@ -324,7 +326,7 @@ def test_draws_are_fair_without_replacement_and_fresh_each_epoch():
     assert len({tuple(draw(9, "3", 7, e, i, p, 0)) for e in (0, 1) for i in "ab" for p in ("cot", "pot")}) > 4
 
 
-def test_sampler_covers_each_question_once_and_fills_with_nothing(tmp_path):
+def test_sampler_yields_each_question_once_and_fills_the_last_batch_with_none(tmp_path):
     for size, batch, drop_last in itertools.product((1, 4, 7), (1, 2, 3, 8), (False, True)):
         sampler = QuestionSampler(range(size), multiple_of=batch, shuffle=True, drop_last=drop_last)
         orders = []
@@ -350,7 +352,7 @@ def test_thoughts_to_learn():
     assert thoughts_to_learn(large | {"cot": [" a\n", "a", "b"]}, "cot", "correct") == ["a", "b"]
 
 
-def test_plain_strings_are_correct_thoughts(tmp_path):
+def test_plain_strings_count_as_correct_thoughts(tmp_path):
     plain = [
         r | {path: [t["text"] for t in r[path] if t["correct"]] for path in ("cot", "pot")}
         for r in ROWS
@@ -362,7 +364,7 @@ def test_plain_strings_are_correct_thoughts(tmp_path):
     assert relative_error(one, other) < 1e-6
 
 
-def test_long_thoughts_are_dropped_and_counted_never_cut(tmp_path):
+def test_long_thoughts_are_dropped_and_counted_and_never_cut(tmp_path):
     long = thought("x = 1\n" * 100 + "answer = 5", "5", True)
     rows = [ROWS[0] | {"pot": [*ROWS[0]["pot"], long]}, ROWS[1], ROWS[2] | {"cot": [long]}]
     model = tiny_llama()
@@ -372,8 +374,8 @@ def test_long_thoughts_are_dropped_and_counted_never_cut(tmp_path):
     assert relative_error(found, expected) < 1e-6
 
 
-def test_a_question_counts_in_n_even_if_the_objective_finds_no_thought_in_it(tmp_path):
-    # "language" has no program: it adds nothing to the PoT loss, but it is in N for every objective alike
+def test_n_counts_questions_without_a_thought_of_the_learned_path(tmp_path):
+    # "language" has no program, so it adds nothing to the PoT loss, but N counts it for every objective
     trainer, _ = train(tmp_path, tiny_llama(), ROWS, objective="pot")
     assert trainer.state.log_history[0]["num_questions"] == 7
 
@@ -402,7 +404,7 @@ def test_bad_input_is_refused_by_name(tmp_path):
             train(tmp_path, tiny_llama(), rows, **config)
 
 
-def test_tokenizers_that_cannot_work_are_refused(tmp_path):
+def test_unusable_tokenizers_are_refused(tmp_path):
     with pytest.raises(ValueError, match="has no EOS token"):
         train(tmp_path, tiny_llama(), ROWS, tokenizer=byte_tokenizer(eos_token=None))
     lossy = byte_tokenizer()
@@ -450,7 +452,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("option", REFUSED)
-def test_options_that_cannot_work_are_refused_by_name(tmp_path, option):
+def test_unsupported_options_are_refused_by_name(tmp_path, option):
     with pytest.raises(ValueError, match=rf"`{option}\b"):
         MDConfig(output_dir=str(tmp_path), use_cpu=True, **{option: REFUSED[option]})
 
@@ -466,28 +468,28 @@ def test_options_that_cannot_work_are_refused_by_name(tmp_path, option):
     ],
     ids=lambda options: next(iter(options)),
 )
-def test_options_that_work_leave_the_gradients_as_they_are(tmp_path, options):
+def test_supported_options_do_not_change_the_gradients(tmp_path, options):
     _, [expected] = train(tmp_path, tiny_llama(), ROWS)
     trainer, [found] = train(
         tmp_path, tiny_llama(), ROWS, per_device_train_batch_size=2, gradient_accumulation_steps=4, **options
     )
     assert relative_error(found, expected) < 1e-5
     if "include_num_input_tokens_seen" in options:
-        assert trainer.state.num_input_tokens_seen >= trainer.state.log_history[0]["num_tokens"]
+        assert trainer.state.num_input_tokens_seen >= trainer.state.log_history[0]["num_nodes"]
 
 
-def test_persistent_workers_draw_afresh_each_epoch(tmp_path):
+def test_persistent_workers_draw_anew_in_each_epoch(tmp_path):
     workers = {"dataloader_num_workers": 2, "dataloader_persistent_workers": True}
     losses = []
     for options in ({}, workers):
         trainer, _ = train(tmp_path, tiny_llama(), ROWS, max_steps=4, rationales_per_path="1", **options)
         losses.append([log["loss"] for log in trainer.state.log_history[:-1]])
     assert losses[0] == losses[1]
-    assert len(set(losses[1])) > 1  # the weights stay, the draws do not
+    assert len(set(losses[1])) > 1  # the student does not change, but the draws do
 
 
-def test_a_smaller_batch_is_found_and_has_its_own_n(tmp_path, monkeypatch):
-    """The first try runs out of memory in the backward pass, when the batch was counted already."""
+def test_auto_find_batch_size_starts_counting_again(tmp_path, monkeypatch):
+    """The first attempt runs out of memory in the backward pass, after its batch was counted."""
     options = {"max_steps": -1, "num_train_epochs": 1, "auto_find_batch_size": True, "learning_rate": 1e-2}
     backward = torch.Tensor.backward
     tries = []
@@ -506,7 +508,7 @@ def test_a_smaller_batch_is_found_and_has_its_own_n(tmp_path, monkeypatch):
     options |= {"auto_find_batch_size": False, "per_device_train_batch_size": size}
     expected, _ = train(tmp_path, tiny_llama(), ROWS, **options)
     for log, other in zip(found.state.log_history[:-1], expected.state.log_history[:-1], strict=True):
-        assert all(log[name] == other[name] for name in ("loss", "cot_loss", "num_questions", "num_tokens"))
+        assert all(log[name] == other[name] for name in ("loss", "cot_loss", "num_questions", "num_nodes"))
 
 
 def test_the_best_model_is_chosen_by_the_evaluation_loss_of_the_objective(tmp_path):
@@ -515,7 +517,7 @@ def test_the_best_model_is_chosen_by_the_evaluation_loss_of_the_objective(tmp_pa
         args=MDConfig(
             output_dir=str(tmp_path),
             max_steps=3,
-            learning_rate=0.5,  # far too high, so that the best comes early
+            learning_rate=0.5,  # far too high, so that an early checkpoint is the best
             eval_strategy="steps",
             eval_steps=1,
             eval_on_start=True,
@@ -539,7 +541,7 @@ def test_the_best_model_is_chosen_by_the_evaluation_loss_of_the_objective(tmp_pa
     assert best == pytest.approx(trainer.state.best_metric, rel=1e-5)
 
 
-def test_names_of_special_tokens_and_of_a_template_are_heeded(tmp_path):
+def test_special_tokens_and_chat_template_of_the_configuration_are_used(tmp_path):
     template = tmp_path / "chat.jinja"
     template.write_text("{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]")
     options = {"eos_token": "<pad>", "pad_token": "</s>", "chat_template_path": str(template)}
@@ -573,9 +575,9 @@ You are a helpful assistant.<|im_end|>
 
 @pytest.mark.parametrize("adds_bos", [False, True])
 @pytest.mark.parametrize("prompt_format", ["plain", "chat", "auto"])
-def test_students_are_trained_on_the_tokens_that_they_are_asked_with(tmp_path, prompt_format, adds_bos):
+def test_students_are_trained_on_the_tokens_they_are_prompted_with(tmp_path, prompt_format, adds_bos):
     tokenizer = byte_tokenizer(eos_token="<|im_end|>", extra_special_tokens=["<|im_start|>"], chat_template=CHATML)
-    if adds_bos:  # as Llama's do; a chat template writes its own
+    if adds_bos:  # like Llama's tokenizer; a chat template writes its own BOS
         tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
             single="</s> $A", special_tokens=[("</s>", 0)]
         )
@@ -595,7 +597,7 @@ def test_students_are_trained_on_the_tokens_that_they_are_asked_with(tmp_path, p
     asked = []
 
     def keep(model, args, kwargs):
-        if kwargs["input_ids"].shape[1] > 1:  # the prompts, not the tokens sampled one by one
+        if kwargs["input_ids"].shape[1] > 1:  # a prompt, not a single sampled token
             for ids, mask in zip(kwargs["input_ids"], kwargs["attention_mask"], strict=True):
                 asked.append(ids[mask.bool()].tolist())
 
@@ -612,9 +614,7 @@ def test_targets_start_at_the_first_token_that_differs_from_the_prompt(tmp_path)
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    from md_trl.trainer.thoughts import tokenize_thoughts
-
-    # A merge across the seam: the prompt's last newline and the thought's first letter become one token
+    # The prompt's last newline and the thought's first letter are merged into one token.
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {t: i for i, t in enumerate(["</s>", *alphabet, "Ċa"])}
     core = Tokenizer(models.BPE(vocab=vocabulary, merges=[("Ċ", "a")]))
@@ -627,7 +627,7 @@ def test_targets_start_at_the_first_token_that_differs_from_the_prompt(tmp_path)
 
 
 def random_rows(count, seed):
-    """Typed rows with wild short thoughts, some without any on the path that did not solve the question."""
+    """Return mixed rows with short random thoughts; an unsolved path may have none."""
     rng = random.Random(seed)
     rows = []
     for i in range(count):
@@ -645,11 +645,11 @@ def random_rows(count, seed):
 
 @st.composite
 def typed_rows(draw):
-    """Mixed rows as odd as they come, at least one of which has something to learn."""
+    """Mixed rows of any kind: duplicate ids and thoughts, empty paths, missing votes."""
     plain = {path: draw(st.booleans()) for path in ("cot", "pot")}
     texts = st.text("ab =+1\n", max_size=12).map(
         lambda text: f"{text}a"
-    )  # of few letters, so that beginnings are shared
+    )  # few different letters, so that many beginnings are shared
     rows = []
     for _ in range(draw(st.integers(1, 4))):
         thoughts = {
@@ -674,7 +674,7 @@ def typed_rows(draw):
     return rows
 
 
-@settings(max_examples=10, deadline=None, phases=[Phase.reuse, Phase.generate])  # to shrink takes minutes
+@settings(max_examples=10, deadline=None, phases=[Phase.reuse, Phase.generate])  # shrinking takes minutes
 @given(
     rows=typed_rows(),
     unsolved=st.sampled_from(["correct", "majority"]),
@@ -697,7 +697,7 @@ def test_any_rows_equal_the_slow_reference_in_every_layout(tmp_path_factory, row
     assume(drawn)
     model = tiny_llama()
     expected_loss = torch.as_tensor(reference_loss(model, byte_tokenizer(), drawn, reduction=reduction))
-    if expected_loss.requires_grad:  # not where all weights fall on empty paths
+    if expected_loss.requires_grad:  # false if only empty paths have a weight
         expected_loss.backward()
     expected = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
     norm = math.sqrt(sum(gradient.pow(2).sum().item() for gradient in expected.values()))
@@ -718,9 +718,122 @@ def test_any_rows_equal_the_slow_reference_in_every_layout(tmp_path_factory, row
         assert difference <= 1e-5 * norm
 
 
-def test_the_card_of_a_student_names_method_objective_and_lambda(tmp_path):
-    from huggingface_hub import ModelCard
+def test_target_tokens_are_the_same_in_every_layout_and_nodes_are_not(tmp_path):
+    kept = [r for r in ROWS if r["type"] != 4]
+    texts = [
+        (r["repeat"], text) for r in kept for path in ("cot", "pot") for text in reference_texts(r, path, "correct")
+    ]
+    targets = sum(repeat * (len(text.encode()) + 1) for repeat, text in texts)  # a token per byte, and EOS
+    nodes = {}
+    for layout in ("padded", "packed", "tree"):
+        trainer, _ = train(tmp_path, tiny_llama(), ROWS, layout=layout)
+        log = trainer.state.log_history[0]
+        assert log["num_target_tokens"] == targets
+        nodes[layout] = log["num_nodes"]
+    assert nodes["tree"] < nodes["packed"] == nodes["padded"]
 
+
+def test_label_all_learns_every_question_of_the_task_once(tmp_path, caplog):
+    """Type 4 is included and `repeat` ignored (Appendix C); rows without type 4 cause a single warning."""
+    questions = [{name: r[name] for name in ("id", "task", "question", "answer")} for r in ROWS]
+    model = tiny_llama()
+    trainer, [found] = train(tmp_path, model, questions, objective="label_all")
+    assert trainer.state.log_history[0]["num_questions"] == len(ROWS)
+    trainer, [mixed] = train(tmp_path, model, ROWS, objective="label_all")  # with repeats and with type 4
+    assert trainer.state.log_history[0]["num_questions"] == len(ROWS)
+    assert relative_error(mixed, found) < 1e-6
+    assert "load_questions" not in caplog.text
+    for _ in range(2):
+        train(tmp_path, model, [r for r in ROWS if r["type"] != 4], objective="label_all")
+    assert caplog.text.count("Pass the task's own questions: `Dataset.from_list(") == 1
+    stories = Dataset.from_list([vars(question) for question in load_questions("stories", "train", size=4)])
+    trainer, _ = train(tmp_path, model, list(stories), objective="label_all")
+    assert trainer.state.log_history[0]["num_questions"] == 4
+
+
+@pytest.mark.parametrize("restore", [False, True])
+def test_resuming_between_two_logs_keeps_the_counts(tmp_path, restore):
+    options = {"max_steps": 8, "logging_steps": 4, "save_strategy": "steps", "save_steps": 3, "learning_rate": 1e-2}
+    options |= {"per_device_train_batch_size": 2, "restore_callback_states_from_checkpoint": restore}
+    whole, _ = train(tmp_path, tiny_llama(), ROWS, **options)
+    for step in (3, 6):
+        resumed, _ = train(tmp_path, tiny_llama(), ROWS, resume=tmp_path / f"checkpoint-{step}", **options)
+        logs = [
+            {name: value for name, value in log.items() if name.startswith(("num_", "mean_", "type_", "cot", "pot"))}
+            for trainer in (whole, resumed)
+            for log in trainer.state.log_history
+            if "num_questions" in log
+        ]
+        assert len(logs) == 4 and logs[:2] == logs[2:] and logs[0]["num_questions"] > 0
+        card = ModelCard.load(tmp_path / "README.md").content
+        assert f"| questions seen | {logs[-1]['num_questions']} |" in card
+
+
+def test_a_second_training_counts_from_zero(tmp_path):
+    trainer, _ = train(tmp_path, tiny_llama(), ROWS)
+    trainer.train()
+    assert trainer.state.log_history[0]["num_questions"] == 7
+
+
+def test_a_card_written_before_the_first_log_has_the_counts(tmp_path):
+    train(tmp_path, tiny_llama(), ROWS, logging_steps=10, save_strategy="steps", save_steps=1)
+    for folder in (tmp_path, tmp_path / "checkpoint-1"):
+        card = ModelCard.load(folder / "README.md").content
+        assert "| questions seen | 7 |" in card
+        assert "| target tokens seen | 0 |" not in card and "| target tokens seen | " in card
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_a_card_names_no_local_folder(tmp_path, monkeypatch, tuning):
+    monkeypatch.chdir(tmp_path)
+    tiny_llama().save_pretrained("models/start")
+    Dataset.from_list(ROWS).to_parquet("mixed/rows/train.parquet")
+    adapter = LoraConfig(r=2, target_modules=["q_proj"]) if tuning == "lora" else None
+    trainer, _ = train("out", "models/start", ROWS, peft_config=adapter)
+    trainer.save_model()
+    assert "models/start" not in (tmp_path / "out" / "README.md").read_text()
+    for name in ("mixed/rows", "./mixed/gone", "/srv/mixed", str(tmp_path / "mixed"), "mixed/rows/"):
+        trainer.create_model_card(dataset_name=name)
+        card = (tmp_path / "out" / "README.md").read_text()
+        assert "mixed/" not in card and "/srv" not in card and str(tmp_path) not in card and "models/start" not in card
+    trainer.create_model_card(dataset_name="md/mixed-thoughts")
+    card = ModelCard.load("out/README.md")
+    assert card.data.datasets == "md/mixed-thoughts" and "# out" in card.content
+    assert "https://huggingface.co/datasets/md/mixed-thoughts" in card.content
+
+
+@pytest.mark.parametrize(
+    ("options", "rows", "objective", "paths", "prompt_format"),
+    [
+        ({}, ROWS, "md", ["cot", "pot"], "plain"),
+        ({"objective": "cot"}, ROWS, "cot", ["cot"], "plain"),
+        ({"objective": "step_by_step"}, ROWS, "step_by_step", ["cot", "label"], "plain"),
+        ({"objective": "label"}, ROWS, "label", ["label"], "plain"),
+        ({}, [{"prompt": "a", "completion": "b", "path": "pot"}], None, ["pot"], "plain"),
+        ({"template": True}, ROWS, "md", ["cot", "pot"], "chat"),
+        ({"template": True, "prompt_format": "plain"}, ROWS, "md", ["cot", "pot"], "plain"),
+    ],
+    ids=["md", "cot", "step_by_step", "label", "path rows", "chat", "plain"],
+)
+def test_a_saved_student_has_its_prompt_settings(tmp_path, options, rows, objective, paths, prompt_format):
+    options = dict(options)
+    tokenizer = byte_tokenizer(chat_template=CHATML) if options.pop("template", False) else None
+    trainer, _ = train(
+        tmp_path, tiny_llama(), rows, tokenizer=tokenizer, save_strategy="steps", save_steps=1, **options
+    )
+    trainer.save_model(tmp_path / "student")
+    triggers = {"cot": "Let's think step by step.", "pot": "Let's break down the code step by step."}
+    for folder in (tmp_path / "checkpoint-1", tmp_path / "student"):
+        assert json.loads((folder / "md_trl.json").read_text()) == {
+            "md_trl": md_trl.__version__,
+            "objective": objective,
+            "paths": paths,
+            "prompt_format": prompt_format,
+            "triggers": {path: triggers[path] for path in paths if path != "label"},
+        }
+
+
+def test_the_card_of_a_student_names_method_objective_and_lambda(tmp_path):
     trainer, _ = train(tmp_path, tiny_llama(), ROWS, save_strategy="steps", save_steps=1)
     card = ModelCard.load(tmp_path / "README.md")
     assert {"md_trl", "mixed-distillation"} <= set(card.data.tags)
@@ -737,7 +850,7 @@ def test_the_card_of_a_student_names_method_objective_and_lambda(tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["padded", "tree"])
-def test_path_rows_with_weights_equal_the_mixed_rows(tmp_path, layout):
+def test_path_rows_have_the_loss_of_the_mixed_rows(tmp_path, layout):
     triggers = {"cot": "Let's think step by step.", "pot": "Let's break down the code step by step."}
     by_hand = []
     for r in ROWS:
@@ -760,7 +873,7 @@ def test_path_rows_with_weights_equal_the_mixed_rows(tmp_path, layout):
     assert flat == by_hand
     model = tiny_llama()
     trainer, [found] = train(tmp_path, model, flat, layout=layout, per_device_train_batch_size=32)
-    # Trained alone, the loss of path rows is their mean; of mixed rows, the mean over questions
+    # The loss is the mean over path rows, or over the questions of mixed rows.
     model.zero_grad()
     expected = reference_loss(model, byte_tokenizer(), ROWS) * 7 / len(flat)
     expected.backward()
@@ -780,7 +893,7 @@ def test_path_rows_of_every_objective_have_the_gradients_of_the_mixed_rows(tmp_p
 
 def test_a_template_that_ends_the_question_in_eos_keeps_it_in_the_prompt():
     tokenizer = byte_tokenizer(chat_template="{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}")
-    prompt = student_prompt("Q?", "cot", tokenizer)
+    prompt = student_text("Q?", "cot", tokenizer)
     [found] = tokenize_thoughts("Q?", "cot", ["So 5."], tokenizer, "auto")
     assert tokenizer.decode(found["input_ids"][: found["start"]]) == prompt and prompt.endswith("</s>")
     assert tokenizer.decode(found["input_ids"][found["start"] :]) == "So 5.</s>"
@@ -803,13 +916,13 @@ def test_path_rows_of_a_template_with_bos_have_one_bos(tmp_path):
     assert of_rows == of_flat
 
 
-def test_every_dataset_of_a_dictionary_has_its_own_figures_and_predict_has_the_same_loss(tmp_path):
+def test_evaluation_datasets_have_figures_of_their_own_and_predict_has_the_same_loss(tmp_path):
     def fresh():
         return {"a": Dataset.from_list(ROWS[:1]), "b": Dataset.from_list(ROWS[1:3])}
 
     args = MDConfig(str(tmp_path), report_to="none", use_cpu=True, rationales_per_path="all")
     trainer = MDTrainer(tiny_llama(), args, ROWS, fresh(), byte_tokenizer())  # rows as a list
-    trainer.log({"before": 1.0})  # an evaluation has not begun
+    trainer.log({"before": 1.0})  # before any evaluation
     found = trainer.evaluate()
     for name, dataset in fresh().items():
         alone = trainer.evaluate(dataset)
@@ -819,7 +932,7 @@ def test_every_dataset_of_a_dictionary_has_its_own_figures_and_predict_has_the_s
         assert trainer.predict(dataset).metrics["test_loss"] == pytest.approx(alone["eval_loss"])
 
 
-def test_bad_path_rows_are_named(tmp_path):
+def test_bad_path_rows_are_refused_by_name(tmp_path):
     good = {"prompt": "a", "completion": " b", "weight": 1.0, "path": "cot"}
     for bad, message in (
         ({"weight": -1.0}, "Row 0 .* has weight -1.0"),
@@ -848,8 +961,8 @@ def test_a_compiled_student_has_the_same_gradients(tmp_path, layout, backend):
     assert compiled.state.log_history[0]["loss"] == pytest.approx(plain.state.log_history[0]["loss"], rel=1e-5)
 
 
-def test_adamw_in_float64_equals_a_slow_loop(tmp_path):
-    """Warm-up, decay and clipping included: AdamW divides by gradients, so that only a right one has a right step."""
+def test_adamw_in_float64_equals_a_slow_training_loop(tmp_path):
+    """AdamW divides by gradients, so every one of them must be right. Warm-up, decay and clipping are included."""
     rows, steps = random_rows(24, seed=1), 5
     model, tokenizer = tiny_gpt2().double(), byte_tokenizer()
     occurrences = [r | {"repeat": 1} for r in rows for _ in range(r["repeat"])]
@@ -868,7 +981,7 @@ def test_adamw_in_float64_equals_a_slow_loop(tmp_path):
         optimizer.zero_grad()
         loss = reference_loss(model, tokenizer, [occurrences[i] for i in batch])
         loss.backward()
-        assert torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5) > 0.5  # there is something to clip
+        assert torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5) > 0.5  # gradients are clipped
         for group in optimizer.param_groups:
             group["lr"] = 1e-3 * (step / 2 if step < 2 else (steps - step) / (steps - 2))
         optimizer.step()

@@ -1,11 +1,11 @@
-"""The students: [`MDTrainer`] minimizes the typed, lambda-weighted two-path loss (Sec. 3.2)."""
+"""Training (Sec. 3.2): mixed rows come in; a student that reasons in prose and in programs goes out."""
 
 from .md_config import MDConfig
 from .md_seq2seq_config import MDSeq2SeqConfig
 from .md_seq2seq_trainer import MDSeq2SeqTrainer
 from .md_trainer import MDTrainer
 from .program_tokens import add_program_tokens
-from .thoughts import path_rows
+from .weighting import path_rows
 
 
 __all__ = ["MDConfig", "MDSeq2SeqConfig", "MDSeq2SeqTrainer", "MDTrainer", "add_program_tokens", "path_rows"]

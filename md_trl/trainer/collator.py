@@ -1,3 +1,5 @@
+"""Collation: a batch of questions with drawn thoughts comes in; tensors of nodes, edges and their weights go out."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -6,44 +8,53 @@ from typing import Any
 import numpy as np
 import torch
 
-from .prefix_tree import PrefixTree, build_tree, pack_trees
+from ..records import PATHS_AND_LABEL, QuestionType
+from .packing import pack_trees
+from .prefix_tree import PrefixTree, build_tree
 
 
-PATH_NAMES = ("cot", "pot", "label")
+Row = list[tuple[PrefixTree, list[dict[str, Any]]]]
+"""The trees of a row, each with the thoughts that are its sequences."""
 
 
 @dataclass
 class MDCollator:
     r"""
-    Lays out the drawn thoughts of a batch of questions as rows of nodes, and scores edges between them.
+    Data collator that lays out the drawn thoughts of a batch of questions as rows of nodes with edges to score.
 
-    A node is a token at its position; an edge leads from a node to the token that a thought has next. In every layout
-    the loss is `sum_e weights[e] * cross_entropy(state of parents[e], targets[e])`, so all layouts have the same loss.
+    A node is a token at its position; an edge leads from a node to the next token of a thought. Whatever the layout,
+    the loss is the sum over edges e of `weights[e] * cross_entropy(state of parents[e], targets[e])`, which is why all
+    layouts have the same loss.
 
     Args:
         pad_token_id (`int`):
-            Token that fills the rows.
+            Token that fills up the rows.
         layout (`str`):
-            `"padded"`: a thought a row. `"packed"`: several thoughts a row, each seeing only itself. `"tree"`: the
-            thoughts of a question as a prefix tree, several trees a row; a large one is cut where that is cheaper.
+            `"padded"`: one thought per row. `"packed"`: several thoughts per row, each of which attends only to
+            itself. `"tree"`: the thoughts of a question as a prefix tree, several trees per row; a large tree is cut
+            if that is cheaper.
         token_reduction (`str`):
             `"mean"` or `"sum"` over the tokens of a thought.
         max_length (`int`, *optional*):
-            Most nodes that a packed row holds.
+            Maximum number of nodes of a packed row.
 
     Returns:
-        `dict[str, torch.Tensor]` for B rows of T nodes with E edges:
+        `dict[str, torch.Tensor]`: For B rows of T nodes with E edges:
 
-        - `input_ids`, `position_ids` of shape `(B, T)`
-        - `attention_mask` of shape `(B, T)` (padded), or `ends` of shape `(B, T)` as in [`PrefixTree`]
-        - `parents` of shape `(E,)`, into the flattened rows; `targets` of shape `(E,)`
-        - `weights` of shape `(E,)`: weight in the sum of the objective, before the division by N
-        - `shares` of shape `(3, E)`: weight in l(i,p) for each of `PATH_NAMES`
-        - `counts` of shape `(E,)`: thoughts that pass over the edge; `types` of shape `(E,)`: type of the question
-        - `path_counts` of shape `(3,)`: pairs (i,p) of each path
-        - `num_questions` of shape `(4,)`: questions by type 0 to 3; their sum is what N counts
+        - `input_ids` of shape `(B, T)`
+        - `position_ids` of shape `(B, T)`
+        - `attention_mask` of shape `(B, T)` if the layout is `"padded"`
+        - `ends` of shape `(B, T)`, as in [`PrefixTree`], in the other layouts
+        - `parents` of shape `(E,)`: index in the flattened rows of the node that each edge starts from
+        - `targets` of shape `(E,)`: token that each edge leads to
+        - `weights` of shape `(E,)`: weight of each edge in the objective, before the division by N
+        - `shares` of shape `(3, E)`: weight of each edge in l(i,p) for p in `PATHS_AND_LABEL`
+        - `counts` of shape `(E,)`: number of thoughts that pass over each edge
+        - `types` of shape `(E,)`: type of each edge's question
+        - `path_counts` of shape `(3,)`: number of questions that have a thought of each path
+        - `num_questions` of shape `(4,)`: number of questions of each type from 0 to 3; their sum counts in N
         - `lambda_sum` of shape `(1,)`: sum of lambda over the questions of type 3
-        - `num_tokens` of shape `(1,)`: nodes without padding
+        - `num_nodes` of shape `(1,)`: number of nodes without padding
     """
 
     pad_token_id: int
@@ -53,28 +64,40 @@ class MDCollator:
 
     def __call__(self, questions: list[dict[str, Any] | None]) -> dict[str, torch.Tensor]:
         questions = [question for question in questions if question is not None]
+        both = [question for question in questions if question["type"] == QuestionType.BOTH]
+        return self._lay_out(self._rows(questions)) | {
+            "path_counts": torch.tensor(
+                [sum(any(t["path"] == path for t in q["thoughts"]) for q in questions) for path in PATHS_AND_LABEL]
+            ),
+            "num_questions": torch.bincount(torch.tensor([q["type"] for q in questions]).long(), minlength=4),
+            "lambda_sum": torch.tensor([sum(question["lambda"] or 0.0 for question in both)]),
+        }
+
+    def _rows(self, questions: list[dict[str, Any]]) -> list[Row]:
         groups = []
         for question in questions:
-            found = [thought | {"type": question["type"]} for thought in question["thoughts"]]
-            groups += [found] if self.layout == "tree" else [[thought] for thought in found]
+            thoughts = [thought | {"type": question["type"]} for thought in question["thoughts"]]
+            groups += [thoughts] if self.layout == "tree" else [[thought] for thought in thoughts]
         groups = [group for group in groups if group]
-        # The forward pass must run on every process, so a batch without a thought gets a row without an edge.
+        # Every process must run the forward pass, so a batch without any thought gets a row without edges.
         if not groups:
-            rows = [[(build_tree([[self.pad_token_id]]), [])]]
+            return [[(build_tree([[self.pad_token_id]]), [])]]
+        sequences = [[thought["input_ids"] for thought in group] for group in groups]
+        if self.layout == "padded":
+            placed = [[(group, [0])] for group in range(len(groups))]
         else:
-            sequences = [[thought["input_ids"] for thought in group] for group in groups]
-            if self.layout == "padded":
-                placed = [[(group, [0])] for group in range(len(groups))]
-            else:
-                placed = pack_trees(sequences, self.max_length)
-            rows = []
-            for row in placed:
-                parts = [[groups[group][i] for i in members] for group, members in row]
-                rows.append([(build_tree([thought["input_ids"] for thought in part]), part) for part in parts])
+            placed = pack_trees(sequences, self.max_length)
+        rows = []
+        for row in placed:
+            parts = [[groups[group][i] for i in members] for group, members in row]
+            rows.append([(build_tree([thought["input_ids"] for thought in part]), part) for part in parts])
+        return rows
+
+    def _lay_out(self, rows: list[Row]) -> dict[str, torch.Tensor]:
         width = max(sum(len(tree.tokens) for tree, _ in row) for row in rows)
         input_ids = np.full((len(rows), width), self.pad_token_id)
         positions = np.zeros((len(rows), width), dtype=np.int64)
-        ends = np.tile(np.arange(1, width + 1), (len(rows), 1))  # a node that fills a row sees itself only
+        ends = np.tile(np.arange(1, width + 1), (len(rows), 1))  # a padding node attends only to itself
         filled = np.zeros((len(rows), width), dtype=np.int64)
         edges = []
         for number, row in enumerate(rows):
@@ -90,7 +113,8 @@ class MDCollator:
         parents, targets, weights, counts, types, *shares = (
             np.concatenate(parts) for parts in zip(*edges, strict=True)
         )
-        batch = {
+        mask = {"attention_mask": filled} if self.layout == "padded" else {"ends": ends}
+        return {name: torch.from_numpy(array) for name, array in mask.items()} | {
             "input_ids": torch.from_numpy(input_ids),
             "position_ids": torch.from_numpy(positions),
             "parents": torch.from_numpy(parents),
@@ -99,30 +123,20 @@ class MDCollator:
             "shares": torch.from_numpy(np.stack(shares)).float(),
             "counts": torch.from_numpy(counts),
             "types": torch.from_numpy(types),
-            "path_counts": torch.tensor(
-                [sum(any(t["path"] == path for t in q["thoughts"]) for q in questions) for path in PATH_NAMES]
-            ),
-            "num_questions": torch.bincount(torch.tensor([q["type"] for q in questions]).long(), minlength=4),
-            "lambda_sum": torch.tensor([sum(q["lambda"] or 0.0 for q in questions if q["type"] == 3)]),
-            "num_tokens": torch.tensor([int(filled.sum())]),
+            "num_nodes": torch.tensor([int(filled.sum())]),
         }
-        if self.layout == "padded":
-            batch["attention_mask"] = torch.from_numpy(filled)
-        else:
-            batch["ends"] = torch.from_numpy(ends)
-        return batch
 
+    # Parents, targets, weights, counts, types and the shares of each path, for every node that is a target
     def _edges(self, tree: PrefixTree, thoughts: list[dict[str, Any]], offset: int) -> tuple[np.ndarray, ...]:
-        """Parents, targets, weights, counts, types and the shares of each path, for every node that is a target."""
         size = len(tree.tokens)
         parents, counts, types = (np.zeros(size, dtype=np.int64) for _ in range(3))
-        weights, shares = np.zeros(size), np.zeros((len(PATH_NAMES), size))
+        weights, shares = np.zeros(size), np.zeros((len(PATHS_AND_LABEL), size))
         for thought, nodes in zip(thoughts, tree.paths, strict=False):
             scored = nodes[thought["start"] :]
             share = thought["share"] / (len(scored) if self.token_reduction == "mean" else 1)
             parents[scored] = nodes[thought["start"] - 1 : -1]
             weights[scored] += thought["weight"] * share
-            shares[PATH_NAMES.index(thought["path"]), scored] += share
+            shares[PATHS_AND_LABEL.index(thought["path"]), scored] += share
             counts[scored] += 1
             types[scored] = thought["type"]
         kept = np.flatnonzero(counts)

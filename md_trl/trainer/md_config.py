@@ -1,3 +1,5 @@
+"""The configuration of both trainers: what a student learns, how its batches are laid out, what is not supported."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -19,8 +21,8 @@ class MDConfig(SFTConfig):
 
     This class includes only the parameters that are specific to Mixed Distillation
     (https://huggingface.co/papers/2312.10730). For a full list of training arguments, please refer to the
-    [`~transformers.TrainingArguments`] and [`~trl.SFTConfig`] documentation. `per_device_train_batch_size` counts
-    questions, whatever the layout and however many thoughts each brings.
+    [`~transformers.TrainingArguments`] and [`~trl.SFTConfig`] documentation. `per_device_train_batch_size` is the
+    number of questions, whatever the layout and the number of thoughts per question.
 
     Parameters:
         > Parameters that control the objective
@@ -29,43 +31,48 @@ class MDConfig(SFTConfig):
             What the student learns:
 
             - `"md"`: both paths of a question, weighted by its type and lambda (Eq. 2 and 4).
-            - `"uniform"`: as `"md"` with lambda = 1/2 in type 3.
-            - `"cot"`, `"pot"`: single-path distillation, weight 1 on that path.
+            - `"uniform"`: as `"md"`, with lambda = 1/2 for type 3.
+            - `"cot"`, `"pot"`: single-path distillation, with weight 1 on that path.
             - `"step_by_step"`: the bare gold answer as one task and the CoT as another, weighted by `rationale_weight`
               ([Distilling Step-by-Step](https://huggingface.co/papers/2305.02301)).
             - `"label"`: the bare gold answer of the same questions.
-            - `"label_all"`: the bare gold answer of all rows given, type 4 included (Appendix C).
+            - `"label_all"`: the bare gold answer of every training question once, whether or not a path solved it
+              (Appendix C). Mixed rows have no questions of type 4, so pass the questions of the task, as
+              [`~md_trl.tasks.load_questions`] returns them. A `repeat` column is ignored.
         unsolved_path (`str`, *optional*, defaults to `"correct"`):
-            What the path that did not solve a question of type 1 or 2 contributes: its `"correct"` thoughts if it has
-            any, or with `"majority"`, the literal reading of Eq. 2, the thoughts whose answer equals its (wrong) vote.
+            What the path that did not solve a question of type 1 or 2 contributes: `"correct"` for its correct
+            thoughts, if it has any, or `"majority"` for the thoughts whose answer equals its (wrong) vote, which is
+            the literal reading of Eq. 2.
         rationale_weight (`float`, *optional*, defaults to `1.0`):
-            Weight of the CoT path in `objective="step_by_step"`; the label has weight 1.
+            Weight of the CoT path if `objective="step_by_step"`. The bare answer has weight 1.
         token_reduction (`str`, *optional*, defaults to `"mean"`):
             Whether the cross-entropy of a thought is the `"mean"` or the `"sum"` over its tokens.
         rationales_per_path (`str` or `int`, *optional*, defaults to `1`):
-            How many different thoughts of a path are drawn each time a question is seen: a number, or `"all"`. Drawn
-            without replacement, anew each epoch.
+            Number of different thoughts of a path to draw each time a question is seen, or `"all"`. They are drawn
+            without replacement, and anew in each epoch.
 
         > Parameters that control the data
 
         prompt_format (`str`, *optional*, defaults to `"auto"`):
-            `"plain"` text, the tokenizer's `"chat"` template, or `"auto"`: chat if the tokenizer has a template.
+            Format of the prompts: `"plain"` text, the tokenizer's `"chat"` template, or `"auto"` for the chat template
+            if the tokenizer has one.
         layout (`str`, *optional*, defaults to `"tree"`):
             How the thoughts of a batch are laid out. All layouts have the same loss and gradients:
 
-            - `"tree"`: the thoughts of a question as a prefix tree, each common beginning run once; several trees a
-              row of at most `max_length` tokens, a large tree cut into parts that repeat its beginning.
-            - `"packed"`: several thoughts a row of at most `max_length` tokens, each seeing only itself.
-            - `"padded"`: a thought a row. Replaces the others where the attention implementation takes no mask, such
-              as FlashAttention.
+            - `"tree"`: the thoughts of a question form a prefix tree, in which every common beginning is run once.
+              Several trees share a row of at most `max_length` tokens. A large tree is cut into parts that repeat its
+              beginning if that is cheaper.
+            - `"packed"`: several thoughts share a row of at most `max_length` tokens, and each attends only to itself.
+            - `"padded"`: one thought per row. It replaces the other layouts if the attention implementation does not
+              accept masks, like FlashAttention.
         max_length (`int` or `None`, *optional*, defaults to `1024`):
-            A thought that with its prompt has more tokens than this is dropped and counted, never cut.
+            Maximum number of tokens of a thought with its prompt. Longer thoughts are dropped and counted, never cut.
 
     > [!NOTE]
     > These parameters have default values different from [`~trl.SFTConfig`]:
-    > - `bf16`: Defaults to `True` only where there is an accelerator, as CPUs are several times slower in bf16.
-    > - `gradient_checkpointing`: Defaults to off instead of `True`; `activation_checkpointing` turns it on.
-    > - `remove_unused_columns`: Defaults to `False` instead of `True`: the trainer reads the dataset's columns itself.
+    > - `bf16`: Defaults to `True` only if there is an accelerator, since bf16 is several times slower on CPUs.
+    > - `gradient_checkpointing`: Defaults to off instead of `True`. Set `activation_checkpointing` to turn it on.
+    > - `remove_unused_columns`: Defaults to `False` instead of `True`, since the trainer reads the columns itself.
     """
 
     objective: str = field(
@@ -81,7 +88,8 @@ class MDConfig(SFTConfig):
         },
     )
     rationale_weight: float = field(
-        default=1.0, metadata={"help": "Weight of the CoT path in `objective=step_by_step`; the label has weight 1."}
+        default=1.0,
+        metadata={"help": "Weight of the CoT path if `objective=step_by_step`. The bare answer has weight 1."},
     )
     token_reduction: str = field(
         default="mean",
@@ -92,19 +100,22 @@ class MDConfig(SFTConfig):
     )
     rationales_per_path: str = field(
         default="1",
-        metadata={"help": "How many different thoughts of a path are drawn each time a question is seen, or `all`."},
+        metadata={
+            "help": "Number of different thoughts of a path to draw each time a question is seen, or `all`.",
+        },
     )
     prompt_format: str = field(
         default="auto",
         metadata={
-            "help": "Plain prompts, the tokenizer's chat template, or auto: chat if the tokenizer has a template.",
+            "help": "Format of the prompts: plain text, the tokenizer's chat template, or auto for the chat template "
+            "if the tokenizer has one.",
             "choices": ["auto", "plain", "chat"],
         },
     )
     layout: str = field(
         default="tree",
         metadata={
-            "help": "How the thoughts of a batch are laid out; all layouts have the same loss.",
+            "help": "How the thoughts of a batch are laid out. All layouts have the same loss.",
             "choices": list(LAYOUTS),
         },
     )
@@ -113,46 +124,46 @@ class MDConfig(SFTConfig):
         metadata={"help": "Deprecated name of `activation_checkpointing`: trade compute for memory."},
     )
     remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Must stay False: the trainer reads the dataset's columns itself."}
+        default=False, metadata={"help": "Must stay False, since the trainer reads the columns itself."}
     )
 
     def __post_init__(self):
         if self.bf16 is None and not self.fp16:
             self.bf16 = torch.accelerator.is_available() and not self.use_cpu
         super().__post_init__()
-        for name, choices in (
-            ("objective", OBJECTIVES),
-            ("unsolved_path", ("correct", "majority")),
-            ("token_reduction", ("mean", "sum")),
-            ("prompt_format", ("auto", "plain", "chat")),
-            ("layout", LAYOUTS),
-        ):
-            if getattr(self, name) not in choices:
-                raise InputError(f"Unknown `{name}` {getattr(self, name)!r}. Choose one of {', '.join(choices)}.")
+        for name in ("objective", "unsolved_path", "token_reduction", "prompt_format", "layout"):
+            value, choices = getattr(self, name), MDConfig.__dataclass_fields__[name].metadata["choices"]
+            if value not in choices:
+                raise InputError(f"Unknown `{name}` {value!r}. Choose one of {', '.join(choices)}.")
         self.rationales_per_path = str(self.rationales_per_path)
         if self.rationales_per_path != "all" and not (
             self.rationales_per_path.isdecimal() and int(self.rationales_per_path) > 0
         ):
             raise InputError(
-                f"`rationales_per_path` must be a number from 1 up or 'all', got {self.rationales_per_path!r}."
+                f"`rationales_per_path` must be an integer from 1 up or 'all', got {self.rationales_per_path!r}."
             )
-        self._refuse_what_would_change_the_objective()
+        for name, (is_set, reason) in self._unsupported().items():
+            if is_set:
+                raise InputError(
+                    f"`{type(self).__name__}` does not support `{name}={getattr(self, name)!r}`: {reason}."
+                )
 
-    def _refuse_what_would_change_the_objective(self) -> None:
-        by_layout = "set `layout`, which decides it"
-        no_metrics = "no predictions are kept to compute any from"
-        own_order = "a question may count several times in an epoch, which the trainer's own shuffling sees to"
-        own_text = "the text of a thought comes from the columns of mixed rows, or from `prompt` and `completion`"
+    # For each option that would change the objective, whether it is set and why it is not supported
+    def _unsupported(self) -> dict[str, tuple[bool, str]]:
+        by_layout = "set `layout` instead"
+        no_metrics = "no predictions are kept that metrics could be computed from"
+        own_order = "the trainer shuffles by itself, since a question may occur several times in an epoch"
+        own_text = "texts are read from the columns of mixed rows, or from `prompt` and `completion`"
         parallel, loader = self.parallelism_config, self.accelerator_config
-        refused = {
+        return {
             "label_smoothing_factor": (
                 self.label_smoothing_factor > 0,
                 "the loss would not be the cross-entropy of Eq. 3",
             ),
             "loss_type": (self.loss_type != "nll", "the objective is a cross-entropy; leave `loss_type='nll'`"),
             "completion_only_loss": (self.completion_only_loss is False, "prompts are never targets"),
-            "assistant_only_loss": (self.assistant_only_loss, "thoughts alone are targets already"),
-            "use_liger_kernel": (self.use_liger_kernel, "Liger's fused loss knows no weights"),
+            "assistant_only_loss": (self.assistant_only_loss, "only thoughts are targets anyway"),
+            "use_liger_kernel": (self.use_liger_kernel, "Liger's fused loss does not support weights"),
             "activation_offloading": (
                 self.activation_offloading and (self.use_cpu or not torch.accelerator.is_available()),
                 "there is no accelerator to offload from",
@@ -174,26 +185,23 @@ class MDConfig(SFTConfig):
             "train_sampling_strategy": (self.train_sampling_strategy != "random", own_order),
             "length_column_name": (self.length_column_name != "length", own_order),
             "shuffle_dataset": (self.shuffle_dataset, own_order),
-            "remove_unused_columns": (self.remove_unused_columns, "the trainer reads the dataset's columns itself"),
+            "remove_unused_columns": (self.remove_unused_columns, "the trainer reads the columns itself"),
             "dataset_text_field": (self.dataset_text_field != "text", own_text),
             "dataset_kwargs": (bool(self.dataset_kwargs), own_text),
-            "label_names": (self.label_names is not None, "the targets are those of the thoughts"),
+            "label_names": (self.label_names is not None, "the targets are the tokens of thoughts"),
             "include_num_input_tokens_seen": (
                 self.include_num_input_tokens_seen == "non_padding",
-                "`num_tokens` in the logs says so already; use 'all' to count padding too",
+                "`num_nodes` in the logs is that number; use 'all' to count padding too",
             ),
             "include_for_metrics": (bool(self.include_for_metrics), no_metrics),
             "batch_eval_metrics": (self.batch_eval_metrics, no_metrics),
             "eval_do_concat_batches": (not self.eval_do_concat_batches, no_metrics),
             "accelerator_config": (
                 bool(loader.split_batches or loader.dispatch_batches),
-                "a batch of trees cannot be cut; leave `split_batches` and `dispatch_batches` alone",
+                "a batch of trees cannot be split; leave `split_batches` and `dispatch_batches` off",
             ),
             "parallelism_config": (
                 parallel is not None and (parallel.cp_enabled or parallel.sp_enabled),
-                "a row cannot be cut across devices; leave context and sequence parallelism off",
+                "a row cannot be split across devices; leave context and sequence parallelism off",
             ),
         }
-        for name, (is_set, reason) in refused.items():
-            if is_set:
-                raise InputError(f"`MDConfig` does not support `{name}={getattr(self, name)!r}`: {reason}.")

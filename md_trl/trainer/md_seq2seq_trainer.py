@@ -1,5 +1,9 @@
+"""The trainer of encoder-decoder students such as T5. It shares all but the architecture with [`MDTrainer`]."""
+
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +26,8 @@ from ..errors import InputError
 from ..prompts import encode
 from .collator import MDCollator
 from .md_seq2seq_config import MDSeq2SeqConfig
-from .mixed_objective import MixedObjective
+from .objective import MixedObjective
+from .preprocessing import LEARN_PROGRAMS, as_dataset
 from .program_tokens import add_program_tokens, has_tied_head
 
 
@@ -30,7 +35,7 @@ def tokenize_for_encoder_and_decoder(
     prompt: str, texts: list[str], tokenizer: PreTrainedTokenizerBase, chat: bool = False
 ) -> list[dict[str, Any]]:
     r"""
-    Token ids of a prompt, which the encoder reads, with each of its thoughts, which the decoder writes.
+    Tokenize a prompt, which the encoder reads, and each of its thoughts, which the decoder writes.
 
     Args:
         prompt (`str`):
@@ -40,10 +45,10 @@ def tokenize_for_encoder_and_decoder(
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the student.
         chat (`bool`, *optional*, defaults to `False`):
-            Whether a chat template wrote the prompt.
+            Whether the prompt was formatted by a chat template.
 
     Returns:
-        `list[dict]`: for each thought `input_ids`, the prompt with EOS followed by the thought with EOS, and `start`,
+        `list[dict]`: For each thought `input_ids`, the prompt with EOS followed by the thought with EOS, and `start`,
         the index of the thought's first token.
     """
     if not texts:
@@ -59,19 +64,19 @@ def tokenize_for_encoder_and_decoder(
 @dataclass
 class MDSeq2SeqCollator(MDCollator):
     r"""
-    Lays out the drawn thoughts of a batch of questions, a thought a row of the decoder, and their different prompts, a
-    prompt a row of the encoder.
+    Data collator with one thought per row of the decoder and one distinct prompt per row of the encoder.
 
     Args:
-        decoder_start_token_id (`int`):
-            Token before the first of a thought.
+        decoder_start_token_id (`int`, *optional*, defaults to `0`):
+            Token that the decoder starts from.
 
     Returns:
-        `dict[str, torch.Tensor]`: what [`MDCollator`] returns for the layout `padded`, for the rows of the decoder,
-        and for U prompts of at most S tokens:
+        `dict[str, torch.Tensor]`: What [`MDCollator`] returns for the B rows of the decoder in the layout `"padded"`,
+        and for U distinct prompts of at most S tokens:
 
-        - `prompt_ids`, `prompt_mask` of shape `(U, S)`
-        - `prompts` of shape `(B,)`: the prompt of each row of the decoder
+        - `prompt_ids` of shape `(U, S)`
+        - `prompt_mask` of shape `(U, S)`
+        - `prompts` of shape `(B,)`: index of the prompt of each row of the decoder
     """
 
     decoder_start_token_id: int = 0
@@ -89,24 +94,65 @@ class MDSeq2SeqCollator(MDCollator):
                 thoughts.append(thought | {"input_ids": [self.decoder_start_token_id, *target], "start": 1})
             decoded.append(question | {"thoughts": thoughts})
         batch = super().__call__(decoded)
-        # A batch without a thought has one row without an edge, see `MDCollator`
+        # A batch without any thought has one row without edges, see `MDCollator`.
         found = [torch.tensor(prompt) for prompt in rows] or [torch.tensor([self.pad_token_id])]
         pad = torch.nn.utils.rnn.pad_sequence
         batch["prompts"] = torch.tensor(prompts or [0])
         batch["prompt_ids"] = pad(found, batch_first=True, padding_value=self.pad_token_id)
         batch["prompt_mask"] = pad([torch.ones_like(ids) for ids in found], batch_first=True)
-        batch["num_tokens"] += sum(map(len, rows))
+        batch["num_nodes"] += sum(map(len, rows))
         return batch
+
+
+class SharedPrompts:
+    r"""
+    Hooks that let an encoder read each distinct prompt once, and give every row of the decoder the states of its own.
+
+    They work inside the forward pass of the wrapped model, as DDP needs.
+
+    Args:
+        encoder (`torch.nn.Module`):
+            Encoder of the student.
+    """
+
+    def __init__(self, encoder: torch.nn.Module):
+        self._batch: dict[str, torch.Tensor] | None = None
+        encoder.register_forward_pre_hook(self._mask_prompts, with_kwargs=True)
+        encoder.register_forward_hook(self._share_states)
+
+    @contextmanager
+    def of(self, batch: dict[str, torch.Tensor]) -> Iterator[None]:
+        r"""
+        Share the prompts of a batch within the context.
+
+        Args:
+            batch (`dict[str, torch.Tensor]`):
+                Batch from [`MDSeq2SeqCollator`].
+        """
+        self._batch = batch
+        try:
+            yield
+        finally:
+            self._batch = None
+
+    def _mask_prompts(self, encoder, args, kwargs):
+        if self._batch is None:
+            return None
+        return args, kwargs | {"attention_mask": self._batch["prompt_mask"]}
+
+    def _share_states(self, encoder, args, output):
+        if self._batch is not None:
+            output.last_hidden_state = output.last_hidden_state[self._batch["prompts"]]
 
 
 class MDSeq2SeqTrainer(MixedObjective, Seq2SeqTrainer, _BaseTrainer):
     r"""
-    Trainer for Mixed Distillation of encoder-decoder students such as T5. It has the objective, draws, logs and
-    evaluation loss of [`MDTrainer`].
+    Trainer for Mixed Distillation of encoder-decoder students such as T5.
 
-    The encoder reads the prompt, once for all thoughts that share it; the decoder writes the thought. What programs
-    need and the vocabulary lacks is added first, see [`add_program_tokens`], and with `peft_config` trained beside the
-    adapter. The tokenizer with the additions is `trainer.processing_class` and is saved with the model.
+    It has the objective, logs and evaluation loss of [`MDTrainer`]. The encoder reads a prompt, once for all thoughts
+    that share it, and the decoder writes the thought. Characters that programs need and the vocabulary lacks are added
+    first (see [`add_program_tokens`]); with `peft_config`, their embeddings are trained together with the adapter. The
+    extended tokenizer is `trainer.processing_class` and is saved with the model.
 
     Example:
 
@@ -122,30 +168,21 @@ class MDSeq2SeqTrainer(MixedObjective, Seq2SeqTrainer, _BaseTrainer):
     >>> trainer.train()
     ```
 
+    The arguments are those of [`MDTrainer`], with these differences:
+
     Args:
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            Encoder-decoder to train, or its name. The vocabulary of a [`~peft.PeftModel`] is left as it is.
+            Encoder-decoder model to train, or its name or folder. Nothing is added to the vocabulary of a
+            [`~peft.PeftModel`].
         args ([`MDSeq2SeqConfig`], *optional*):
             Configuration for this trainer. If `None`, a default configuration is used.
-        train_dataset ([`~datasets.Dataset`] or `list[dict]`):
-            As in [`MDTrainer`].
-        eval_dataset ([`~datasets.Dataset`] or `dict[str, Dataset]`, *optional*):
-            As in [`MDTrainer`].
-        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Tokenizer of the student. If `None`, it is loaded from the model's name.
-        callbacks (list of [`~transformers.TrainerCallback`], *optional*):
-            Callbacks to customize the training loop.
-        optimizers (`tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None]`, *optional*,
-        defaults to `(None, None)`):
-            Optimizer and scheduler to use.
-        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
-            Quantization for a model given by name; with `peft_config`, QLoRA.
         peft_config ([`~peft.LoraConfig`], *optional*):
-            LoRA configuration used to wrap the model. Its task type becomes `SEQ_2_SEQ_LM`.
+            LoRA configuration used to wrap the model. Its task type is set to `SEQ_2_SEQ_LM`.
 
     Raises:
-        `ValueError`: the model is no encoder-decoder, the dataset leaves no question, the tokenizer has no EOS or
-            loses characters of programs in spite of what was added, or an adapter could not keep what was added.
+        `ValueError`: If the model is not an encoder-decoder, the dataset leaves no question, the tokenizer has no EOS
+            token or loses characters of a program even after tokens were added, or an adapter could not save the
+            embeddings that were added.
     """
 
     _tokenize = staticmethod(tokenize_for_encoder_and_decoder)
@@ -162,58 +199,33 @@ class MDSeq2SeqTrainer(MixedObjective, Seq2SeqTrainer, _BaseTrainer):
         quantization_config: Any | None = None,
         peft_config: LoraConfig | None = None,
     ):
-        name = model if isinstance(model, str) else model.config.name_or_path
         if args is None:
+            name = model if isinstance(model, str) else model.config.name_or_path
             args = MDSeq2SeqConfig(f"{name.split('/')[-1]}-MD")
         elif not isinstance(args, MDSeq2SeqConfig):
             raise TypeError(f"`args` must be an `MDSeq2SeqConfig`, got `{type(args).__name__}`.")
-        train_dataset = self._as_dataset(train_dataset)
+        train_dataset = as_dataset(train_dataset)
         if peft_config is not None and not isinstance(peft_config, LoraConfig):
             raise InputError(
-                f"`MDSeq2SeqTrainer` does not support `{type(peft_config).__name__}`: the embeddings of new tokens "
-                "are trained by a `LoraConfig`. Use LoRA."
+                f"`MDSeq2SeqTrainer` does not support `{type(peft_config).__name__}`: only LoRA can train the "
+                "embeddings of added tokens. Use a `LoraConfig`."
             )
-        set_seed(args.seed)  # LoRA starts from random numbers
-        init_kwargs = dict(args.model_init_kwargs or {})
+        set_seed(args.seed)  # LoRA weights are initialized at random
         if isinstance(model, str):
-            init_kwargs = {"trust_remote_code": args.trust_remote_code, "dtype": torch.float32} | init_kwargs
-            if quantization_config is not None:
-                init_kwargs["quantization_config"] = quantization_config
-            model = AutoModelForSeq2SeqLM.from_pretrained(model, **init_kwargs)
+            model = _load(model, args, quantization_config)
         if not model.config.is_encoder_decoder:
-            raise InputError(f"{name!r} is no encoder-decoder. Train it with `MDTrainer`.")
+            raise InputError(f"{model.config.name_or_path!r} is not an encoder-decoder. Train it with `MDTrainer`.")
         if processing_class is None:
             processing_class = AutoTokenizer.from_pretrained(
-                name, revision=init_kwargs.get("revision"), trust_remote_code=args.trust_remote_code
+                model.config.name_or_path,
+                revision=(args.model_init_kwargs or {}).get("revision"),
+                trust_remote_code=args.trust_remote_code,
             )
         if not isinstance(model, PeftModel):
-            programs = _programs(train_dataset) if args.objective in ("md", "pot", "uniform") else ()
-            rows = model.get_input_embeddings().num_embeddings
-            processing_class, new_ids = add_program_tokens(processing_class, model, programs)
-            if peft_config is not None:
-                if model.get_input_embeddings().num_embeddings > rows and not has_tied_head(model):
-                    raise InputError(
-                        f"{name!r} has an LM head of its own and {rows} embeddings, too few for a vocabulary of "
-                        f"{len(processing_class)} with what programs need. An adapter cannot keep both resized: train "
-                        "without `peft_config`."
-                    )
-                peft_config = copy(peft_config)
-                peft_config.task_type = TaskType.SEQ_2_SEQ_LM  # TRL's `ModelConfig` says `CAUSAL_LM` by default
-                if new_ids:
-                    peft_config.trainable_token_indices = [*(peft_config.trainable_token_indices or []), *new_ids]
-                model = get_peft_model(model, peft_config)
+            programs = _programs(train_dataset) if args.objective in LEARN_PROGRAMS else []
+            model, processing_class = _extend(model, processing_class, programs, peft_config)
         if isinstance(model, PeftModel) and args.gradient_checkpointing:
             model.enable_input_require_grads()
-
-        self.dropped: dict[str, dict[str, int]] = {}
-        train_dataset = self._prepare_questions(train_dataset, processing_class, args, "train")
-        if isinstance(eval_dataset, dict):
-            eval_dataset = {
-                key: self._prepare_questions(dataset, processing_class, args, key)
-                for key, dataset in eval_dataset.items()
-            }
-        elif eval_dataset is not None:
-            eval_dataset = self._prepare_questions(eval_dataset, processing_class, args, "eval")
         super().__init__(
             model=model,
             args=args,
@@ -229,49 +241,66 @@ class MDSeq2SeqTrainer(MixedObjective, Seq2SeqTrainer, _BaseTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        self._hook_lm_head()
-        self._prompts = None
-        encoder = self.model.get_encoder()
-        encoder.register_forward_pre_hook(self._mask_prompts, with_kwargs=True)
-        encoder.register_forward_hook(self._share_prompts)
+        self.train_dataset = self._prepare_questions(train_dataset, processing_class, args, "train")
+        if isinstance(eval_dataset, dict):
+            self.eval_dataset = {
+                name: self._prepare_questions(dataset, processing_class, args, name)
+                for name, dataset in eval_dataset.items()
+            }
+        elif eval_dataset is not None:
+            self.eval_dataset = self._prepare_questions(eval_dataset, processing_class, args, "eval")
+        self._shared_prompts = SharedPrompts(self.model.get_encoder())
         self.model.add_model_tags(self._tag_names)
 
     def evaluate(self, eval_dataset=None, *args, **kwargs):
-        # A dictionary comes back here a dataset at a time
+        # `Trainer` calls it again with every dataset of a dictionary.
         if isinstance(eval_dataset, Dataset):
             eval_dataset = self._prepare_questions(eval_dataset, self.processing_class, self.args, "eval")
         return super().evaluate(eval_dataset, *args, **kwargs)
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        self._parents, self._prompts = inputs["parents"], inputs
-        try:
-            outputs = model(
+    def _forward(self, model, inputs):
+        with self._shared_prompts.of(inputs):
+            return model(
                 input_ids=inputs["prompt_ids"],
                 attention_mask=inputs["prompt_mask"][inputs["prompts"]],
                 decoder_input_ids=inputs["input_ids"],
                 decoder_attention_mask=inputs["attention_mask"],
                 use_cache=False,
             )
-        finally:
-            self._parents = self._prompts = None
-        loss = self._objective(inputs, outputs, num_items_in_batch)
-        return (loss, outputs) if return_outputs else loss
 
-    # Hooks around the encoder, so that all runs inside one forward pass of the wrapped model, as DDP needs: the
-    # encoder reads each prompt once, with the mask of the prompts, and each decoder row gets the states of its prompt
-    def _mask_prompts(self, encoder, args, kwargs):
-        if self._prompts is None:
-            return None
-        return args, kwargs | {"attention_mask": self._prompts["prompt_mask"]}
 
-    def _share_prompts(self, encoder, args, output):
-        if self._prompts is not None:
-            output.last_hidden_state = output.last_hidden_state[self._prompts["prompts"]]
+def _load(name: str, args: MDSeq2SeqConfig, quantization_config: Any | None) -> PreTrainedModel:
+    kwargs = {"trust_remote_code": args.trust_remote_code, "dtype": torch.float32} | (args.model_init_kwargs or {})
+    if quantization_config is not None:
+        kwargs["quantization_config"] = quantization_config
+    return AutoModelForSeq2SeqLM.from_pretrained(name, **kwargs)
+
+
+# Adds the tokens that programs need, then the adapter, which has to train and save them
+def _extend(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, programs: list[str], peft_config: LoraConfig | None
+) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
+    rows = model.get_input_embeddings().num_embeddings
+    tokenizer, new_ids = add_program_tokens(tokenizer, model, programs)
+    if peft_config is None:
+        return model, tokenizer
+    if model.get_input_embeddings().num_embeddings > rows and not has_tied_head(model):
+        raise InputError(
+            f"{model.config.name_or_path!r} has an LM head of its own and {rows} embeddings, too few for the "
+            f"{len(tokenizer)} tokens that programs need. An adapter cannot save both after they are resized: train "
+            "without `peft_config`."
+        )
+    peft_config = copy(peft_config)
+    peft_config.task_type = TaskType.SEQ_2_SEQ_LM  # TRL's `ModelConfig` sets `CAUSAL_LM` by default
+    if new_ids:
+        peft_config.trainable_token_indices = [*(peft_config.trainable_token_indices or []), *new_ids]
+    return get_peft_model(model, peft_config), tokenizer
 
 
 def _programs(dataset: Dataset) -> list[str]:
     if "completion" in dataset.column_names:
         paths = dataset["path"] if "path" in dataset.column_names else []
         return [text for text, path in zip(dataset["completion"], paths, strict=False) if path == "pot"]
-    programs = [program for thoughts in dataset["pot"] for program in thoughts or []]
+    rows = dataset["pot"] if "pot" in dataset.column_names else []
+    programs = [program for thoughts in rows for program in thoughts or []]
     return [program if isinstance(program, str) else program["text"] for program in programs]

@@ -1,7 +1,8 @@
-"""The card of a student: what it was taught, by which objective, on which questions."""
+"""The card of a student: what it learned, with which objective and on which questions. It names no local path."""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from importlib.metadata import version
 from importlib.resources import files
@@ -9,84 +10,108 @@ from typing import Any
 
 from datasets import Dataset
 from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
+from ..records import QuestionType
 from .md_config import MDConfig
 
 
-MEANING = {0: "not asked", 1: "PoT only", 2: "CoT only", 3: "both"}
+SOLVED_BY = {
+    0: "not known",
+    QuestionType.POT_ONLY: "PoT only",
+    QuestionType.COT_ONLY: "CoT only",
+    QuestionType.BOTH: "both",
+    QuestionType.NEITHER: "neither",
+}
+SETTINGS = (
+    "unsolved_path",
+    "token_reduction",
+    "rationales_per_path",
+    "layout",
+    "max_length",
+    "learning_rate",
+    "seed",
+)
+"""Fields of [`MDConfig`] that the card lists."""
+
+
+def hub_id(name: str | None) -> str | None:
+    r"""
+    Return a name if it can be the id of a repository on the Hub.
+
+    Args:
+        name (`str`, *optional*):
+            Hub id or local path.
+
+    Returns:
+        `str`, *optional*: The name; `None` for anything that exists locally or that the Hub would not accept as an id.
+    """
+    if not name or os.path.exists(name):
+        return None
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name
 
 
 def student_card(
     questions: Dataset,
     args: MDConfig,
+    student: dict[str, Any],
+    seen: dict[str, int],
     log_history: list[dict[str, Any]],
-    model_name: str | None,
-    hub_model_id: str | None,
-    base_model: str | None,
-    dataset_name: str | None,
-    prompt_format: str,
-    tags: list[str],
+    **card_data: Any,
 ) -> ModelCard:
     r"""
     Write the model card of a student.
 
     Args:
         questions ([`~datasets.Dataset`]):
-            The training questions, as [`prepare_questions`] returns them.
+            Training questions, as returned by [`prepare_questions`].
         args ([`MDConfig`]):
-            How it was trained.
+            Configuration of the training.
+        student (`dict`):
+            Settings of the student, as returned by [`student_settings`].
+        seen (`dict[str, int]`):
+            Number of questions and tokens the student was trained on, as returned by [`RunningTotals.seen`].
         log_history (`list[dict]`):
-            The trainer's logs.
-        model_name (`str`, *optional*), hub_model_id (`str`, *optional*), base_model (`str`, *optional*):
-            Names of the student, its repository and the model it was trained from.
-        dataset_name (`str`, *optional*):
-            Hub id of the dataset.
-        prompt_format (`str`):
-            `"plain"` or `"chat"`.
-        tags (`list[str]`):
-            Tags of the card.
+            Logs of the trainer.
+        **card_data:
+            Metadata of the card: `model_name`, `base_model`, `datasets`, `library_name` and `tags`.
 
     Returns:
-        [`~huggingface_hub.ModelCard`]
+        [`~huggingface_hub.ModelCard`]: The card.
     """
     count, occurrences = Counter(questions["type"]), Counter()
     for type_, repeat in zip(questions["type"], questions["repeat"], strict=True):
         occurrences[type_] += repeat
-    lambdas = [value for type_, value in zip(questions["type"], questions["lambda"], strict=True) if type_ == 3]
-    lambdas = [value for value in lambdas if value is not None]
-    last = next((log for log in reversed(log_history) if "num_tokens" in log), {})
+    both = [value for type_, value in zip(questions["type"], questions["lambda"], strict=True) if type_ == 3]
+    lambdas = [value for value in both if value is not None]
+    last = next((log for log in reversed(log_history) if "num_target_tokens" in log), {})
     settings = {
-        name: getattr(args, name)
-        for name in ("objective", "unsolved_path", "token_reduction", "rationales_per_path", "layout", "max_length")
-    } | {
-        "prompt_format": prompt_format,
-        "learning_rate": args.learning_rate,
+        "objective": student["objective"] or "weights of path rows",
+        "prompt_format": student["prompt_format"],
+        **{name: getattr(args, name) for name in SETTINGS},
         "batch size": f"{args.train_batch_size} questions x {args.gradient_accumulation_steps} x {args.world_size}",
-        "questions seen": f"{last.get('num_questions', 0):,.0f}",
-        "tokens seen": f"{last.get('num_tokens', 0):,.0f}",
-        "seed": args.seed,
+        "questions seen": f"{seen['num_questions']:,}",
+        "target tokens seen": f"{seen['num_target_tokens']:,}",
     }
     return ModelCard.from_template(
-        ModelCardData(
-            base_model=base_model,
-            datasets=dataset_name,
-            library_name="transformers",
-            model_name=model_name,
-            tags=tags,
-        ),
+        ModelCardData(**card_data),
         template_path=str(files("md_trl") / "hub_cards" / "student" / "README.md"),
-        model_name=model_name,
-        hub_model_id=hub_model_id,
-        base_model=base_model,
-        dataset_name=dataset_name,
-        prompt_format=prompt_format,
+        hub_model_id=hub_id(args.hub_model_id),
+        dataset_name=card_data["datasets"],
+        paths=student["paths"],
+        prompt_format=student["prompt_format"],
+        triggers=student["triggers"],
         settings=settings,
         types=[
-            {"type": t, "meaning": MEANING[t], "questions": f"{count[t]:,}", "occurrences": f"{occurrences[t]:,}"}
+            {"type": t, "solved_by": SOLVED_BY[t], "questions": f"{count[t]:,}", "occurrences": f"{occurrences[t]:,}"}
             for t in sorted(count)
         ],
         mean_lambda=sum(lambdas) / len(lambdas) if lambdas else None,
         final=", ".join(f"{k} {last[k]:.4f}" for k in ("loss", "cot_loss", "pot_loss", "label_loss") if k in last),
-        versions={name: version(name) for name in ("trl", "transformers", "torch", "datasets", "peft")}
-        | {"md_trl": version("md_trl")},
+        versions={name: version(name) for name in ("md_trl", "trl", "transformers", "torch", "datasets", "peft")},
     )

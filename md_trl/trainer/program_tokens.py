@@ -1,4 +1,4 @@
-"""Programs need characters that the vocabulary of T5 lacks: newlines, indents, `{ } <`."""
+"""Program tokens: a tokenizer that loses newlines, indents or `{ } <`, as T5's does, becomes a lossless one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTok
 
 
 INDENTS = tuple(" " * width for width in (2, 4, 8, 12))
-"""Any run of spaces is some of these and at most one single space."""
+"""Any run of spaces consists of some of these and at most one single space."""
 
 
 def _survives(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
@@ -20,7 +20,16 @@ def _survives(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
 
 
 def has_tied_head(model: PreTrainedModel) -> bool:
-    """Whether the LM head has the weights of the input embeddings, whatever the config says."""
+    r"""
+    Tell whether the LM head shares the weights of the input embeddings, whatever the config says.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            Model with an LM head.
+
+    Returns:
+        `bool`: Whether the weights are shared.
+    """
     return model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
@@ -28,24 +37,24 @@ def add_program_tokens(
     tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, programs: Iterable[str] = ()
 ) -> tuple[PreTrainedTokenizerBase, list[int]]:
     r"""
-    Make a tokenizer write programs without loss, and give the model an embedding for each token that this adds.
+    Add to a tokenizer and its model the tokens that programs need to be encoded and decoded without loss.
 
-    Added are the characters of ASCII and of `programs` that do not survive, newlines and indents included.
-    SentencePiece tokenizers such as T5's also stop dropping white space and writing a space after each added token. An
-    embedding starts as the mean of the others; under LoRA it is trained with `trainable_token_indices`, as
-    [`MDSeq2SeqTrainer`] does.
+    These are the characters of ASCII and of `programs` that the tokenizer loses, including newlines and indents.
+    SentencePiece tokenizers such as T5's moreover stop dropping white space and writing a space after every added
+    token. A new embedding starts as the mean of the others. With LoRA it is trained through `trainable_token_indices`,
+    which [`MDSeq2SeqTrainer`] sets.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer of the student. It is not changed.
+            Tokenizer of the student. It is left unchanged.
         model ([`~transformers.PreTrainedModel`]):
-            The student, whose embeddings are resized in place if they have no rows to spare.
+            The student. Its embeddings are resized in place if they have too few rows.
         programs (iterable of `str`, *optional*, defaults to `()`):
-            Programs whose characters must survive too.
+            Programs whose characters are needed too.
 
     Returns:
-        `tuple[PreTrainedTokenizerBase, list[int]]`: the tokenizer to use and save with the model, and the ids of its
-        new tokens. If all characters survive already, the tokenizer given and no ids.
+        `tuple[PreTrainedTokenizerBase, list[int]]`: The tokenizer to use and to save with the model, and the ids of
+        its new tokens. If the tokenizer loses nothing, it is returned itself, without ids.
 
     Example:
 
@@ -60,7 +69,7 @@ def add_program_tokens(
     needed = [*INDENTS, *sorted({"\n", "\t", *string.punctuation}.union(*programs) - set(string.ascii_letters + " "))]
     if all(_survives(tokenizer, text) for text in needed):
         return tokenizer, []
-    # A class of its own such as `T5Tokenizer` builds its pre-tokenizer anew when it is loaded; this one reads it
+    # Classes such as `T5Tokenizer` rebuild their pre-tokenizer when they are loaded; this class loads the saved one.
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer.backend_tokenizer,
         name_or_path=tokenizer.name_or_path,
@@ -70,17 +79,17 @@ def add_program_tokens(
         **tokenizer.special_tokens_map,
     )
     if isinstance(tokenizer.backend_tokenizer.decoder, decoders.Metaspace):
-        # `first`: a space of its own only before the first word, not before what follows an added token
+        # `first`: a space is added only before the first word, not before the text after an added token.
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
         tokenizer.backend_tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
     known = len(tokenizer)
     lost = [text for text in needed if text in INDENTS or not _survives(tokenizer, text)]
-    # Found before the text is normalized, which would turn a newline into a space
+    # They are matched before the text is normalized, which would turn a newline into a space.
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in lost])
     new_ids = tokenizer.convert_tokens_to_ids(lost)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        # `T5Config` says that the head is tied even where a checkpoint (T5 v1.1, FLAN-T5) has brought one of its own,
-        # which resizing would then throw away
+        # `T5Config` says that the head is tied even for checkpoints whose head has its own weights (T5 v1.1, FLAN-T5),
+        # which resizing would then discard.
         tied = model.config.tie_word_embeddings
         model.config.tie_word_embeddings = has_tied_head(model)
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)

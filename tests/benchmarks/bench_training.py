@@ -1,15 +1,17 @@
-"""Training speed and memory of `MDTrainer` in its layouts against TRL's `SFTTrainer` on the same thoughts.
+"""Training speed and memory of each layout of `MDTrainer`, compared with TRL's `SFTTrainer` on the same thoughts.
 
-Both train SmolLM2-135M on a CPU on the same questions, as many a step; `SFTTrainer` gets every thought as a flat
-prompt-completion row, without weights. Its best is the faster of plain batches and length-grouped ones: its packing
-needs FlashAttention. Every run is a process of its own on one thread, so its peak memory is its own; runs alternate.
+Both train SmolLM2-135M on a CPU, with the same questions per step. `SFTTrainer` gets every thought as a
+prompt-completion row without a weight. Its best result is the faster of plain batches and batches grouped by length,
+since its packing needs FlashAttention. Every run is a separate process on one thread, which isolates its peak memory,
+and the runs alternate.
 
-Data: with `--thoughts 1` the real GPT-3.5 thoughts of `../shared/data/svamp_teacher`; with `--thoughts 10` 10 + 10
-thoughts a question of the student that the recipe `recipes/smollm2-135m` trains, sampled once into
+Data: `--thoughts 1` uses the GPT-3.5 thoughts of `../shared/data/svamp_teacher`. `--thoughts 10` uses 10 + 10 thoughts
+per question by the student that the recipe `recipes/smollm2-135m` trains, sampled once into
 `outputs/bench/thoughts.db`.
 
-The limit is the time of the FLOPs of the unique tokens (6 a parameter and token, the LM head on targets only) at the
-speed of this machine's matrix product. Last, the tree's time of a step over unique tokens, for 2 to 16 questions.
+The limit is the time that the FLOPs of the unique tokens take at this machine's speed of matrix multiplication: 6 per
+parameter and token, with the LM head on targets only. Last comes the time per step of the tree layout for 2 to 16
+questions.
 
 Usage: python tests/benchmarks/bench_training.py [--thoughts 1 10] [--steps 3] [--rounds 2]
 """
@@ -34,7 +36,7 @@ RUNS = ("md-tree", "md-packed", "md-padded", "sft-padded", "sft-grouped")
 
 
 def real_rows(count):
-    """Mixed rows of one CoT and one PoT each, from the thoughts of GPT-3.5-Turbo."""
+    """Return mixed rows with one CoT and one PoT each, by GPT-3.5-Turbo."""
     sys.path.insert(0, str(ROOT / "recipes" / "smollm2-135m"))
     from gpt35_to_thoughts import without_docstring
 
@@ -48,12 +50,12 @@ def real_rows(count):
 
 
 def sampled_rows(count, n=10):
-    """The first questions again, with thoughts that a trained student sampled; all count as correct here."""
+    """Return the first questions with thoughts sampled from a trained student, all of which count as correct here."""
     from md_trl.prompts import student_prompt
-    from md_trl.records import Question
+    from md_trl.records import Question, SamplingParams
     from md_trl.sampling.engines.transformers import TransformersEngine
     from md_trl.sampling.sampler import sample
-    from md_trl.store import Store
+    from md_trl.store import Selection, Store
 
     questions = [
         Question(f"svamp/train/{row['id']}", "svamp", "train", row["question"], "?") for row in real_rows(count)
@@ -67,9 +69,9 @@ def sampled_rows(count, n=10):
             engine,
             store,
             lambda question, path: student_prompt(question.question, path),
-            max_tokens=200,
+            params=SamplingParams(max_tokens=200),
         )
-        thoughts = store.thoughts(settings=summary.settings)
+        thoughts = store.thoughts(Selection(settings=summary.settings))
     by_path = {(q.id, path): [] for q in questions for path in ("cot", "pot")}
     for thought in thoughts:
         if (thought.question_id, thought.path) in by_path:
@@ -81,7 +83,7 @@ def sampled_rows(count, n=10):
 
 
 def train(run, thoughts, steps, questions):
-    """One run: seconds of each step, tokens, FLOPs of the unique tokens, peak memory."""
+    """Run one training and return the seconds per step, tokens, FLOPs of the unique tokens and peak memory."""
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
@@ -150,7 +152,7 @@ def train(run, thoughts, steps, questions):
             for path in ("cot", "pot")
             for text in dict.fromkeys(map(str.strip, row[path]))
         ]
-        # As many questions a step: 2 or about 20 rows each
+        # The same number of questions per step: each has 2 or about 20 rows
         size = round(len(flat) / steps)
         strategy = "group_by_length" if layout == "grouped" else "random"
         args = SFTConfig(**common, per_device_train_batch_size=size, train_sampling_strategy=strategy)
@@ -165,7 +167,8 @@ def train(run, thoughts, steps, questions):
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     embedding = model.get_input_embeddings().weight.numel()  # tied: it is the LM head too
     body = sum(parameter.numel() for parameter in model.parameters()) - embedding
-    tokens = next(log["num_tokens"] for log in reversed(trainer.state.log_history) if "num_tokens" in log)
+    counter = "num_nodes" if trainer_name == "md" else "num_tokens"
+    tokens = next(log[counter] for log in reversed(trainer.state.log_history) if counter in log)
     return {
         "seconds_per_step": times,
         "questions_per_step": questions,
@@ -178,7 +181,7 @@ def train(run, thoughts, steps, questions):
 
 
 def matrix_speed():
-    """FLOPs a second of this machine on matrices of the model's shapes, on one thread."""
+    """Measure the FLOPs per second of this machine on matrices of the model's shapes, on one thread."""
     import torch
 
     torch.set_num_threads(1)
@@ -188,7 +191,7 @@ def matrix_speed():
 
 
 def run_apart(name, thoughts, steps, questions):
-    """What `train` returns, from a process of its own."""
+    """Call `train` in a separate process."""
     command = [sys.executable, __file__, "--run", name, "--thoughts", str(thoughts)]
     command += ["--steps", str(steps), "--questions", str(questions)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -199,7 +202,7 @@ def run_apart(name, thoughts, steps, questions):
 
 
 def linearity(steps):
-    """Mean unique tokens and seconds of a step of the tree layout, for more and more questions a step."""
+    """Return the mean unique tokens and seconds per step of the tree layout for 2 to 16 questions per step."""
     found = []
     for questions in (2, 4, 8, 16):
         result = run_apart("md-tree", 1, steps, questions)
@@ -220,8 +223,8 @@ def main():
     parser.add_argument("--thoughts", type=int, nargs="+", default=[1, 10], choices=[1, 10])
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--run", choices=RUNS, help="one run in this process, as JSON")
-    parser.add_argument("--questions", type=int, default=8, help="questions a step of that run")
+    parser.add_argument("--run", choices=RUNS, help="run only this one, in this process, and print JSON")
+    parser.add_argument("--questions", type=int, default=8, help="questions per step of `--run`")
     args = parser.parse_args()
     if args.run:
         print(json.dumps(train(args.run, args.thoughts[0], args.steps, args.questions)))
@@ -243,7 +246,7 @@ def main():
         speed = matrix_speed()
         figures = {}
         for name, results in runs.items():
-            # The first step also warms up
+            # The first step is a warm-up
             seconds = [s for result in results for s in result["seconds_per_step"][1:]]
             figures[name] = {
                 "questions_per_second": results[0]["questions_per_step"] / statistics.mean(seconds),

@@ -1,4 +1,4 @@
-"""Run by `test_distributed.py` under `torchrun`: loss and gradients of a student sharded with FSDP2 on a CPU mesh."""
+"""Run by `test_distributed.py` under `torchrun`: loss and gradients of a student sharded with FSDP2 on CPUs."""
 
 import sys
 from pathlib import Path
@@ -13,11 +13,11 @@ from torch.distributed.tensor import DTensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from students import byte_tokenizer, tiny_llama
+from students import byte_tokenizer, leave_together, tiny_llama
 from test_trainer import ROWS
 
 from md_trl import MDConfig, MDTrainer
-from md_trl.trainer.thoughts import DrawnQuestions
+from md_trl.trainer.data_sampler import DrawnQuestions
 
 
 def main(output: str) -> None:
@@ -41,7 +41,7 @@ def main(output: str) -> None:
     dist.all_reduce(loss.detach_(), op=dist.ReduceOp.AVG if dist.get_backend() == "nccl" else dist.ReduceOp.SUM)
     if dist.get_rank() == 0:
         torch.save({"loss": loss.item() / dist.get_world_size(), "gradients": gradients}, f"{output}/fsdp2.pt")
-    dist.barrier()
+    leave_together()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Run by `test_distributed.py`: 10 steps; or killed by SIGKILL after 5; or the other 5 from the checkpoint."""
+"""Run by `test_distributed.py`: train 10 steps, or get killed after 5, or resume for the other 5."""
 
 import os
 import signal
@@ -17,6 +17,7 @@ from students import byte_tokenizer, t5_tokenizer, tiny_gpt2, tiny_t5
 from test_trainer import ROWS
 
 from md_trl import MDConfig, MDSeq2SeqConfig, MDSeq2SeqTrainer, MDTrainer
+from md_trl.trainer.totals import COUNTERS
 
 
 STUDENTS = ("gpt2", "t5", "t5_lora")
@@ -36,7 +37,7 @@ def train(student: str, mode: str, output: str) -> None:
     lora = LoraConfig(r=4, target_modules=["q", "v"], lora_dropout=0.2)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
-            module.p = 0.2  # random numbers of the model go on as well
+            module.p = 0.2  # the state of the random numbers must be resumed as well
     args = config_class(
         output_dir=output,
         max_steps=10,
@@ -59,8 +60,8 @@ def train(student: str, mode: str, output: str) -> None:
         peft_config=lora if student == "t5_lora" else None,
     )
     trainer.train(resume_from_checkpoint=mode == "resumed")
-    keep = ("step", "epoch", "loss", "grad_norm", "cot_loss", "pot_loss", "num_questions", "num_tokens")
-    logs = [{k: log[k] for k in keep if k in log} for log in trainer.state.log_history if "num_tokens" in log]
+    keep = ("step", "epoch", "loss", "grad_norm", "cot_loss", "pot_loss", *COUNTERS)
+    logs = [{k: log[k] for k in keep if k in log} for log in trainer.state.log_history if "num_questions" in log]
     torch.save({"logs": logs, "weights": trainer.model.state_dict()}, f"{output}/result.pt")
 
 

@@ -1,4 +1,4 @@
-"""Run by `test_distributed.py` under `torchrun`: trains several settings and writes losses and weights."""
+"""Run by `test_distributed.py` under `torchrun`: train in several settings and save the losses and weights."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,7 @@ from datasets import Dataset
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from students import make_student
+from students import leave_together, make_student
 from test_trainer import random_rows
 
 from md_trl import MDConfig, MDSeq2SeqConfig, MDSeq2SeqTrainer, MDTrainer
@@ -47,6 +47,7 @@ def main(output: str) -> None:
             result = {"losses": losses, "weights": trainer.model.state_dict(), "eval_loss": eval_loss}
             torch.save(result, f"{output}/{setting}.pt")
         trainer.accelerator.wait_for_everyone()
+    leave_together()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,167 @@
+"""Data sampling (Sec. 3.2): tokenized questions come in; an order and newly drawn thoughts for each epoch go out."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from datasets import Dataset
+from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import Sampler
+
+from ..records import PATHS_AND_LABEL
+from .md_config import MDConfig
+from .weighting import path_weights
+
+
+def draw(count: int, k: str, seed: int, epoch: int, id: str, path: str, occurrence: int) -> list[int]:
+    r"""
+    Draw the thoughts of a path to learn from this time: uniformly, without replacement, keyed by all arguments.
+
+    The occurrences of a repeated question in one epoch draw different thoughts as long as there are any.
+
+    Args:
+        count (`int`):
+            Number of thoughts to choose from.
+        k (`str`):
+            Number of thoughts to draw, or `"all"`.
+        seed (`int`):
+            Seed of the run.
+        epoch (`int`):
+            Epoch, from 0.
+        id (`str`):
+            Id of the question.
+        path (`str`):
+            Path of the thoughts.
+        occurrence (`int`):
+            Which of the question's repeats in this epoch it is, from 0.
+
+    Returns:
+        `list[int]`: Indices of the thoughts drawn.
+    """
+    if k == "all" or int(k) >= count:
+        return list(range(count))
+    # A string seed is hashed with SHA-512, so it gives the same draws on every machine and in every worker.
+    order = random.Random(f"{seed}/{epoch}/{id}/{path}").sample(range(count), count)
+    return [order[(occurrence * int(k) + i) % count] for i in range(int(k))]
+
+
+class DrawnQuestions(TorchDataset):
+    r"""
+    The questions of an epoch, each as many times as its `repeat`, with newly drawn and weighted thoughts.
+
+    It is indexed by the `(epoch, position)` pairs of [`QuestionSampler`], so that data loader workers know the epoch.
+
+    Args:
+        questions ([`~datasets.Dataset`]):
+            Tokenized questions from [`prepare_questions`].
+        args ([`MDConfig`]):
+            Configuration, of which `objective`, `rationale_weight`, `rationales_per_path` and `seed` are used.
+    """
+
+    def __init__(self, questions: Dataset, args: MDConfig):
+        self.questions = questions
+        self.args = args
+        # Occurrences are counted per id, so that listing a question twice equals `repeat` 2.
+        seen: Counter[str] = Counter()
+        self.occurrences = []
+        for i, (id, repeat) in enumerate(zip(questions["id"], questions["repeat"], strict=True)):
+            self.occurrences += [(i, seen[id] + o) for o in range(repeat)]
+            seen[id] += repeat
+
+    def __len__(self) -> int:
+        return len(self.occurrences)
+
+    def __getitem__(self, key: tuple[int, int] | None) -> dict[str, Any] | None:
+        if key is None:
+            return None
+        epoch, position = key
+        index, occurrence = self.occurrences[position]
+        row = self.questions[index]
+        args = self.args
+        if row["weight"] is None:
+            weights = path_weights(args.objective, row["type"], row["lambda"], args.rationale_weight)
+        else:
+            weights = {path: row["weight"] for path in PATHS_AND_LABEL if row[path]}
+        thoughts = []
+        for path, weight in weights.items():
+            drawn = draw(len(row[path]), args.rationales_per_path, args.seed, epoch, row["id"], path, occurrence)
+            thoughts += [row[path][i] | {"path": path, "share": 1 / len(drawn), "weight": weight} for i in drawn]
+        return {"type": row["type"], "lambda": row["lambda"], "thoughts": thoughts}
+
+
+class QuestionSampler(Sampler):
+    r"""
+    Sampler over [`DrawnQuestions`] that yields `(epoch, position)` per question, then `None` to fill the last batch.
+
+    The order is the same on every process. `None` stands for a question of weight 0 that does not count in N, so no
+    question has to be repeated to fill the last global batch.
+
+    Args:
+        questions ([`DrawnQuestions`]):
+            Questions to sample from.
+        multiple_of (`int`):
+            Number of questions in a batch over all processes.
+        shuffle (`bool`):
+            Whether to shuffle the questions, differently in each epoch.
+        drop_last (`bool`, *optional*, defaults to `False`):
+            Whether to drop an incomplete last batch instead of filling it.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the order.
+    """
+
+    def __init__(
+        self, questions: DrawnQuestions, multiple_of: int, shuffle: bool, drop_last: bool = False, seed: int = 0
+    ):
+        self.size = len(questions)
+        full = self.size // multiple_of * multiple_of
+        self.length = full if drop_last or full == self.size else full + multiple_of
+        self.shuffle = shuffle
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[tuple[int, int] | None]:
+        order = list(range(self.size))
+        if self.shuffle:
+            random.Random(f"{self.seed}/{self.epoch}").shuffle(order)
+        for place in range(self.length):
+            yield (self.epoch, order[place]) if place < self.size else None
+
+
+class QuestionLoading:
+    r"""
+    Mixin for subclasses of [`~transformers.Trainer`] that train and evaluate on [`DrawnQuestions`].
+    """
+
+    def _get_dataloader(self, dataset, *args, **kwargs):
+        return super()._get_dataloader(DrawnQuestions(dataset, self.args), *args, **kwargs)
+
+    def _get_train_sampler(self, train_dataset: DrawnQuestions) -> QuestionSampler:
+        self._train_sampler = QuestionSampler(
+            train_dataset,
+            multiple_of=self._train_batch_size * self.accelerator.num_processes // self.get_tp_size(),
+            shuffle=True,
+            drop_last=self.args.dataloader_drop_last,
+            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+        )
+        return self._train_sampler
+
+    def _get_eval_sampler(self, eval_dataset: DrawnQuestions) -> QuestionSampler:
+        return QuestionSampler(
+            eval_dataset,
+            multiple_of=self.args.eval_batch_size * self.accelerator.num_processes // self.get_tp_size(),
+            shuffle=False,
+        )
+
+    # `accelerate` does not find the sampler when a resumed epoch skips its first batches.
+    def _run_epoch(self, *, epoch: int, **kwargs):
+        self._train_sampler.set_epoch(epoch)
+        return super()._run_epoch(epoch=epoch, **kwargs)

@@ -1,0 +1,233 @@
+"""The objective (Sec. 3.2): the loss, its N across batches and processes, and its logs, shared by both trainers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from huggingface_hub import ModelCard
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from ..prompts import resolve_prompt_format
+from ..records import PATHS_AND_LABEL
+from .data_sampler import QuestionLoading
+from .md_config import MDConfig
+from .model_card import hub_id, student_card
+from .preprocessing import prepare_questions, tokenize_completions
+from .student_settings import student_settings, write_student_settings
+from .totals import RunningTotals, Totals
+
+
+logger = logging.get_logger(__name__)
+
+
+class TargetStates:
+    r"""
+    Hook that hands an LM head only the hidden states that a target is predicted from.
+
+    It works inside the forward pass of the wrapped model, as DDP and FSDP need.
+
+    Args:
+        lm_head (`torch.nn.Module`):
+            Output embeddings of the student.
+    """
+
+    def __init__(self, lm_head: torch.nn.Module):
+        self._parents: torch.Tensor | None = None
+        lm_head.register_forward_pre_hook(self._select)
+
+    @contextmanager
+    def at(self, parents: torch.Tensor) -> Iterator[None]:
+        r"""
+        Restrict the LM head to some positions within the context.
+
+        Args:
+            parents (`torch.Tensor` of shape `(E,)`):
+                Positions in the flattened rows of a batch, as many as there are targets. Each may occur several times.
+        """
+        self._parents = parents
+        try:
+            yield
+        finally:
+            self._parents = None
+
+    def _select(self, lm_head: torch.nn.Module, args: tuple[torch.Tensor, ...]):
+        if self._parents is None:
+            return None
+        (states,) = args
+        return (states.flatten(0, 1)[self._parents][None],)
+
+
+class MixedObjective(QuestionLoading):
+    r"""
+    Mixin for subclasses of [`~transformers.Trainer`] that minimize the objective of Mixed Distillation.
+
+    A trainer implements `_forward`, which runs its student on a batch, and sets a data collator that extends
+    [`MDCollator`]. The mixin does everything that does not depend on the student's architecture.
+
+    Args:
+        **kwargs:
+            Arguments of the trainer.
+    """
+
+    _tag_names = ["trl", "md_trl", "mixed-distillation"]
+    _name = "Mixed Distillation"
+    _paper = {
+        "title": "Mixed Distillation Helps Smaller Language Models Reason Better",
+        "id": "2312.10730",
+    }
+    # `compute_loss` divides by the questions of the whole optimizer step, see `_get_num_items_in_batch`.
+    loss_is_scaled_for_ga = True
+    # Tokenizes a prompt with its thoughts.
+    _tokenize = staticmethod(tokenize_completions)
+
+    def __init__(self, **kwargs: Any):
+        self.dropped: dict[str, dict[str, int]] = {}
+        super().__init__(**kwargs)
+        self._target_states = TargetStates(self.model.get_output_embeddings())
+        self._eval_totals = Totals()
+        self.add_callback(RunningTotals)
+
+    def _prepare_questions(
+        self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, args: MDConfig, name: str
+    ) -> Dataset:
+        questions, self.dropped[name] = prepare_questions(dataset, tokenizer, args, name, self._tokenize)
+        if any(self.dropped[name].values()):
+            logger.warning(
+                "The %s dataset keeps %d of %d questions; dropped: %s",
+                name,
+                len(questions),
+                len(dataset),
+                ", ".join(f"{count} {reason}" for reason, count in self.dropped[name].items() if count),
+            )
+        return questions
+
+    # Loss
+
+    # N of the objective: the questions of the whole optimizer step, over accumulation steps and processes.
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, torch.Tensor]], device: torch.device):
+        count = sum(batch["num_questions"].sum() for batch in batch_samples)
+        return self.accelerator.gather(torch.as_tensor(count, device=device)).sum() / self.get_tp_size()
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        with self._target_states.at(inputs["parents"]):
+            outputs = self._forward(model, inputs)
+        logits = outputs.logits.flatten(0, 1)
+        if logits.dtype in (torch.bfloat16, torch.float16):
+            logits = logits.float()
+        losses = F.cross_entropy(logits, inputs["targets"], reduction="none")
+        weighted = losses * inputs["weights"]
+        if num_items_in_batch is None:
+            loss = weighted.sum() / inputs["num_questions"].sum().clamp(min=1)
+        else:
+            # DDP averages gradients over processes, but N counts the questions of all of them already.
+            loss = weighted.sum() / num_items_in_batch.clamp(min=1)
+            loss = loss * (self.accelerator.num_processes // self.get_tp_size())
+        with torch.no_grad():
+            self._count(inputs, logits, losses, weighted)
+        return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return self.compute_loss(model, inputs), None, None
+
+    def predict(self, test_dataset: Dataset, *args, **kwargs):
+        questions = self._prepare_questions(test_dataset, self.processing_class, self.args, "test")
+        return super().predict(questions, *args, **kwargs)
+
+    # `Trainer` averages the losses of batches; the evaluation loss is one quotient over the whole dataset.
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
+        self._eval_totals = Totals()
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        figures = {"loss": 0.0} | self._eval_totals.gathered(self.accelerator, self.get_tp_size()).means()
+        output.metrics.update({f"{metric_key_prefix}_{name}": figure for name, figure in figures.items()})
+        return output
+
+    # Logs
+
+    @property
+    def _running_totals(self) -> RunningTotals:
+        # `restore_callback_states_from_checkpoint` replaces the callback by a new one.
+        return next(c for c in self.callback_handler.callbacks if isinstance(c, RunningTotals))
+
+    def _count(self, inputs, logits, losses, weighted) -> None:
+        totals = self._running_totals.local if self.model.training else self._eval_totals
+        num_questions, num_targets = inputs["num_questions"], inputs["counts"].sum()
+        totals.add("num_questions", num_questions.sum())
+        totals.add("num_target_tokens", num_targets)
+        totals.add("num_nodes", inputs["num_nodes"].sum())
+        totals.add("loss", weighted.sum(), num_questions.sum())
+        hits = (logits.argmax(-1) == inputs["targets"]) * inputs["counts"]
+        totals.add("mean_token_accuracy", hits.sum(), num_targets)
+        for i, path in enumerate(PATHS_AND_LABEL):
+            totals.add(f"{path}_loss", (losses * inputs["shares"][i]).sum(), inputs["path_counts"][i])
+        for type_ in (1, 2, 3):
+            totals.add(f"type_{type_}_loss", (weighted * (inputs["types"] == type_)).sum(), num_questions[type_])
+        totals.add("mean_lambda", inputs["lambda_sum"].sum(), num_questions[3])
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        running = self._running_totals
+        running.gather(self.accelerator, self.get_tp_size())
+        if self.model.training:
+            logs |= {name: figure for name, figure in running.pop().items() if name != "loss"}
+        super().log(logs, start_time)
+
+    # What is saved
+
+    def _save_checkpoint(self, model, trial):
+        self._running_totals.gather(self.accelerator, self.get_tp_size())
+        super()._save_checkpoint(model, trial)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            write_student_settings(folder, self._student_settings())
+            # PEFT writes a card of its own, which names the folder that the base model was loaded from.
+            self._card().save(folder / "README.md")
+
+    def _student_settings(self) -> dict[str, Any]:
+        prompt_format = resolve_prompt_format(self.processing_class, self.args.prompt_format)
+        return student_settings(self.train_dataset, self.args.objective, prompt_format)
+
+    def _card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> ModelCard:
+        return student_card(
+            self.train_dataset,
+            self.args,
+            self._student_settings(),
+            self._running_totals.seen(),
+            self.state.log_history,
+            model_name=model_name or Path(self.args.hub_model_id or self.args.output_dir).name,
+            base_model=hub_id(self.model.config.name_or_path),
+            datasets=hub_id(dataset_name),
+            library_name="peft" if isinstance(self.model, PeftModel) else "transformers",
+            tags=[*self._tag_names, *([tags] if isinstance(tags, str) else tags or [])],
+        )
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        r"""
+        Write the model card of the student into the output folder.
+
+        Args:
+            model_name (`str`, *optional*):
+                Name of the student. Defaults to the name of its repository or output folder.
+            dataset_name (`str`, *optional*):
+                Hub id of the dataset. A local path is left out of the card.
+            tags (`str` or `list[str]`, *optional*):
+                Tags to add.
+        """
+        if self.is_world_process_zero():
+            self._card(model_name, dataset_name, tags).save(os.path.join(self.args.output_dir, "README.md"))

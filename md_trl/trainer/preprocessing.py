@@ -1,0 +1,334 @@
+"""Preprocessing (Sec. 3.2): mixed rows or path rows come in, are checked and tokenized; questions to draw from go out.
+
+This is where rows of type 4 and thoughts longer than `max_length` are dropped and counted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from datasets import Dataset, Features, List, Value
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from ..errors import InputError
+from ..prompts import encode, resolve_prompt_format, student_text
+from ..records import LABEL, PATHS, PATHS_AND_LABEL, QuestionType
+from .md_config import MDConfig
+from .weighting import path_weights, thoughts_to_learn
+
+
+logger = logging.get_logger(__name__)
+
+LEARN_THE_ANSWER = ("label", "label_all", "step_by_step")
+"""Objectives that learn the bare gold answer."""
+LEARN_PROGRAMS = ("md", "pot", "uniform")
+"""Objectives that learn programs."""
+
+
+def as_dataset(rows: Dataset | list[dict[str, Any]] | None) -> Dataset:
+    r"""
+    Return training rows as a dataset of known length.
+
+    Args:
+        rows ([`~datasets.Dataset`] or `list[dict]`):
+            Rows given to a trainer as `train_dataset`.
+
+    Returns:
+        [`~datasets.Dataset`]: The rows.
+
+    Raises:
+        `TypeError`: If they are neither a dataset nor a list, for example a stream.
+    """
+    if isinstance(rows, list):
+        return Dataset.from_list(rows)
+    if not isinstance(rows, Dataset):
+        raise TypeError(
+            f"`train_dataset` must be a `datasets.Dataset` of mixed rows, got `{type(rows).__name__}`. Load the "
+            "dataset without `streaming=True`: the number of questions must be known before training."
+        )
+    return rows
+
+
+def tokenize_completions(
+    prompt: str, texts: list[str], tokenizer: PreTrainedTokenizerBase, chat: bool = False
+) -> list[dict[str, Any]]:
+    r"""
+    Tokenize a prompt together with each of its thoughts.
+
+    The targets are the tokens of tok(prompt + thought) + EOS from index len(tok(prompt)) on. If tok(prompt) is not a
+    prefix of it, they start at the first token that differs.
+
+    Args:
+        prompt (`str`):
+            Text before the thoughts.
+        texts (`list[str]`):
+            Thoughts.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the student.
+        chat (`bool`, *optional*, defaults to `False`):
+            Whether the prompt was formatted by a chat template.
+
+    Returns:
+        `list[dict]`: For each thought `input_ids`, which end with EOS, and `start`, the index of its first target.
+    """
+    if not texts:
+        return []
+    prompt_ids, *all_ids = encode(tokenizer, [prompt, *(prompt + text for text in texts)], chat)
+    tokenized = []
+    for ids in all_ids:
+        ids = [*ids, tokenizer.eos_token_id]
+        # The first token has no predecessor to be predicted from, so it is never a target.
+        start = next((i for i, (a, b) in enumerate(zip(prompt_ids, ids, strict=False)) if a != b), len(prompt_ids))
+        tokenized.append({"input_ids": ids, "start": max(start, 1)})
+    return tokenized
+
+
+def tokenize_thoughts(
+    question: str,
+    path: str,
+    texts: list[str],
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_format: str,
+    tokenize: Callable[..., list[dict[str, Any]]] = tokenize_completions,
+) -> list[dict[str, Any]]:
+    r"""
+    Tokenize the student's prompt for a question and path together with each of its thoughts.
+
+    Args:
+        question (`str`):
+            Text of the question.
+        path (`str`):
+            `"cot"`, `"pot"` or `"label"`.
+        texts (`list[str]`):
+            Thoughts of the path.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the student.
+        prompt_format (`str`):
+            Format of the prompt, as in [`MDConfig`].
+        tokenize (`Callable`, *optional*, defaults to [`tokenize_completions`]):
+            Function that tokenizes a prompt with its thoughts. Each architecture has its own.
+
+    Returns:
+        `list[dict]`: What `tokenize` returns.
+    """
+    prompt = student_text(question, path, tokenizer, prompt_format)
+    return tokenize(prompt, texts, tokenizer, resolve_prompt_format(tokenizer, prompt_format) == "chat")
+
+
+def check_lossless(tokenizer: PreTrainedTokenizerBase, program: str, ids: list[int], where: str) -> None:
+    r"""
+    Check that a tokenizer preserves a program, since a student cannot write what its tokenizer loses.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the student.
+        program (`str`):
+            Text of the program.
+        ids (`list[int]`):
+            Token ids of a text that ends with the program.
+        where (`str`):
+            Row of the program, for the error message.
+
+    Raises:
+        `ValueError`: If the ids do not decode to a text that ends with the program.
+    """
+    decoded = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    if not decoded.endswith(program):
+        lost = sorted(set(program) - set(decoded)) or "spacing or order"
+        raise InputError(
+            f"The tokenizer {tokenizer.name_or_path!r} loses characters of a program, so the student could not learn "
+            f"to write it. {where}: lost {lost}; {program[:60]!r} is decoded as {decoded[-len(program) :][:60]!r}. "
+            "Add the characters with `tokenizer.add_tokens` and resize the model's embeddings, or set "
+            "`objective='cot'`."
+        )
+
+
+def prepare_questions(
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    args: MDConfig,
+    name: str,
+    tokenize: Callable[..., list[dict[str, Any]]] = tokenize_completions,
+) -> tuple[Dataset, dict[str, int]]:
+    r"""
+    Check and tokenize the rows of a dataset.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Mixed rows; path rows, which have `prompt`, `completion` and optionally `path` and `weight`; or, if
+            `objective="label_all"`, the questions of a task, which have `question` and `answer`.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the student.
+        args ([`MDConfig`]):
+            Configuration, of which the objective, `max_length`, the prompt format and `dataset_num_proc` are used.
+        name (`str`):
+            Name of the dataset in error messages and progress bars, for example `"train"`.
+        tokenize (`Callable`, *optional*, defaults to [`tokenize_completions`]):
+            Function that tokenizes a prompt with its thoughts. Each architecture has its own.
+
+    Returns:
+        `tuple[Dataset, dict[str, int]]`: The questions kept and the numbers of what was dropped. A question has `id`,
+        `type` (0 if unknown), `lambda`, `repeat`, `weight` (for path rows), and for each of `cot`, `pot` and `label` a
+        list of tokenized thoughts, which is empty unless the objective learns that path. Dropped are `type_4` rows,
+        `no_thought` rows and `too_long` thoughts.
+
+    Raises:
+        `ValueError`: If a column is missing, a value is out of range, the tokenizer has no EOS token or loses
+            characters of a program, or no question is left.
+    """
+    if tokenizer.eos_token_id is None:
+        raise InputError(
+            f"The tokenizer {tokenizer.name_or_path!r} has no EOS token, so the student would never learn to stop. "
+            "Set `tokenizer.eos_token` to a token of its vocabulary."
+        )
+    _check_columns(dataset, args.objective, name)
+    ids, count = Value("int32"), Value("int64")
+    thoughts = List({"input_ids": List(ids), "start": ids})
+    prepared = dataset.map(
+        _prepare_path_row if "completion" in dataset.column_names else _prepare_mixed_row,
+        fn_kwargs={"tokenizer": tokenizer, "args": args, "name": name, "tokenize": tokenize},
+        with_indices=True,
+        remove_columns=dataset.column_names,
+        features=Features(
+            {"id": Value("string"), "type": ids, "lambda": Value("float64"), "repeat": ids, "weight": Value("float64")}
+            | {"cot": thoughts, "pot": thoughts, "label": thoughts}
+            | {"dropped": Value("string"), "too_long": count}
+        ),
+        num_proc=args.dataset_num_proc,
+        load_from_cache_file=False,
+        desc=f"Tokenizing {name} questions",
+    )
+    reasons = Counter(prepared["dropped"])
+    dropped = {
+        "type_4": reasons["type_4"],
+        "no_thought": reasons["no_thought"],
+        "too_long": sum(prepared["too_long"]),
+    }
+    kept = [index for index, reason in enumerate(prepared["dropped"]) if not reason]
+    if not kept:
+        raise InputError(
+            f"No question is left in the {name} dataset of {len(dataset)} rows: {dropped['type_4']} of type 4 (solved "
+            f"by neither path), {dropped['no_thought']} without a thought to learn from, {dropped['too_long']} "
+            f"thoughts longer than `max_length={args.max_length}`. Sample more or better thoughts, or raise "
+            "`max_length`."
+        )
+    return prepared.select(kept).remove_columns(["dropped", "too_long"]), dropped
+
+
+def _check_columns(dataset: Dataset, objective: str, name: str) -> None:
+    if "completion" in dataset.column_names:
+        needed = ["prompt", "completion"]
+    elif objective == "label_all":
+        needed = ["question", "answer"]
+    else:
+        needed = ["question", "type", *PATHS, *(["answer"] if objective in LEARN_THE_ANSWER else [])]
+    if missing := [column for column in needed if column not in dataset.column_names]:
+        raise InputError(
+            f"The {name} dataset has no column {', '.join(missing)}, which `objective={objective!r}` needs; it has "
+            f"{', '.join(dataset.column_names)}. Pass mixed rows, as `md-trl mix` writes them."
+        )
+    if objective == "label_all" and "type" in dataset.column_names and QuestionType.NEITHER not in dataset["type"]:
+        logger.warning_once(
+            "`objective='label_all'` learns the answer of every question of the task, but the rows given are mixed "
+            "rows without type 4: questions that neither path solved are missing. Pass the task's own questions: "
+            "`Dataset.from_list([vars(question) for question in md_trl.tasks.load_questions(task, 'train')])`."
+        )
+
+
+def _prepare_mixed_row(
+    row: dict[str, Any],
+    index: int,
+    tokenizer: PreTrainedTokenizerBase,
+    args: MDConfig,
+    name: str,
+    tokenize: Callable[..., list[dict[str, Any]]],
+) -> dict[str, Any]:
+    row = {"id": None, "type": None, "lambda": None, "repeat": 1} | dict(row)
+    row["id"] = row["id"] or f"{name}/{index}"
+    where = f"Row {index} ({row['id']!r}) of the {name} dataset"
+    _check_mixed_row(row, args.objective, where)
+    out = {"id": row["id"], "type": row["type"] or 0, "lambda": row["lambda"], "repeat": row["repeat"], "weight": None}
+    out |= {"cot": [], "pot": [], "label": [], "dropped": "", "too_long": 0}
+
+    def tokenized(path: str, texts: list[str]) -> list[dict[str, Any]]:
+        thoughts = tokenize_thoughts(row["question"], path, texts, tokenizer, args.prompt_format, tokenize)
+        if path == "pot" and args.objective in LEARN_PROGRAMS:
+            _check_programs(texts, thoughts, tokenizer, where)
+        fitting = _fitting(thoughts, args.max_length)
+        out["too_long"] += len(thoughts) - len(fitting)
+        return fitting
+
+    if args.objective == "label_all":
+        return out | {"label": tokenized("label", [row["answer"].strip()]), "repeat": 1}
+    if row["type"] == QuestionType.NEITHER:
+        return out | {"dropped": "type_4"}
+    learned = {path: tokenized(path, thoughts_to_learn(row, path, args.unsolved_path)) for path in PATHS}
+    # A question without any thought is dropped whatever the objective, so that all objectives see the same questions.
+    if not any(learned.values()):
+        return out | {"dropped": "no_thought"}
+    paths = path_weights(args.objective, row["type"], row["lambda"])
+    if LABEL in paths:
+        learned[LABEL] = tokenized(LABEL, [row["answer"].strip()])
+    return out | {path: learned[path] for path in paths}
+
+
+def _check_mixed_row(row: dict[str, Any], objective: str, where: str) -> None:
+    for column in ("question", "answer") if objective in LEARN_THE_ANSWER else ("question",):
+        if not isinstance(row[column], str):
+            raise InputError(f"{where} has {column} {row[column]!r}. It must be a string.")
+    if objective == "label_all":
+        return
+    for path in PATHS:
+        for thought in row[path] or []:
+            if isinstance(thought, dict) and (thought.get("text") is None or thought.get("correct") is None):
+                raise InputError(f"{where} has a {path} thought without `text` or `correct`: {thought!r}.")
+    if not (isinstance(row["repeat"], int) and row["repeat"] >= 1):
+        raise InputError(f"{where} has repeat {row['repeat']!r}. It must be an integer from 1 up.")
+    if row["type"] not in list(QuestionType):
+        raise InputError(f"{where} has type {row['type']!r}. It must be 1, 2, 3 or 4.")
+    if row["type"] == QuestionType.BOTH and objective == "md":
+        if row["lambda"] is None or not 0 <= row["lambda"] <= 1:
+            raise InputError(
+                f"{where} is of type 3 and has lambda {row['lambda']!r}. It must be n2 / (n1 + n2), between 0 and 1, "
+                "or set `objective='uniform'`, which does not use it."
+            )
+
+
+def _prepare_path_row(
+    row: dict[str, Any],
+    index: int,
+    tokenizer: PreTrainedTokenizerBase,
+    args: MDConfig,
+    name: str,
+    tokenize: Callable[..., list[dict[str, Any]]],
+) -> dict[str, Any]:
+    row = {"id": None, "path": LABEL, "weight": 1.0} | dict(row)
+    row["id"] = row["id"] or f"{name}/{index}"
+    where = f"Row {index} ({row['id']!r}) of the {name} dataset"
+    if row["path"] not in PATHS_AND_LABEL:
+        raise InputError(f"{where} has path {row['path']!r}. It must be {', '.join(PATHS)} or {LABEL}.")
+    if not isinstance(row["weight"], (int, float)) or not 0 <= row["weight"] < float("inf"):
+        raise InputError(f"{where} has weight {row['weight']!r}. It must be a finite number from 0 up.")
+    # A prompt that a chat template formatted has its special tokens already.
+    chat = bool(tokenizer.bos_token) and row["prompt"].startswith(tokenizer.bos_token)
+    thoughts = tokenize(row["prompt"], [row["completion"]], tokenizer, chat)
+    if row["path"] == "pot":
+        _check_programs([row["completion"]], thoughts, tokenizer, where)
+    fitting = _fitting(thoughts, args.max_length)
+    out = {"id": row["id"], "type": 0, "lambda": None, "repeat": 1, "weight": row["weight"]}
+    out |= {"cot": [], "pot": [], "label": [], row["path"]: fitting}
+    return out | {"dropped": "" if fitting else "no_thought", "too_long": len(thoughts) - len(fitting)}
+
+
+def _check_programs(
+    programs: list[str], thoughts: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, where: str
+) -> None:
+    for program, thought in zip(programs, thoughts, strict=True):
+        check_lossless(tokenizer, program, thought["input_ids"], where)
+
+
+def _fitting(thoughts: list[dict[str, Any]], max_length: int | None) -> list[dict[str, Any]]:
+    return [thought for thought in thoughts if max_length is None or len(thought["input_ids"]) <= max_length]

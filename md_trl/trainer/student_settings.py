@@ -1,0 +1,55 @@
+"""`md_trl.json`: how a student was trained to be prompted, beside its weights, so that no one has to repeat it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from .. import __version__
+from ..prompts import TRIGGERS
+from ..records import PATHS_AND_LABEL
+
+
+SETTINGS_FILE = "md_trl.json"
+
+
+def student_settings(questions: Dataset, objective: str, prompt_format: str) -> dict[str, Any]:
+    r"""
+    Describe how a student was trained to be prompted.
+
+    Args:
+        questions ([`~datasets.Dataset`]):
+            Training questions, as returned by [`prepare_questions`].
+        objective (`str`):
+            Objective, as in [`MDConfig`]. Path rows have none but their weights.
+        prompt_format (`str`):
+            `"plain"` or `"chat"`.
+
+    Returns:
+        `dict`: Version of `md_trl`, objective (`None` for path rows), paths learned, prompt format and trigger of each
+        path.
+    """
+    paths = [path for path in PATHS_AND_LABEL if any(questions[path])]
+    return {
+        "md_trl": __version__,
+        "objective": objective if questions[0]["weight"] is None else None,
+        "paths": paths,
+        "prompt_format": prompt_format,
+        "triggers": {path: TRIGGERS[path] for path in paths if path in TRIGGERS},
+    }
+
+
+def write_student_settings(folder: str | Path, settings: dict[str, Any]) -> None:
+    r"""
+    Write the settings of a student into its folder.
+
+    Args:
+        folder (`str` or `Path`):
+            Folder with the student's weights.
+        settings (`dict`):
+            Settings, as returned by [`student_settings`].
+    """
+    (Path(folder) / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

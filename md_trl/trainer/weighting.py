@@ -1,0 +1,126 @@
+"""Weighting (Sec. 3.2): a mixed row comes in; the thoughts to learn from and the weight of each path go out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from ..answers import equal
+from ..errors import InputError
+from ..prompts import student_text
+from ..records import LABEL, PATHS, QuestionType
+from .md_config import OBJECTIVES
+
+
+UNSOLVED_PATH = {QuestionType.POT_ONLY: "cot", QuestionType.COT_ONLY: "pot"}
+"""The path that did not solve a question, for the types in which one path did not."""
+
+
+def path_weights(
+    objective: str, question_type: int, lambda_: float | None, rationale_weight: float = 1.0
+) -> dict[str, float]:
+    r"""
+    Return the weights w(i,p) of a question's paths: Eq. 2 for types 1 and 2, Eq. 4 for type 3.
+
+    Args:
+        objective (`str`):
+            Objective, as in [`MDConfig`]. All but `"md"` are baselines.
+        question_type (`int`):
+            Type of the question, a [`~md_trl.records.QuestionType`].
+        lambda_ (`float` or `None`):
+            Weight of the PoT path in type 3.
+        rationale_weight (`float`, *optional*, defaults to `1.0`):
+            Weight of the CoT path if `objective="step_by_step"`.
+
+    Returns:
+        `dict[str, float]`: The weight of each path that the objective learns.
+    """
+    if objective in ("label", "label_all"):
+        return {LABEL: 1.0}
+    if objective == "step_by_step":
+        return {LABEL: 1.0, "cot": rationale_weight}
+    if objective in PATHS:
+        return {objective: 1.0}
+    if question_type != QuestionType.BOTH:
+        return {"cot": 1.0, "pot": 1.0}
+    if objective == "uniform":
+        lambda_ = 0.5
+    return {"cot": 1 - lambda_, "pot": lambda_}
+
+
+def thoughts_to_learn(row: dict[str, Any], path: str, unsolved_path: str) -> list[str]:
+    r"""
+    Return the distinct texts of a path that the student learns from, in the order of the row.
+
+    Args:
+        row (`dict`):
+            Mixed row. Its thoughts are dictionaries with `text`, `answer` and `correct`, or plain strings, which count
+            as correct.
+        path (`str`):
+            `"cot"` or `"pot"`.
+        unsolved_path (`str`):
+            What a path that did not solve the question contributes, as in [`MDConfig`].
+
+    Returns:
+        `list[str]`: Texts without surrounding white space.
+    """
+    by_majority = unsolved_path == "majority" and UNSOLVED_PATH.get(row["type"]) == path
+    texts = []
+    for thought in row[path] or []:
+        if isinstance(thought, str):
+            thought = {"text": thought, "correct": True}
+        if by_majority:
+            vote = row.get(f"{path}_vote")
+            learned = vote is not None and "answer" in thought and equal(thought["answer"], vote)
+        else:
+            learned = thought["correct"]
+        if learned:
+            texts.append(thought["text"].strip())
+    return [text for text in dict.fromkeys(texts) if text]
+
+
+def path_rows(
+    rows: Iterable[dict[str, Any]],
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    objective: str = "md",
+    unsolved_path: str = "correct",
+) -> list[dict[str, Any]]:
+    r"""
+    Flatten mixed rows into one row per thought, each with its weight in the objective.
+
+    They suit any trainer that supports a weight per row: the mean of weight times cross-entropy over the rows is the
+    objective with `rationales_per_path="all"`, times the number of questions over the number of rows.
+
+    Args:
+        rows (`Iterable[dict]`):
+            Mixed rows.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Tokenizer whose chat template formats the prompts. Without one, prompts are plain text.
+        objective (`str`, *optional*, defaults to `"md"`):
+            Objective, as in [`MDConfig`], except `"label_all"`.
+        unsolved_path (`str`, *optional*, defaults to `"correct"`):
+            What a path that did not solve the question contributes, as in [`MDConfig`].
+
+    Returns:
+        `list[dict]`: Rows with `id`, `task`, `path`, `type`, `prompt`, `completion` and `weight`.
+
+    Raises:
+        `ValueError`: If the objective is unknown.
+    """
+    known = [name for name in OBJECTIVES if name != "label_all"]
+    if objective not in known:
+        raise InputError(f"`path_rows` does not support `objective={objective!r}`. Choose one of {', '.join(known)}.")
+    flat = []
+    for row in rows:
+        texts = {path: thoughts_to_learn(row, path, unsolved_path) for path in PATHS}
+        if row["type"] == QuestionType.NEITHER or not any(texts.values()):
+            continue
+        for path, weight in path_weights(objective, row["type"], row.get("lambda")).items():
+            completions = texts[path] if path != LABEL else [row["answer"].strip()]
+            shared = {name: row.get(name) for name in ("id", "task")} | {"path": path, "type": row["type"]}
+            shared["prompt"] = student_text(row["question"], path, tokenizer)
+            weight = (row.get("repeat") or 1) * weight / max(len(completions), 1)
+            flat += [shared | {"completion": text, "weight": weight} for text in completions]
+    return flat
