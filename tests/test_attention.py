@@ -5,6 +5,8 @@ import random
 
 import pytest
 import torch
+from students import byte_tokenizer
+from test_trainer import ROWS, reference_loss, relative_error, train
 from torch._dynamo.testing import CompileCounter
 from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.attention.varlen import varlen_attn
@@ -16,11 +18,19 @@ from transformers.masking_utils import (
     sliding_window_causal_mask_function,
 )
 
+from md_trl import MDConfig, MDTrainer
 from md_trl.errors import InputError
 from md_trl.trainer import varlen_attention
 from md_trl.trainer.attention import BLOCK_SIZE, Reach, attention_masks, block_mask, dense_mask, layer_reaches
+from md_trl.trainer.collator import MDCollator
 from md_trl.trainer.prefix_tree import build_tree
-from md_trl.trainer.varlen_attention import NO_MASK, VARLEN_ATTENTION, segment_arguments, tree_segments
+from md_trl.trainer.varlen_attention import (
+    NO_MASK,
+    VARLEN_ATTENTION,
+    segment_arguments,
+    tree_segments,
+    unsupported_attention,
+)
 
 
 SMALL = {
@@ -60,9 +70,9 @@ MODELS = {
 }
 
 
-def small_model(name, implementation="eager"):
+def small_model(name, implementation="eager", **config):
     torch.manual_seed(0)
-    config = AutoConfig.for_model(name, **SMALL | MODELS[name])
+    config = AutoConfig.for_model(name, **SMALL | MODELS[name] | config)
     return AutoModelForCausalLM.from_config(config, attn_implementation=implementation).eval()
 
 
@@ -316,3 +326,74 @@ def test_attention_by_segments_refuses_what_its_kernel_lacks():
     model = small_model("gpt_oss", VARLEN_ATTENTION)
     with pytest.raises(InputError, match="does not support .* soft-capped scores, attention sinks"):
         model(input_ids=torch.ones(1, 3, dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    ("name", "implementation"),
+    [("qwen2", "sdpa"), ("olmo3", "sdpa"), ("gemma3_text", "sdpa"), ("gpt_oss", "eager"), ("llama4_text", "sdpa")]
+    + [(name, VARLEN_ATTENTION) for name in ("llama", "mistral", "qwen2", "gemma3_text")],
+)
+def test_the_trainer_has_the_gradients_of_single_sequences(tmp_path, name, implementation):
+    for layout in ("padded", "packed", "tree"):
+        model = small_model(name, implementation, vocab_size=258)
+        trainer, [found] = train(tmp_path, model, ROWS, layout=layout, router_aux_loss_coef=0.0)
+        assert trainer.data_collator.layout == layout
+        model.zero_grad()
+        expected_loss = reference_loss(model.eval(), byte_tokenizer(), ROWS)
+        expected_loss.backward()
+        expected = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        assert trainer.state.log_history[0]["loss"] == pytest.approx(expected_loss.item(), rel=1e-5)
+        assert relative_error(found, expected) < 1e-5
+
+
+def drawn_questions(count, seed=0):
+    """Questions as the data loader draws them, with two thoughts each."""
+    rng, questions = random.Random(seed), []
+    for _ in range(count):
+        prompt = [rng.randrange(3, 64) for _ in range(rng.randint(30, 60))]
+        thoughts = [
+            {"input_ids": prompt + [rng.randrange(3, 64) for _ in range(rng.randint(5, 40))], "start": len(prompt)}
+            | {"path": path, "weight": 0.5, "share": 1.0}
+            for path in ("cot", "pot")
+        ]
+        questions.append({"type": 3, "lambda": 0.5, "thoughts": thoughts})
+    return questions
+
+
+@pytest.mark.parametrize("layout", ["packed", "tree"])
+def test_a_batch_is_a_single_row_where_attention_skips_what_is_masked(layout):
+    questions = drawn_questions(20)
+    nodes = {}
+    for attention in ("sdpa", "flex_attention", VARLEN_ATTENTION):
+        batch = MDCollator(1, layout, "mean", attention=attention)(questions)
+        nodes[attention] = batch["num_nodes"].item()
+        assert (len(batch["input_ids"]) == 1) == (attention != "sdpa")
+        assert ("segments" in batch) == (attention == VARLEN_ATTENTION)
+    assert nodes["flex_attention"] == nodes[VARLEN_ATTENTION] <= nodes["sdpa"]
+    for attention in ("sdpa", "flex_attention", VARLEN_ATTENTION):
+        batch = MDCollator(1, layout, "mean", max_row_tokens=256, attention=attention)(questions)
+        assert batch["input_ids"].shape[1] <= 256
+        assert attention != "flex_attention" or batch["input_ids"].shape[1] % BLOCK_SIZE == 0
+        assert batch["input_ids"].numel() <= 1.3 * batch["num_nodes"].item() or attention == "sdpa"
+
+
+def test_a_row_holds_max_length_tokens_with_dense_masks_and_max_row_tokens_if_set(tmp_path):
+    for options, implementation, expected in (
+        ({}, "sdpa", 300),
+        ({}, VARLEN_ATTENTION, None),
+        ({"max_row_tokens": 900}, "sdpa", 900),
+        ({"max_row_tokens": 900}, VARLEN_ATTENTION, 900),
+    ):
+        args = MDConfig(str(tmp_path), use_cpu=True, max_length=300, report_to="none", **options)
+        model = small_model("llama", implementation, vocab_size=258)
+        trainer = MDTrainer(model, args, ROWS, processing_class=byte_tokenizer())
+        assert trainer.data_collator.max_row_tokens == expected
+    with pytest.raises(InputError, match="`max_row_tokens` must be at least 1, got 0"):
+        MDConfig(str(tmp_path), use_cpu=True, max_row_tokens=0)
+
+
+def test_attention_without_masks_is_named_with_the_way_out():
+    assert unsupported_attention("sdpa", {FULL: Reach()}) is None
+    assert unsupported_attention(VARLEN_ATTENTION, {FULL: Reach(), SLIDING: Reach(window=5)}) is None
+    assert "chunked attention" in unsupported_attention(VARLEN_ATTENTION, {CHUNKED: Reach(chunk=5)})
+    assert "with md_trl_varlen" in unsupported_attention("flash_attention_2", {FULL: Reach()})

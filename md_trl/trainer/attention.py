@@ -15,12 +15,14 @@ from torch.nn.attention.flex_attention import BlockMask
 from transformers import PreTrainedConfig
 
 
-MASKED_ATTENTION = ("sdpa", "eager", "flex_attention")
-"""Attention implementations that take a mask, which the layouts `packed` and `tree` need."""
+DENSE_ATTENTION = ("sdpa", "eager")
+"""Attention implementations whose masks have an entry per pair of nodes of a row."""
+
+MASKED_ATTENTION = (*DENSE_ATTENTION, "flex_attention")
+"""Attention implementations that accept an arbitrary mask."""
 
 BLOCK_SIZE = 128
 """Queries and keys of a block of FlexAttention. Rows are filled up to a multiple of it."""
-
 
 ATTENTION_OF_HYBRIDS = {"hybrid": "full_attention", "hybrid_sliding": "sliding_attention"}
 """Kinds of layers that have a recurrent part besides their attention, and whose mask the attention takes."""

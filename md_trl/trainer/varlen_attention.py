@@ -20,6 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from ..errors import InputError
+from .attention import MASKED_ATTENTION, Reach
 from .prefix_tree import PrefixTree
 
 
@@ -29,6 +30,30 @@ VARLEN_ATTENTION = "md_trl_varlen"
 
 NO_MASK = torch.empty(1, 1, 0, 0)
 """Mask that transformers takes for one already made."""
+
+
+def unsupported_attention(implementation: str, reaches: dict[str, Reach]) -> str | None:
+    r"""
+    Return why the layouts `packed` and `tree` cannot have the attention of a model, and what to do.
+
+    Args:
+        implementation (`str`):
+            Attention implementation of the model.
+        reaches (`dict[str, Reach]`):
+            What [`layer_reaches`] returns for it.
+
+    Returns:
+        `str`, *optional*: A sentence, or `None` if there is nothing in the way.
+    """
+    masked = ", ".join(MASKED_ATTENTION)
+    if implementation == VARLEN_ATTENTION and any(reach.chunk is not None for reach in reaches.values()):
+        return f"{VARLEN_ATTENTION!r} does not support chunked attention. Load the model with one of {masked}."
+    if implementation in (*MASKED_ATTENTION, VARLEN_ATTENTION):
+        return None
+    return (
+        f"`attn_implementation={implementation!r}` accepts no mask of who attends to whom. Load the model with one of "
+        f"{masked}, or in place of FlashAttention with {VARLEN_ATTENTION}."
+    )
 
 
 def tree_segments(tree: PrefixTree) -> tuple[np.ndarray, list[np.ndarray]]:
