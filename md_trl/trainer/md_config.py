@@ -67,6 +67,12 @@ class MDConfig(SFTConfig):
             - `"padded"`: one thought per row. It replaces the other layouts if the attention implementation does not
               accept masks, like FlashAttention. To have FlashAttention in the other layouts, load the model with
               `attn_implementation="md_trl_varlen"`, which is written for CUDA but has not been run there.
+
+              A model that cannot train exactly in the layout asked for gets `"padded"` and a warning that says why.
+        check_layout (`bool`, *optional*, defaults to `True`):
+            Whether to compare loss and gradient of a small tree with those of its sequences one by one before training
+            starts, which takes nine passes over at most 60 tokens. A model that no layout trains exactly is refused.
+            Without the check, layers that only a check can vouch for, such as recurrent ones, lead to `"padded"`.
         max_row_tokens (`int`, *optional*):
             Maximum number of tokens of a row in the layouts `"tree"` and `"packed"`: the number that fits into the
             memory of a GPU. Defaults to `max_length` with SDPA and eager attention, whose masks grow with the square
@@ -123,6 +129,13 @@ class MDConfig(SFTConfig):
         metadata={
             "help": "How the thoughts of a batch are laid out. All layouts have the same loss.",
             "choices": list(LAYOUTS),
+        },
+    )
+    check_layout: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether to compare loss and gradient of a small tree with those of its sequences one by one "
+            "before training starts."
         },
     )
     max_row_tokens: int | None = field(

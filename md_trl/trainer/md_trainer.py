@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from datasets import Dataset
 from peft import PeftConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
@@ -14,9 +15,11 @@ from trl import SFTTrainer
 from ..errors import InputError
 from .attention import DENSE_ATTENTION, attention_masks, layer_reaches
 from .collator import MDCollator
+from .layout import choose_layout, first_position, is_recurrent
 from .md_config import MDConfig
 from .objective import MixedObjective
 from .preprocessing import as_dataset
+from .recurrence import RECURRENT_MASKS, tree_paths
 from .varlen_attention import NO_MASK, unsupported_attention
 
 
@@ -122,17 +125,28 @@ class MDTrainer(MixedObjective, SFTTrainer):
         text_config = self.model.config.get_text_config()
         self._attention = text_config._attn_implementation
         self._reaches = layer_reaches(text_config, args.max_length)
-        layout = args.layout
-        reason = unsupported_attention(self._attention, self._reaches)
-        if layout != "padded" and reason is not None:
-            logger.warning("`layout='padded'` is used instead of %r: %s", layout, reason)
-            layout = "padded"
-        max_row_tokens = args.max_row_tokens
-        if max_row_tokens is None and self._attention in DENSE_ATTENTION:
-            max_row_tokens = args.max_length
-        self.data_collator = MDCollator(
-            self._tokenizer.pad_token_id, layout, args.token_reduction, max_row_tokens, self._attention
+        self._first_position = first_position(self.model)
+        self._is_recurrent = is_recurrent(self.model)
+        layout = choose_layout(
+            self.model,
+            args.layout,
+            args.check_layout,
+            self._tokenizer,
+            self._loss_in,
+            unsupported_attention(self._attention, self._reaches),
         )
+        self.data_collator = self._collator(layout, args.token_reduction)
+
+    def _collator(self, layout: str, token_reduction: str) -> MDCollator:
+        max_row_tokens = self.args.max_row_tokens
+        if max_row_tokens is None and self._attention in DENSE_ATTENTION:
+            max_row_tokens = self.args.max_length
+        return MDCollator(self._tokenizer.pad_token_id, layout, token_reduction, max_row_tokens, self._attention)
+
+    # `choose_layout` tries a layout with it.
+    def _loss_in(self, layout: str, thoughts: list[dict[str, Any]]) -> torch.Tensor:
+        batch = self._collator(layout, "sum")([{"type": 0, "lambda": None, "thoughts": thoughts}])
+        return self.compute_loss(self.model, send_to_device(batch, self.model.device))
 
     # `SFTTrainer` calls it on every dataset, in `__init__` and in `evaluate`.
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
@@ -142,13 +156,23 @@ class MDTrainer(MixedObjective, SFTTrainer):
         return self._prepare_questions(dataset, processing_class, args, dataset_name)
 
     def _forward(self, model, inputs):
+        # Padded rows count positions as the model does, whatever it begins with.
+        if "ends" not in inputs:
+            return model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
+        ends, positions = inputs["ends"], inputs["position_ids"]
+        others = dict.fromkeys(RECURRENT_MASKS, tree_paths(ends, positions)) if self._is_recurrent else None
+        arguments = {}
         if "segments" in inputs:
-            masks = {"attention_mask": NO_MASK.to(inputs["ends"].device), "segments": inputs["segments"]}
-        elif "ends" in inputs:
-            ends, positions = inputs["ends"], inputs["position_ids"]
-            masks = {
-                "attention_mask": attention_masks(ends, positions, self._reaches, self._attention, self.model.dtype)
-            }
+            arguments["segments"] = inputs["segments"]
+            mask = NO_MASK.to(ends.device)
+            if others is not None:
+                mask = dict.fromkeys(self._reaches, mask) | others
         else:
-            masks = {"attention_mask": inputs["attention_mask"]}
-        return model(input_ids=inputs["input_ids"], position_ids=inputs["position_ids"], use_cache=False, **masks)
+            mask = attention_masks(ends, positions, self._reaches, self._attention, self.model.dtype, others)
+        return model(
+            input_ids=inputs["input_ids"],
+            attention_mask=mask,
+            position_ids=positions + self._first_position,
+            use_cache=False,
+            **arguments,
+        )
