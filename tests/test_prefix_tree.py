@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from md_trl.trainer.attention import BLOCK_SIZE, Reach, block_mask, dense_mask
 from md_trl.trainer.packing import pack, pack_trees, row_cost
-from md_trl.trainer.prefix_tree import attention_mask, block_mask, build_tree
+from md_trl.trainer.prefix_tree import build_tree
 
 
 sequences = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8), min_size=1, max_size=8)
@@ -27,7 +28,7 @@ def test_a_tree_has_a_node_for_every_distinct_beginning(sequences):
         for i, node in enumerate(nodes.tolist()):
             assert named.setdefault(node, tuple(sequence[: i + 1])) == tuple(sequence[: i + 1])
     # A node attends to another if the other's beginning is a beginning of its own.
-    mask = attention_mask(torch.from_numpy(tree.ends)[None], torch.from_numpy(tree.depths)[None])[0, 0]
+    mask = dense_mask(torch.from_numpy(tree.ends)[None], torch.from_numpy(tree.depths)[None])[0, 0]
     for u in named:
         for v in named:
             assert mask[u, v].item() == (named[u][: len(named[v])] == named[v])
@@ -37,7 +38,7 @@ def test_trees_in_a_row_attend_only_to_themselves_and_within_the_window():
     one, other = build_tree([[1, 2, 3], [1, 2, 4]]), build_tree([[1, 2]])
     ends = torch.tensor([[*one.ends, *(other.ends + 4)]])
     depths = torch.tensor([[*one.depths, *other.depths]])
-    full = attention_mask(ends, depths)[0, 0].long()
+    full = dense_mask(ends, depths)[0, 0].long()
     assert full.tolist() == [
         [1, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0],
@@ -46,20 +47,20 @@ def test_trees_in_a_row_attend_only_to_themselves_and_within_the_window():
         [0, 0, 0, 0, 1, 0],
         [0, 0, 0, 0, 1, 1],
     ]
-    assert attention_mask(ends, depths, window=2)[0, 0].long().tolist()[3] == [0, 1, 0, 1, 0, 0]
+    assert dense_mask(ends, depths, Reach(window=2))[0, 0].long().tolist()[3] == [0, 1, 0, 1, 0, 0]
 
 
 @pytest.mark.parametrize("window", [None, 3])
 def test_the_block_mask_equals_the_dense_mask(window):
     trees = [build_tree([[1, 2, 3, 4], [1, 2, 5], [6]]), build_tree([[1, 2, 3, 4, 5, 6]])]
     width = max(len(tree.tokens) for tree in trees)
-    ends = torch.arange(1, width + 1).repeat(2, 1)
-    depths = torch.zeros(2, width, dtype=torch.long)
+    ends = torch.arange(1, BLOCK_SIZE + 1).repeat(2, 1)
+    depths = torch.zeros(2, BLOCK_SIZE, dtype=torch.long)
     for i, tree in enumerate(trees):
         ends[i, : len(tree.tokens)] = torch.from_numpy(tree.ends)
         depths[i, : len(tree.tokens)] = torch.from_numpy(tree.depths)
-    dense = attention_mask(ends, depths, window)
-    mask_mod = block_mask(ends, depths, window).mask_mod
+    dense = dense_mask(ends, depths, Reach(window))
+    mask_mod = block_mask(ends, depths, Reach(window)).mask_mod
     for b in range(2):
         for u in range(width):
             for v in range(width):

@@ -244,7 +244,7 @@ def test_the_encoder_reads_each_prompt_once(tmp_path):
     model.encoder.register_forward_hook(lambda module, args, kwargs, out: encoded.append(kwargs), with_kwargs=True)
     model.decoder.register_forward_hook(lambda module, args, kwargs, out: decoded.append(kwargs), with_kwargs=True)
     train(tmp_path, model, ROWS)
-    [encoder], [decoder] = encoded, decoded
+    [_, encoder], [_, decoder] = encoded, decoded  # the first pass measures what the model does to its logits
     # Two prompts per question, but "language" has no program. Thoughts: 1 + 2, 3 x (1 + 2), 2 x (1 + 0), 2 + 1.
     assert len(encoder["input_ids"]) == len(encoder["attention_mask"]) == 7
     assert len(set(map(tuple, encoder["input_ids"].tolist()))) == 7

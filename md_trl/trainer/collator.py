@@ -9,8 +9,10 @@ import numpy as np
 import torch
 
 from ..records import PATHS_AND_LABEL, QuestionType
+from .attention import BLOCK_SIZE, DENSE_ATTENTION
 from .packing import pack_trees
 from .prefix_tree import PrefixTree, build_tree
+from .varlen_attention import VARLEN_ATTENTION, segment_arguments
 
 
 Row = list[tuple[PrefixTree, list[dict[str, Any]]]]
@@ -35,8 +37,11 @@ class MDCollator:
             if that is cheaper.
         token_reduction (`str`):
             `"mean"` or `"sum"` over the tokens of a thought.
-        max_length (`int`, *optional*):
-            Maximum number of nodes of a packed row.
+        max_row_tokens (`int`, *optional*):
+            Maximum number of nodes of a row in the layouts `"packed"` and `"tree"`. A longer sequence raises it.
+        attention (`str`, *optional*, defaults to `"sdpa"`):
+            Attention implementation of the student. Dense masks make long rows expensive; the others do not, so that
+            a batch is a single row if `max_row_tokens` allows it.
 
     Returns:
         `dict[str, torch.Tensor]`: For B rows of T nodes with E edges:
@@ -45,6 +50,7 @@ class MDCollator:
         - `position_ids` of shape `(B, T)`
         - `attention_mask` of shape `(B, T)` if the layout is `"padded"`
         - `ends` of shape `(B, T)`, as in [`PrefixTree`], in the other layouts
+        - `segments`, as [`segment_arguments`] returns them, in the other layouts if `attention` is `VARLEN_ATTENTION`
         - `parents` of shape `(E,)`: index in the flattened rows of the node that each edge starts from
         - `targets` of shape `(E,)`: token that each edge leads to
         - `weights` of shape `(E,)`: weight of each edge in the objective, before the division by N
@@ -60,7 +66,8 @@ class MDCollator:
     pad_token_id: int
     layout: str
     token_reduction: str
-    max_length: int | None = None
+    max_row_tokens: int | None = None
+    attention: str = "sdpa"
 
     def __call__(self, questions: list[dict[str, Any] | None]) -> dict[str, torch.Tensor]:
         questions = [question for question in questions if question is not None]
@@ -86,7 +93,7 @@ class MDCollator:
         if self.layout == "padded":
             placed = [[(group, [0])] for group in range(len(groups))]
         else:
-            placed = pack_trees(sequences, self.max_length)
+            placed = pack_trees(sequences, self.max_row_tokens, dense=self.attention in DENSE_ATTENTION)
         rows = []
         for row in placed:
             parts = [[groups[group][i] for i in members] for group, members in row]
@@ -95,6 +102,8 @@ class MDCollator:
 
     def _lay_out(self, rows: list[Row]) -> dict[str, torch.Tensor]:
         width = max(sum(len(tree.tokens) for tree, _ in row) for row in rows)
+        if self.layout != "padded" and self.attention == "flex_attention":
+            width = -(-width // BLOCK_SIZE) * BLOCK_SIZE
         input_ids = np.full((len(rows), width), self.pad_token_id)
         positions = np.zeros((len(rows), width), dtype=np.int64)
         ends = np.tile(np.arange(1, width + 1), (len(rows), 1))  # a padding node attends only to itself
@@ -113,8 +122,13 @@ class MDCollator:
         parents, targets, weights, counts, types, *shares = (
             np.concatenate(parts) for parts in zip(*edges, strict=True)
         )
-        mask = {"attention_mask": filled} if self.layout == "padded" else {"ends": ends}
-        return {name: torch.from_numpy(array) for name, array in mask.items()} | {
+        if self.layout == "padded":
+            mask = {"attention_mask": torch.from_numpy(filled)}
+        else:
+            mask = {"ends": torch.from_numpy(ends)}
+            if self.attention == VARLEN_ATTENTION:
+                mask["segments"] = segment_arguments([[tree for tree, _ in row] for row in rows], width)
+        return mask | {
             "input_ids": torch.from_numpy(input_ids),
             "position_ids": torch.from_numpy(positions),
             "parents": torch.from_numpy(parents),

@@ -61,11 +61,23 @@ class MDConfig(SFTConfig):
             How the thoughts of a batch are laid out. All layouts have the same loss and gradients:
 
             - `"tree"`: the thoughts of a question form a prefix tree, in which every common beginning is run once.
-              Several trees share a row of at most `max_length` tokens. A large tree is cut into parts that repeat its
-              beginning if that is cheaper.
-            - `"packed"`: several thoughts share a row of at most `max_length` tokens, and each attends only to itself.
+              Several trees share a row of at most `max_row_tokens` tokens. A large tree is cut into parts that repeat
+              its beginning if that is cheaper.
+            - `"packed"`: several thoughts share a row of at most `max_row_tokens` tokens, and each attends only to
+              itself.
             - `"padded"`: one thought per row. It replaces the other layouts if the attention implementation does not
-              accept masks, like FlashAttention.
+              accept masks, like FlashAttention. To have FlashAttention in the other layouts, load the model with
+              `attn_implementation="md_trl_varlen"`, which is written for CUDA but has not been run there.
+
+              A model that cannot train exactly in the layout asked for gets `"padded"` and a warning that says why.
+        check_layout (`bool`, *optional*, defaults to `True`):
+            Whether to compare loss and gradient of a small tree with those of its sequences one by one before training
+            starts, which takes nine passes over at most 60 tokens. A model that no layout trains exactly is refused.
+            Without the check, layers that only a check can vouch for, such as recurrent ones, lead to `"padded"`.
+        max_row_tokens (`int`, *optional*):
+            Maximum number of tokens of a row in the layouts `"tree"` and `"packed"`: the number that fits into the
+            memory of a GPU. Defaults to `max_length` with SDPA and eager attention, whose masks grow with the square
+            of a row, and to no limit with FlexAttention and `md_trl_varlen`, for which a batch is a single row.
         max_length (`int` or `None`, *optional*, defaults to `1024`):
             Maximum number of tokens of a thought with its prompt. Longer thoughts are dropped and counted, never cut.
 
@@ -120,6 +132,20 @@ class MDConfig(SFTConfig):
             "choices": list(LAYOUTS),
         },
     )
+    check_layout: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether to compare loss and gradient of a small tree with those of its sequences one by one "
+            "before training starts."
+        },
+    )
+    max_row_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "Maximum number of tokens of a row in the layouts `tree` and `packed`. Defaults to `max_length` "
+            "with SDPA and eager attention, and to no limit with FlexAttention and `md_trl_varlen`."
+        },
+    )
     gradient_checkpointing: bool | None = field(
         default=None,
         metadata={"help": "Deprecated name of `activation_checkpointing`: trade compute for memory."},
@@ -136,6 +162,8 @@ class MDConfig(SFTConfig):
             value, choices = getattr(self, name), MDConfig.__dataclass_fields__[name].metadata["choices"]
             if value not in choices:
                 raise InputError(f"Unknown `{name}` {value!r}. Choose one of {', '.join(choices)}.")
+        if self.max_row_tokens is not None and self.max_row_tokens < 1:
+            raise InputError(f"`max_row_tokens` must be at least 1, got {self.max_row_tokens}.")
         self.rationales_per_path = str(self.rationales_per_path)
         if self.rationales_per_path != "all" and not (
             self.rationales_per_path.isdecimal() and int(self.rationales_per_path) > 0

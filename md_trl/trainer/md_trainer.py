@@ -5,56 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from datasets import Dataset
 from peft import PeftConfig
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.utils import logging
 from trl import SFTTrainer
 
 from ..errors import InputError
+from .attention import DENSE_ATTENTION, attention_masks, layer_reaches
 from .collator import MDCollator
+from .layout import choose_layout, first_position, is_recurrent
 from .md_config import MDConfig
 from .objective import MixedObjective
-from .prefix_tree import attention_mask, block_mask
 from .preprocessing import as_dataset
+from .recurrence import RECURRENT_MASKS, tree_paths
+from .varlen_attention import NO_MASK, unsupported_attention
 
 
 logger = logging.get_logger(__name__)
-
-MASKED_ATTENTION = ("sdpa", "eager", "flex_attention")
-"""Attention implementations that accept an arbitrary mask, which the layouts `packed` and `tree` need."""
-
-
-def sliding_window(config: PreTrainedConfig, max_length: int | None) -> int | None:
-    r"""
-    Return the sliding window that the masks of the layouts `packed` and `tree` must respect.
-
-    Args:
-        config ([`~transformers.PreTrainedConfig`]):
-            Text config of the model.
-        max_length (`int` or `None`):
-            Maximum length of a sequence.
-
-    Returns:
-        `int`, *optional*: Number of tokens that a token attends to, itself included; `None` if it attends to all
-        tokens before it.
-
-    Raises:
-        `ValueError`: If some layers have a window and others have not, so that they would need different masks.
-    """
-    window = getattr(config, "sliding_window", None)
-    if window is None or (max_length is not None and max_length <= window):
-        return None
-    kinds = set(getattr(config, "layer_types", None) or ["sliding_attention"])
-    if kinds == {"full_attention"}:
-        return None
-    if kinds != {"sliding_attention"}:
-        raise InputError(
-            f"Some layers of this {config.model_type} model have a sliding window of {window} and others have none, "
-            f"and `max_length={max_length}` is longer than the window. Set `max_length={window}` or "
-            "`layout='padded'`."
-        )
-    return window
 
 
 class MDTrainer(MixedObjective, SFTTrainer):
@@ -155,19 +124,29 @@ class MDTrainer(MixedObjective, SFTTrainer):
             )
         text_config = self.model.config.get_text_config()
         self._attention = text_config._attn_implementation
-        layout = args.layout
-        if layout != "padded" and self._attention not in MASKED_ATTENTION:
-            logger.warning(
-                "`attn_implementation=%r` does not accept the masks of `layout=%r`, so `layout='padded'` is used "
-                "instead. Load the model with one of %s to use %r.",
-                self._attention,
-                layout,
-                ", ".join(MASKED_ATTENTION),
-                layout,
-            )
-            layout = "padded"
-        self._window = None if layout == "padded" else sliding_window(text_config, args.max_length)
-        self.data_collator = MDCollator(self._tokenizer.pad_token_id, layout, args.token_reduction, args.max_length)
+        self._reaches = layer_reaches(text_config, args.max_length)
+        self._first_position = first_position(self.model)
+        self._is_recurrent = is_recurrent(self.model)
+        layout = choose_layout(
+            self.model,
+            args.layout,
+            args.check_layout,
+            self._tokenizer,
+            self._loss_in,
+            unsupported_attention(self._attention, self._reaches),
+        )
+        self.data_collator = self._collator(layout, args.token_reduction)
+
+    def _collator(self, layout: str, token_reduction: str) -> MDCollator:
+        max_row_tokens = self.args.max_row_tokens
+        if max_row_tokens is None and self._attention in DENSE_ATTENTION:
+            max_row_tokens = self.args.max_length
+        return MDCollator(self._tokenizer.pad_token_id, layout, token_reduction, max_row_tokens, self._attention)
+
+    # `choose_layout` tries a layout with it.
+    def _loss_in(self, layout: str, thoughts: list[dict[str, Any]]) -> torch.Tensor:
+        batch = self._collator(layout, "sum")([{"type": 0, "lambda": None, "thoughts": thoughts}])
+        return self.compute_loss(self.model, send_to_device(batch, self.model.device))
 
     # `SFTTrainer` calls it on every dataset, in `__init__` and in `evaluate`.
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
@@ -177,16 +156,23 @@ class MDTrainer(MixedObjective, SFTTrainer):
         return self._prepare_questions(dataset, processing_class, args, dataset_name)
 
     def _forward(self, model, inputs):
-        if "ends" in inputs:
-            make_mask = block_mask if self._attention == "flex_attention" else attention_mask
-            mask = make_mask(inputs["ends"], inputs["position_ids"], self._window)
-            if self._attention == "eager":  # it adds the mask to the scores
-                mask = torch.where(mask, 0.0, torch.finfo(self.model.dtype).min).to(self.model.dtype)
+        # Padded rows count positions as the model does, whatever it begins with.
+        if "ends" not in inputs:
+            return model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
+        ends, positions = inputs["ends"], inputs["position_ids"]
+        others = dict.fromkeys(RECURRENT_MASKS, tree_paths(ends, positions)) if self._is_recurrent else None
+        arguments = {}
+        if "segments" in inputs:
+            arguments["segments"] = inputs["segments"]
+            mask = NO_MASK.to(ends.device)
+            if others is not None:
+                mask = dict.fromkeys(self._reaches, mask) | others
         else:
-            mask = inputs["attention_mask"]
+            mask = attention_masks(ends, positions, self._reaches, self._attention, self.model.dtype, others)
         return model(
             input_ids=inputs["input_ids"],
             attention_mask=mask,
-            position_ids=inputs["position_ids"],
+            position_ids=positions + self._first_position,
             use_cache=False,
+            **arguments,
         )

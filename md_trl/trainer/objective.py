@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from datasets import Dataset
 from huggingface_hub import ModelCard
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 
 from ..prompts import resolve_prompt_format
 from ..records import PATHS_AND_LABEL
 from .data_sampler import QuestionLoading
+from .lm_head import EdgeScorer, EdgeScores
 from .md_config import MDConfig
 from .model_card import hub_id, student_card
 from .preprocessing import prepare_questions, tokenize_completions
@@ -27,43 +26,6 @@ from .totals import RunningTotals, Totals
 
 
 logger = logging.get_logger(__name__)
-
-
-class TargetStates:
-    r"""
-    Hook that hands an LM head only the hidden states that a target is predicted from.
-
-    It works inside the forward pass of the wrapped model, as DDP and FSDP need.
-
-    Args:
-        lm_head (`torch.nn.Module`):
-            Output embeddings of the student.
-    """
-
-    def __init__(self, lm_head: torch.nn.Module):
-        self._parents: torch.Tensor | None = None
-        lm_head.register_forward_pre_hook(self._select)
-
-    @contextmanager
-    def at(self, parents: torch.Tensor) -> Iterator[None]:
-        r"""
-        Restrict the LM head to some positions within the context.
-
-        Args:
-            parents (`torch.Tensor` of shape `(E,)`):
-                Positions in the flattened rows of a batch, as many as there are targets. Each may occur several times.
-        """
-        self._parents = parents
-        try:
-            yield
-        finally:
-            self._parents = None
-
-    def _select(self, lm_head: torch.nn.Module, args: tuple[torch.Tensor, ...]):
-        if self._parents is None:
-            return None
-        (states,) = args
-        return (states.flatten(0, 1)[self._parents][None],)
 
 
 class MixedObjective(QuestionLoading):
@@ -92,7 +54,9 @@ class MixedObjective(QuestionLoading):
     def __init__(self, **kwargs: Any):
         self.dropped: dict[str, dict[str, int]] = {}
         super().__init__(**kwargs)
-        self._target_states = TargetStates(self.model.get_output_embeddings())
+        # Other processes hold parts of the LM head
+        is_sharded = is_deepspeed_zero3_enabled() or self.get_tp_size() > 1
+        self._scorer = EdgeScorer(self.model, chunked=not is_sharded)
         self._eval_totals = Totals()
         self.add_callback(RunningTotals)
 
@@ -118,22 +82,17 @@ class MixedObjective(QuestionLoading):
         return self.accelerator.gather(torch.as_tensor(count, device=device)).sum() / self.get_tp_size()
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        with self._target_states.at(inputs["parents"]):
-            outputs = self._forward(model, inputs)
-        logits = outputs.logits.flatten(0, 1)
-        if logits.dtype in (torch.bfloat16, torch.float16):
-            logits = logits.float()
-        losses = F.cross_entropy(logits, inputs["targets"], reduction="none")
-        weighted = losses * inputs["weights"]
         if num_items_in_batch is None:
-            loss = weighted.sum() / inputs["num_questions"].sum().clamp(min=1)
+            scale = 1 / inputs["num_questions"].sum().clamp(min=1)
         else:
             # DDP averages gradients over processes, but N counts the questions of all of them already.
-            loss = weighted.sum() / num_items_in_batch.clamp(min=1)
-            loss = loss * (self.accelerator.num_processes // self.get_tp_size())
+            scale = (self.accelerator.num_processes // self.get_tp_size()) / num_items_in_batch.clamp(min=1)
+        self._scorer.measure(lambda: self._forward(self.model, inputs))
+        with self._scorer.scoring(inputs["parents"], inputs["targets"], inputs["weights"] * scale):
+            scores = self._forward(model, inputs)
         with torch.no_grad():
-            self._count(inputs, logits, losses, weighted)
-        return (loss, outputs) if return_outputs else loss
+            self._count(inputs, scores)
+        return (scores.loss, scores) if return_outputs else scores.loss
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs = self._prepare_inputs(inputs)
@@ -159,15 +118,15 @@ class MixedObjective(QuestionLoading):
         # `restore_callback_states_from_checkpoint` replaces the callback by a new one.
         return next(c for c in self.callback_handler.callbacks if isinstance(c, RunningTotals))
 
-    def _count(self, inputs, logits, losses, weighted) -> None:
+    def _count(self, inputs: dict[str, torch.Tensor], scores: EdgeScores) -> None:
         totals = self._running_totals.local if self.model.training else self._eval_totals
         num_questions, num_targets = inputs["num_questions"], inputs["counts"].sum()
+        losses, weighted = scores.losses, scores.losses * inputs["weights"]
         totals.add("num_questions", num_questions.sum())
         totals.add("num_target_tokens", num_targets)
         totals.add("num_nodes", inputs["num_nodes"].sum())
         totals.add("loss", weighted.sum(), num_questions.sum())
-        hits = (logits.argmax(-1) == inputs["targets"]) * inputs["counts"]
-        totals.add("mean_token_accuracy", hits.sum(), num_targets)
+        totals.add("mean_token_accuracy", (scores.correct * inputs["counts"]).sum(), num_targets)
         for i, path in enumerate(PATHS_AND_LABEL):
             totals.add(f"{path}_loss", (losses * inputs["shares"][i]).sum(), inputs["path_counts"][i])
         for type_ in (1, 2, 3):

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 
 @dataclass(frozen=True)
@@ -84,54 +83,3 @@ def neighbours(sequences: Sequence[np.ndarray]) -> list[tuple[int, int]]:
         differs = np.flatnonzero(sequences[before][:common] != sequences[i][:common])
         shared.append(int(differs[0]) if len(differs) else common)
     return list(zip(order, shared, strict=True))
-
-
-def attention_mask(ends: torch.Tensor, positions: torch.Tensor, window: int | None = None) -> torch.Tensor:
-    r"""
-    Build the attention mask of rows of prefix trees.
-
-    Args:
-        ends (`torch.Tensor` of shape `(B, T)`):
-            Index after the last node below each node, counted within its row, as in [`PrefixTree`].
-        positions (`torch.Tensor` of shape `(B, T)`):
-            Depth of each node in its tree.
-        window (`int`, *optional*):
-            Sliding window of the model: a node attends to the last `window` tokens of its sequence, itself included.
-
-    Returns:
-        `torch.Tensor` of shape `(B, 1, T, T)` and type `bool`: Whether node u (third axis) attends to node v (fourth
-        axis).
-    """
-    nodes = torch.arange(ends.shape[1], device=ends.device)
-    u, v = nodes[:, None], nodes[None, :]
-    mask = (v <= u) & (u < ends[:, None, :])
-    if window is not None:
-        mask &= positions[:, :, None] - positions[:, None, :] < window
-    return mask[:, None]
-
-
-def block_mask(ends: torch.Tensor, positions: torch.Tensor, window: int | None = None):
-    r"""
-    Build the mask of [`attention_mask`] for FlexAttention, which skips blocks in which no node attends to another.
-
-    Args:
-        ends (`torch.Tensor` of shape `(B, T)`):
-            Index after the last node below each node, counted within its row, as in [`PrefixTree`].
-        positions (`torch.Tensor` of shape `(B, T)`):
-            Depth of each node in its tree.
-        window (`int`, *optional*):
-            Sliding window of the model.
-
-    Returns:
-        [`~torch.nn.attention.flex_attention.BlockMask`]: The mask.
-    """
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    def attends(b, h, u, v):
-        allowed = (v <= u) & (u < ends[b, v])
-        if window is not None:
-            allowed = allowed & (positions[b, u] - positions[b, v] < window)
-        return allowed
-
-    batch, length = ends.shape
-    return create_block_mask(attends, batch, None, length, length, device=ends.device)

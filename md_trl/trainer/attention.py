@@ -1,0 +1,205 @@
+"""Who attends to whom in rows of packed sequences and prefix trees.
+
+In: `ends` and `position_ids` of a batch of [`MDCollator`]. Out: what a model takes as its `attention_mask`. A model
+whose layers differ in how far back they attend (Gemma 3, gpt-oss, OLMo 3, Llama 4) takes a dictionary with a mask per
+kind of layer, as transformers makes them itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.attention.flex_attention import BlockMask
+from transformers import PreTrainedConfig
+
+
+DENSE_ATTENTION = ("sdpa", "eager")
+"""Attention implementations whose masks have an entry per pair of nodes of a row."""
+
+MASKED_ATTENTION = (*DENSE_ATTENTION, "flex_attention")
+"""Attention implementations that accept an arbitrary mask."""
+
+BLOCK_SIZE = 128
+"""Queries and keys of a block of FlexAttention. Rows are filled up to a multiple of it."""
+
+ATTENTION_OF_HYBRIDS = {"hybrid": "full_attention", "hybrid_sliding": "sliding_attention"}
+"""Kinds of layers that have a recurrent part besides their attention, and whose mask the attention takes."""
+
+
+@dataclass(frozen=True)
+class Reach:
+    r"""
+    How far back a layer attends.
+
+    Args:
+        window (`int`, *optional*):
+            A token attends to the last `window` tokens of its sequence, itself included.
+        chunk (`int`, *optional*):
+            Sequences are divided into chunks of this many tokens, and a token attends to those of its own chunk.
+    """
+
+    window: int | None = None
+    chunk: int | None = None
+
+    def covers(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor | bool:
+        r"""
+        Whether tokens attend to tokens of their sequences, as far as the distance is concerned.
+
+        Args:
+            query (`torch.Tensor`):
+                Positions of the tokens that attend.
+            key (`torch.Tensor`):
+                Positions of the tokens that are attended to, not after `query`.
+
+        Returns:
+            `torch.Tensor` or `bool`: for each pair of positions.
+        """
+        if self.window is not None:
+            return query - key < self.window
+        if self.chunk is not None:
+            return query // self.chunk == key // self.chunk
+        return True
+
+
+def layer_reaches(config: PreTrainedConfig, max_length: int | None = None) -> dict[str, Reach]:
+    r"""
+    Return how far back each kind of attention layer of a model attends.
+
+    Args:
+        config ([`~transformers.PreTrainedConfig`]):
+            Text configuration of the model.
+        max_length (`int`, *optional*):
+            Length of the longest sequence. A reach that covers it is as good as a reach without end.
+
+    Returns:
+        `dict[str, Reach]`: By the names that transformers gives to the masks of a model. Layers without attention,
+        such as convolutions, are left out.
+    """
+    # Absent from the configurations of models that have no such layers
+    window, chunk = getattr(config, "sliding_window", None), getattr(config, "attention_chunk_size", None)
+    if max_length is not None:
+        window, chunk = (None if size is None or size >= max_length else size for size in (window, chunk))
+    reaches = {
+        "full_attention": Reach(),
+        "indexed_attention": Reach(),
+        "sliding_attention": Reach(window=window),
+        "chunked_attention": Reach(chunk=chunk),
+    }
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:  # all layers are of one kind
+        kinds = ["sliding_attention" if window else "chunked_attention" if chunk else "full_attention"]
+    kinds = {ATTENTION_OF_HYBRIDS.get(kind, kind) for kind in kinds}
+    return {kind: reach for kind, reach in reaches.items() if kind in kinds}
+
+
+def attention_masks(
+    ends: torch.Tensor,
+    positions: torch.Tensor,
+    reaches: dict[str, Reach],
+    implementation: str,
+    dtype: torch.dtype = torch.float32,
+    other_masks: dict[str, Any] | None = None,
+) -> torch.Tensor | BlockMask | dict[str, Any]:
+    r"""
+    Return the `attention_mask` of a model for rows of packed sequences or prefix trees.
+
+    Args:
+        ends (`torch.Tensor` of shape `(B, T)`):
+            Ends of the nodes of B rows, counted within the row.
+        positions (`torch.Tensor` of shape `(B, T)`):
+            Depths of the nodes.
+        reaches (`dict[str, Reach]`):
+            What [`layer_reaches`] returns for the model.
+        implementation (`str`):
+            Attention implementation, one of `MASKED_ATTENTION`.
+        dtype (`torch.dtype`, *optional*, defaults to `torch.float32`):
+            Type of the masks of eager attention, which adds them to its scores.
+        other_masks (`dict[str, Any]`, *optional*):
+            What layers without attention take in place of a mask, by the names of their masks.
+
+    Returns:
+        `torch.Tensor`, [`~torch.nn.attention.flex_attention.BlockMask`] or `dict`: One mask if it is right for all
+        layers, else one per kind of layer.
+    """
+    masks = {}
+    for reach in set(reaches.values()):
+        if implementation == "flex_attention":
+            masks[reach] = block_mask(ends, positions, reach)
+        else:
+            masks[reach] = dense_mask(ends, positions, reach)
+            if implementation == "eager":
+                masks[reach] = torch.where(masks[reach], 0.0, torch.finfo(dtype).min).to(dtype)
+    if len(masks) == 1 and not other_masks:
+        return next(iter(masks.values()))
+    return {kind: masks[reach] for kind, reach in reaches.items()} | (other_masks or {})
+
+
+def dense_mask(ends: torch.Tensor, positions: torch.Tensor, reach: Reach = Reach()) -> torch.Tensor:
+    r"""
+    Whether each node of a row attends to each other: to its ancestors and itself, within its reach.
+
+    Args:
+        ends (`torch.Tensor` of shape `(B, T)`):
+            Ends of the nodes of B rows, counted within the row.
+        positions (`torch.Tensor` of shape `(B, T)`):
+            Depths of the nodes.
+        reach ([`Reach`], *optional*, defaults to a reach without end):
+            How far back the nodes attend.
+
+    Returns:
+        `torch.Tensor` of shape `(B, 1, T, T)`, `bool`: whether node u (third axis) attends to node v (fourth axis).
+    """
+    nodes = torch.arange(ends.shape[1], device=ends.device)
+    u, v = nodes[:, None], nodes[None, :]
+    mask = (v <= u) & (u < ends[:, None, :])
+    return (mask & reach.covers(positions[:, :, None], positions[:, None, :]))[:, None]
+
+
+def block_mask(ends: torch.Tensor, positions: torch.Tensor, reach: Reach = Reach()) -> BlockMask:
+    r"""
+    The same as [`dense_mask`], for FlexAttention, which skips the blocks in which nobody attends to anybody.
+
+    Which blocks those are is found from the bounds of `ends` and `positions` within each block: no tensor has an entry
+    per pair of nodes.
+
+    Args:
+        ends (`torch.Tensor` of shape `(B, T)`):
+            As in [`dense_mask`], with T a multiple of `BLOCK_SIZE`.
+        positions (`torch.Tensor` of shape `(B, T)`):
+            As in [`dense_mask`].
+        reach ([`Reach`], *optional*, defaults to a reach without end):
+            As in [`dense_mask`].
+
+    Returns:
+        [`~torch.nn.attention.flex_attention.BlockMask`]
+    """
+    batch, length = ends.shape
+    by_block = (batch, length // BLOCK_SIZE, BLOCK_SIZE)
+    first_end, last_end = torch.aminmax(ends.view(by_block), dim=-1)
+    lowest, highest = torch.aminmax(positions.view(by_block), dim=-1)
+    starts = torch.arange(0, length, BLOCK_SIZE, device=ends.device)
+    before, same = starts[None, :] < starts[:, None], starts[None, :] == starts[:, None]
+    some = same | before & (last_end[:, None, :] > starts[:, None])
+    every = before & (first_end[:, None, :] >= starts[:, None] + BLOCK_SIZE)
+    # Later keys are within reach sooner, later queries leave it sooner: the extremes of two blocks decide for the rest
+    some &= reach.covers(torch.maximum(lowest[:, :, None], highest[:, None, :]), highest[:, None, :])
+    every &= reach.covers(highest[:, :, None], lowest[:, None, :])
+
+    def attends(b, h, u, v):
+        return (v <= u) & (u < ends[b, v]) & reach.covers(positions[b, u], positions[b, v])
+
+    return BlockMask.from_kv_blocks(
+        *_listed(some & ~every),
+        *_listed(every),
+        BLOCK_SIZE=BLOCK_SIZE,
+        mask_mod=attends,
+        seq_lengths=(length, length),
+    )
+
+
+def _listed(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """For each block of queries the number of its blocks of keys, and their indices before all others."""
+    indices = torch.argsort(blocks.int(), dim=-1, descending=True, stable=True)
+    return blocks.sum(-1, dtype=torch.int32)[:, None], indices.int()[:, None]
