@@ -353,7 +353,7 @@ class EdgeScorer:
         if not self._is_scoring():
             return None
         if self.chunked:
-            return EdgeScores(self._scores.loss.view(()), self._scores.losses, self._scores.correct)
+            return EdgeScores(self._scores.loss.sum(), self._scores.losses, self._scores.correct)
         _, _, targets, weights = EdgeScorer._scored
         logits = output.logits.flatten(0, 1)
         if logits.dtype in (torch.bfloat16, torch.float16):
