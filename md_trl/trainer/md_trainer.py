@@ -127,14 +127,11 @@ class MDTrainer(MixedObjective, SFTTrainer):
         self._reaches = layer_reaches(text_config, args.max_length)
         self._first_position = first_position(self.model)
         self._is_recurrent = is_recurrent(self.model)
-        layout = choose_layout(
-            self.model,
-            args.layout,
-            args.check_layout,
-            self._tokenizer,
-            self._loss_in,
-            unsupported_attention(self._attention, self._reaches),
-        )
+        unsupported = unsupported_attention(self._attention, self._reaches)
+        with self.accelerator.autocast():
+            layout = choose_layout(
+                self.model, args.layout, args.check_layout, self._tokenizer, self._loss_in, unsupported
+            )
         self.data_collator = self._collator(layout, args.token_reduction)
 
     def _collator(self, layout: str, token_reduction: str) -> MDCollator:
