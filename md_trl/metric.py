@@ -1,7 +1,7 @@
 """The `evaluate` metric `md_vote` under its bare name: `evaluate.load("md_vote")` from any folder, also offline.
 
-`evaluate` looks for a bare name on the Hub and then in its module cache. [`register_metric`] puts the copy that comes with
-md_trl into that cache, which is where `evaluate` keeps metrics that were downloaded once.
+`evaluate` looks for a bare name on the Hub and then in its module cache. [`register_metric`] puts the copy that comes
+with md_trl into that cache, which is where `evaluate` keeps metrics that were downloaded once.
 """
 
 from __future__ import annotations
