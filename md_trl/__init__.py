@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0.dev0"
 
-# Heavy rooms are loaded on first use, so that `import md_trl` stays light and never imports torch.
-_ROOMS = {
+# Loaded on first use, so that `import md_trl` does not import torch.
+_MODULES = {
     "MDConfig": "md_trl.trainer",
     "MDSeq2SeqConfig": "md_trl.trainer",
     "MDSeq2SeqTrainer": "md_trl.trainer",
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str):
-    if name in _ROOMS:
-        return getattr(import_module(_ROOMS[name]), name)
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'md_trl' has no attribute {name!r}")
 
 

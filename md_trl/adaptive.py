@@ -1,53 +1,63 @@
 r"""
-Adaptive sampling: a few thoughts of each question first, more only where its type or its lambda is still open.
+Adaptive sampling: a few thoughts per question first, and more only where its type or its lambda is still open.
 
-The paper samples n = 20 thoughts a path of every question. This goes beyond it. After the first k of n thoughts of a
-path, the n that a full run would have are a finite population, and the k a random sample of it: samples are
-exchangeable, whatever the teacher. With H(n, m, k) for the number of marked ones among k drawn from n with m marked:
+The paper samples n = 20 thoughts per path of every question (Sec. 3.1); this goes beyond it. After the first k of n
+thoughts of a path, the n thoughts of a full run are a finite population, and the first k are a random sample of it:
+samples are exchangeable, whatever the teacher. With H(n, m, k) for the number of marked thoughts among k drawn from n,
+m of which are marked, and c for the number of thoughts with a given answer among the first k:
 
-- **The vote stands** if 2 P(H(n, floor(n/2), k) >= c) <= d for c thoughts with the leading answer. Were no answer's
-  count in the full run above n/2, one with c or more among the first k would have a probability of that at most (the
-  answers that can be fall into two groups of n/2 or less each). Above n/2 it wins.
-- **The gold answer cannot win** if P(H(n, max(l, 1), k) <= c) <= d for c thoughts with the gold answer and l with the
-  most frequent other one: to win, it needs at least as many as the other has already.
-- **Lambda** = n2 / (n1 + n2), which counts in type 3 only, is settled if it moves by at most `tolerance` as n1 and n2
-  of the full run range over the numbers m that the first k do not refute: both tails of H(n, m, k) are above d / 2.
+- **The vote stands** if 2 P(H(n, floor(n/2), k) >= c) <= d for the leading answer. If no answer had more than n/2
+  thoughts in the full run, some answer would have c or more among the first k with at most this probability (the
+  answers can be divided into two groups of at most n/2 thoughts each). An answer with more than n/2 thoughts wins.
+- **The gold answer cannot win** if P(H(n, max(l, 1), k) <= c) <= d for the gold answer, where l is the number of
+  thoughts with the most frequent other answer: to win, the gold answer needs at least as many as that one has already.
+- **Lambda** = n2 / (n1 + n2), which matters for type 3 only, is settled if it moves by at most `tolerance` while n1
+  and n2 of the full run range over all numbers m that the first k thoughts do not refute (both tails of H(n, m, k) are
+  above d / 2).
 
-A question is settled if either of the first two holds on both paths and, in type 3, the third as well. There are a few
-looks. The first one may spend half of `delta`, the next one half of what is left, the last one all of it; d is a
-quarter of that, as there are two paths and two ways to be wrong. By the union bound the type of a question differs
-from the type of its full run with a probability of at most `delta`; and its lambda moves by more than `tolerance` with
-one of at most `delta`. Both paths of a question always have the same number of thoughts: lambda would lean to the
-longer one otherwise.
+A question is settled if the first or the second condition holds on each path and, for type 3, the third one as well.
+There are a few looks. The first look may spend half of `delta`, each further look half of what is left, and the last
+one all of it; d is a quarter of that, because there are two paths and two ways to be wrong. By the union bound, the
+type of a question differs from its type in a full run with a probability of at most `delta`, and its lambda moves by
+more than `tolerance` with a probability of at most `delta`. Both paths of a question always have the same number of
+thoughts, because lambda would lean towards the longer one otherwise.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
+from .answers import canonical
 from .errors import InputError
-from .records import PATHS, Question, Thought
-from .sampling.engines import Engine, Prompt
-from .sampling.sampler import SampleSummary, sample
-from .store import Store
+from .execution import Executor
+from .judging import read_answers
+from .prompts import Prompt
+from .records import PATHS, Question, SamplingParams
+from .sampling import SampleSummary, sample
+from .sampling.engines import Engine
+from .sampling.ledger import Price
+from .store import Selection, Store
 
 
 @dataclass(frozen=True)
 class AdaptiveRule:
     r"""
-    When a question has thoughts enough.
+    When a question has enough thoughts.
 
     Args:
         delta (`float`, *optional*, defaults to `0.1`):
-            The most that the probability may be that a question's type differs from that of a full run.
+            Maximum probability that the type of a question differs from its type in a full run.
         tolerance (`float`, *optional*, defaults to `0.2`):
-            How far lambda may be from that of a full run, where it counts.
+            How far lambda may be from its value in a full run, for questions of type 3.
         looks (`tuple[float, ...]`, *optional*, defaults to `(0.3, 0.5, 0.7)`):
-            When to look, in shares of n.
+            When to look, as shares of n.
+
+    Raises:
+        `ValueError`: A value out of range.
     """
 
     delta: float = 0.1
@@ -60,45 +70,135 @@ class AdaptiveRule:
         if not 0 < self.tolerance <= 1:
             raise InputError(f"`tolerance` is {self.tolerance}. Use a number above 0, up to 1.")
         if list(self.looks) != sorted(set(self.looks)) or not all(0 < look < 1 for look in self.looks):
-            raise InputError(f"`looks` is {self.looks}. Use growing shares between 0 and 1.")
+            raise InputError(f"`looks` is {self.looks}. Use increasing shares between 0 and 1.")
 
     def counts(self, n: int) -> list[int]:
-        """After how many thoughts of a path to look, below n."""
+        """Numbers of thoughts per path after which to look, below n."""
         return sorted({k for look in self.looks if 0 < (k := math.ceil(look * n)) < n})
 
     def share(self, n: int, k: int) -> float:
-        """The part of `delta` that the look after k thoughts has."""
+        """Part of `delta` that the look after k thoughts may spend."""
         counts = self.counts(n)
         look = counts.index(k)
         return self.delta / 2 ** min(look + 1, len(counts) - 1) if len(counts) > 1 else self.delta
 
     def settled(self, n: int, k: int, gold: str, cot: Sequence[str | None], pot: Sequence[str | None]) -> bool:
         r"""
-        Whether a question needs no more thoughts.
+        Decide whether a question needs no more thoughts.
 
         Args:
             n (`int`):
-                Thoughts a path of a full run.
+                Thoughts per path in a full run.
             k (`int`):
-                Thoughts a path so far, one of `counts(n)`.
+                Thoughts per path so far, one of `counts(n)`.
             gold (`str`):
-                Gold answer, in canonical form like the others.
-            cot (`Sequence[str]`), pot (`Sequence[str]`):
-                Answers of the k thoughts of each path, `None` for an unusable one.
+                Gold answer in canonical form.
+            cot (`Sequence[str | None]`):
+                Canonical answers of the k CoT thoughts, `None` for an unusable one.
+            pot (`Sequence[str | None]`):
+                Canonical answers of the k PoT thoughts, `None` for an unusable one.
 
         Returns:
-            `bool`: whether its type is settled, and in type 3 its lambda too.
+            `bool`: Whether its type is settled and, for type 3, its lambda too.
         """
-        share = self.share(n, k)
-        solved = [_solved(n, k, gold, answers, share / 4) for answers in (cot, pot)]
+        d = self.share(n, k) / 4
+        solved = [_solved(n, k, gold, answers, d) for answers in (cot, pot)]
         if None in solved:
             return False
         if not all(solved):
             return True
-        (low1, high1), (low2, high2) = (_range(n, k, answers.count(gold), share / 4) for answers in (cot, pot))
         n1, n2 = cot.count(gold), pot.count(gold)
-        now = n2 / (n1 + n2)
-        return max(now - low2 / (high1 + low2), high2 / (low1 + high2) - now) <= self.tolerance
+        (low1, high1), (low2, high2) = _range(n, k, n1, d), _range(n, k, n2, d)
+        lambda_ = n2 / (n1 + n2)
+        return max(lambda_ - low2 / (high1 + low2), high2 / (low1 + high2) - lambda_) <= self.tolerance
+
+
+def sample_adaptively(
+    questions: Sequence[Question],
+    n: int,
+    engine: Engine,
+    store: Store,
+    prompt: Callable[[Question, str], Prompt],
+    executor: Executor,
+    rule: AdaptiveRule | None = None,
+    *,
+    params: SamplingParams = SamplingParams(),
+    prices: Mapping[str, Price] | None = None,
+    max_cost: float | None = None,
+    progress: bool = True,
+) -> SampleSummary:
+    r"""
+    Sample each question on both paths until its type and lambda are settled, or until it has `n` thoughts per path.
+
+    A question that does not get the samples of a look, for example because the server refuses its prompt, is left out
+    of the later looks and reported as missing. The others go on.
+
+    Args:
+        questions (`Sequence[Question]`):
+            The questions. They are added to the store.
+        n (`int`):
+            Maximum number of samples per question and path.
+        engine ([`~md_trl.sampling.engines.Engine`]):
+            What samples.
+        store ([`~md_trl.store.Store`]):
+            Where the thoughts are kept.
+        prompt (`Callable[[Question, str], str | list[dict[str, str]]]`):
+            Builds the prompt for a question and a path.
+        executor ([`~md_trl.execution.Executor`]):
+            Runs the programs, to read the answers of the thoughts.
+        rule ([`AdaptiveRule`], *optional*, defaults to `AdaptiveRule()`):
+            When a question has enough thoughts.
+        params ([`~md_trl.records.SamplingParams`], *optional*, defaults to `SamplingParams()`):
+            How to sample.
+        prices (`Mapping[str, Price]`, *optional*):
+            Prices by model, for the progress bar, the summary and `max_cost`.
+        max_cost (`float`, *optional*):
+            Maximum cost of the whole store. Needs `prices`.
+        progress (`bool`, *optional*, defaults to `True`):
+            Whether to show a progress bar.
+
+    Returns:
+        [`~md_trl.sampling.SampleSummary`]: What the run did. `saved` counts the samples up to `n` that the questions
+        did not need.
+
+    Raises:
+        `ValueError`: Arguments that cannot be sampled with, or a server that refuses the requests.
+        `ConnectionError`: No server answers.
+    """
+    rule = rule or AdaptiveRule()
+    summary = SampleSummary()
+    remaining = list(questions)
+    for k in [*rule.counts(n), n]:
+        look = sample(
+            remaining, PATHS, k, engine, store, prompt,
+            params=params, prices=prices, max_cost=max_cost, progress=progress,
+        )  # fmt: skip
+        summary.add(look)
+        if k == n or look.over_budget or look.gave_up:
+            break
+        answers = _answers(remaining, k, store, look.settings, executor)
+        complete = [q for q in remaining if all(len(answers[q.id, path]) == k for path in PATHS)]
+        remaining = [
+            question
+            for question in complete
+            if not rule.settled(n, k, canonical(question.answer), *(answers[question.id, path] for path in PATHS))
+        ]
+        summary.saved += len(PATHS) * (len(complete) - len(remaining)) * (n - k)
+        if not remaining:
+            break
+    return summary
+
+
+def _answers(
+    questions: Sequence[Question], k: int, store: Store, settings: Sequence[int], executor: Executor
+) -> dict[tuple[str, str], list[str | None]]:
+    """Canonical answers of the first k thoughts, by question id and path."""
+    ids = {question.id for question in questions}
+    thoughts = [t for t in store.thoughts(Selection(settings=settings)) if t.question_id in ids and t.index < k]
+    answers: dict[tuple[str, str], list[str | None]] = defaultdict(list)
+    for thought in read_answers(thoughts, executor):
+        answers[thought.question_id, thought.path].append(thought.answer)
+    return answers
 
 
 def _solved(n: int, k: int, gold: str, answers: Sequence[str | None], d: float) -> bool | None:
@@ -123,66 +223,10 @@ def _at_least(n: int, marked: int, k: int, count: int) -> float:
 
 @cache
 def _range(n: int, k: int, count: int, d: float) -> tuple[int, int]:
-    """The least and the most marked ones of n that `count` among the first k do not refute at level d."""
+    """The smallest and largest number of marked thoughts out of n that `count` of the first k do not refute."""
     possible = [
         marked
         for marked in range(count, n - k + count + 1)
         if _at_least(n, marked, k, count) > d / 2 and 1 - _at_least(n, marked, k, count + 1) > d / 2
     ]
     return min(possible), max(possible)
-
-
-def sample_adaptively(
-    questions: Sequence[Question],
-    n: int,
-    engine: Engine,
-    store: Store,
-    prompt: Callable[[Question, str], Prompt],
-    judge: Callable[[Iterable[Thought]], list[Thought]],
-    rule: AdaptiveRule | None = None,
-    **parameters,
-) -> SampleSummary:
-    r"""
-    Bring every question to as many samples on both paths as its type and lambda need, `n` at most.
-
-    Args:
-        questions (`Sequence[Question]`), n (`int`), engine ([`~md_trl.sampling.engines.Engine`]), store ([`Store`]),
-        prompt (`Callable`):
-            As in [`~md_trl.sampling.sampler.sample`].
-        judge (`Callable[[Iterable[Thought]], list[Thought]]`):
-            Gives thoughts their `answer` (in canonical form) and says whether they are `correct`.
-        rule ([`AdaptiveRule`], *optional*):
-            When a question has thoughts enough.
-        parameters (`Any`):
-            Other parameters of [`~md_trl.sampling.sampler.sample`].
-
-    Returns:
-        [`~md_trl.sampling.sampler.SampleSummary`]: what was done. `saved` counts the samples up to `n` that the
-        questions did not need.
-    """
-    rule = rule or AdaptiveRule()
-    summary = SampleSummary()
-    still_open = list(questions)
-    for k in [*rule.counts(n), n]:
-        summary.add(sample(still_open, PATHS, k, engine, store, prompt, **parameters))
-        if summary.missing or k == n:
-            break
-        wanted = {question.id: question for question in still_open}
-        answers: dict[tuple[str, str], list[str | None]] = {}
-        correct: dict[str, str] = {}
-        thoughts = store.thoughts(settings=summary.settings)
-        for thought in judge(t for t in thoughts if t.question_id in wanted and t.index < k):
-            answers.setdefault((thought.question_id, thought.path), []).append(thought.answer)
-            if thought.correct:
-                correct[thought.question_id] = thought.answer
-        # A gold answer that nobody gave is one that is not among the answers.
-        still_open = [
-            question
-            for question in still_open
-            if not rule.settled(n, k, correct.get(question.id, ""), *(answers[question.id, path] for path in PATHS))
-        ]
-        summary.saved = len(PATHS) * (len(questions) - len(still_open)) * (n - k) + summary.saved
-        questions = still_open
-        if not still_open:
-            break
-    return summary

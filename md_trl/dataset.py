@@ -1,77 +1,254 @@
-"""Builder: a store of thoughts or mixed rows come in, a dataset that `load_dataset` opens goes out."""
+"""Dataset: a store of thoughts comes in, a folder of mixed rows that `load_dataset` opens goes out (Sec. 3.1)."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from importlib.resources import files
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets.info import DatasetInfosDict
-from datasets.utils.metadata import MetadataConfigs
-from huggingface_hub import DatasetCard, DatasetCardData
 
+from .dataset_folder import read_metadata, solved_rows, write_folder
 from .errors import InputError
-from .execution import Executor
+from .execution import Executor, default_cache
 from .judging import mark, read_answers
 from .mixing import REPEAT_CAP, describe, mix
-from .records import MixedRow
-from .store import Store
-from .tasks import TASKS
+from .records import PATHS, MixedRow, QuestionType
+from .sampling.ledger import Ledger, Price
+from .store import Selection, Store
+from .tasks import TASKS, load_questions
+
+
+def open_store(file: str | Path) -> Store:
+    """Open a store that must exist already."""
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"There is no store at {file}. Create one with `md-trl sample --store {file}`.")
+    return Store(file)
 
 
 def rows_from_store(
-    store: Store,
-    task: str,
-    split: str,
-    model: str | None = None,
-    temperature: float | None = None,
-    repeat_cap: int = REPEAT_CAP,
-    progress: bool = False,
-    settings: Sequence[int] | None = None,
-) -> list[MixedRow]:
+    store: Store, selection: Selection, repeat_cap: int = REPEAT_CAP, progress: bool = False
+) -> dict[str, list[MixedRow]]:
     r"""
-    Judge and mix the thoughts of one task and split.
+    Judge and mix the thoughts of one task.
 
     Args:
         store ([`~md_trl.store.Store`]):
-            Where the thoughts are.
-        task (`str`), split (`str`):
-            What to mix.
-        model (`str`, *optional*), temperature (`float`, *optional*):
-            Which thoughts to take, where the store has several for a question.
+            Store of the thoughts.
+        selection ([`~md_trl.store.Selection`]):
+            Which thoughts to mix. It names one task.
         repeat_cap (`int`, *optional*, defaults to `4`):
-            Largest `repeat`.
+            Maximum `repeat` of a question.
         progress (`bool`, *optional*, defaults to `False`):
             Whether to show a progress bar while programs run.
-        settings (`Sequence[int]`, *optional*):
-            The same as `model` and `temperature`, by the numbers that `md-trl sample --status` shows.
 
     Returns:
-        `list[MixedRow]`: all rows, type 4 included.
+        `dict[str, list[MixedRow]]`: Mixed rows by split, type 4 included.
 
     Raises:
-        `ValueError`: the store has no such thoughts, or thoughts that must not be mixed.
+        `ValueError`: A split has no thoughts, or a question has thoughts of several settings.
     """
-    questions = store.questions(task, split)
-    thoughts = store.thoughts(task, split, model=model, temperature=temperature, settings=settings)
-    if not thoughts:
-        held = sorted({f"{q.task}/{q.split}" for q in store.questions()}) or ["no question at all"]
+    thoughts = store.thoughts(selection)
+    sampled = {thought.question_id for thought in thoughts}
+    questions = [question for question in store.questions.load(selection.task) if question.id in sampled]
+    splits = dict.fromkeys(selection.splits or (question.split for question in questions))
+    empty = [split for split in splits if all(question.split != split for question in questions)]
+    if empty or not splits:
+        held = sorted({f"{q.task}/{q.split}" for q in store.questions.load()}) or ["no questions at all"]
+        wanted = "/".join([selection.task, *empty[:1]])
+        picked = {name: value for name, value in vars(selection).items() if name in ("models", "settings") and value}
         raise InputError(
-            f"{store.path} has no thoughts of {task}/{split}{f' by {model}' if model else ''}; it holds "
-            f"{', '.join(held)}. Sample some with `md-trl sample --task {task} --split {split} --store {store.path}`."
+            f"{store.file} has no thoughts of {wanted}{f' with {picked}' if picked else ''}; it holds "
+            f"{', '.join(held)}. Sample some with `md-trl sample --task {selection.task} --store {store.file}`."
         )
-    with Executor(cache=store.path) as executor:
-        judged = mark(read_answers(thoughts, executor, progress=progress), {q.id: q.answer for q in questions})
-    return mix(questions, judged, repeat_cap=repeat_cap)
+    with Executor(cache=default_cache(store.file)) as executor:
+        answered = read_answers(thoughts, executor, progress=progress)
+    rows = mix(questions, mark(answered, {q.id: q.answer for q in questions}), repeat_cap=repeat_cap)
+    split_of = {question.id: question.split for question in questions}
+    return {split: [row for row in rows if split_of[row.id] == split] for split in splits}
 
 
-# What picks thoughts of a store
-_PICKED = ("model", "temperature", "settings")
+@dataclass(frozen=True)
+class BuildSummary:
+    r"""
+    What [`build_dataset`] wrote.
+
+    Args:
+        task (`str`):
+            Task of the dataset.
+        rows (`dict[str, list[MixedRow]]`):
+            Mixed rows by split, type 4 included.
+        cost (`float`, *optional*):
+            What the thoughts cost, if prices are known.
+    """
+
+    task: str
+    rows: dict[str, list[MixedRow]]
+    cost: float | None = None
+
+    def format(self) -> str:
+        """Format the summary as Markdown."""
+        parts = [
+            f"{self.task}/{split}: {len(rows):,} questions\n\n{describe(rows)}\n" for split, rows in self.rows.items()
+        ]
+        if self.cost is not None:
+            kept = sum(row.type != QuestionType.NEITHER for rows in self.rows.values() for row in rows)
+            per_question = self.cost / max(kept, 1)
+            parts.append(f"Cost {self.cost:.4f}: {per_question:.6f} for each of {kept:,} kept questions.\n")
+        return "\n".join(parts)
+
+
+def build_dataset(
+    store: Store,
+    output: str | Path,
+    selection: Selection,
+    repeat_cap: int = REPEAT_CAP,
+    prices: Mapping[str, Price] | None = None,
+    progress: bool = False,
+) -> BuildSummary:
+    r"""
+    Judge and mix the thoughts of one task, and write them as a dataset.
+
+    Args:
+        store ([`~md_trl.store.Store`]):
+            Store of the thoughts.
+        output (`str` or `Path`):
+            Folder to write to. Other tasks in it are kept.
+        selection ([`~md_trl.store.Selection`]):
+            Which thoughts to mix. It names one task.
+        repeat_cap (`int`, *optional*, defaults to `4`):
+            Maximum `repeat` of a question.
+        prices (`Mapping[str, Price]`, *optional*):
+            Prices by model, to state the cost per question.
+        progress (`bool`, *optional*, defaults to `False`):
+            Whether to show a progress bar while programs run.
+
+    Returns:
+        [`BuildSummary`]: What was written.
+
+    Raises:
+        `ValueError`: As in [`rows_from_store`], or no question is solved by any path.
+    """
+    # Thoughts that arrive from now on make the digest stale, whether or not they are mixed.
+    source = {"selection": asdict(selection), "repeat_cap": repeat_cap, "digest": store.digest(selection)}
+    rows = rows_from_store(store, selection, repeat_cap, progress)
+    write_folder(output, selection.task, rows, _card_settings(store, selection, rows, repeat_cap), source)
+    cost = None if prices is None else Ledger(store.spending(selection), prices).cost
+    return BuildSummary(selection.task, rows, cost)
+
+
+def _card_settings(
+    store: Store, selection: Selection, rows: Mapping[str, Sequence[MixedRow]], repeat_cap: int
+) -> dict[str, Any]:
+    """Describe for the card how the thoughts of a dataset were sampled."""
+    sampled = store.status(selection)
+    teachers = {path: _listed(row.model for row in sampled if row.path == path) for path in PATHS}
+    teacher = _listed(filter(None, teachers.values()))
+    if "" not in teachers.values() and teachers["cot"] != teachers["pot"]:
+        teacher = "; ".join(f"{path}: {name}" for path, name in teachers.items())
+    parameters = dict.fromkeys(name for row in sampled for name in row.params)
+    all_rows = [row for of_split in rows.values() for row in of_split]
+    return {
+        "teacher": teacher,
+        **{name: _listed(row.params.get(name, "unknown") for row in sampled) for name in parameters},
+        "CoT thoughts per question": _listed(row.n_cot for row in all_rows),
+        "PoT thoughts per question": _listed(row.n_pot for row in all_rows),
+        "repeat_cap": repeat_cap,
+    }
+
+
+def _listed(values: Iterable[Any]) -> str:
+    return ", ".join(sorted({str(value) for value in values}))
+
+
+def ensure_dataset(folder: str | Path, task: str, store_file: str | Path) -> BuildSummary | None:
+    r"""
+    Build the dataset of a task, unless the folder already holds one of the same thoughts.
+
+    A dataset that was built from other thoughts, for example before the store grew, is built again with the same
+    selection. If the store does not exist, the dataset is used as it is.
+
+    Args:
+        folder (`str` or `Path`):
+            Folder of the dataset.
+        task (`str`):
+            Task to train on.
+        store_file (`str` or `Path`):
+            Store of the thoughts.
+
+    Returns:
+        [`BuildSummary`] or `None`: What was written; `None` if the dataset was up to date.
+
+    Raises:
+        `FileNotFoundError`: Neither the dataset nor the store exists.
+        `ValueError`: As in [`build_dataset`].
+    """
+    metadata = read_metadata(folder, task)
+    if (Path(folder) / task).is_dir() and not Path(store_file).is_file():
+        return None
+    source = metadata and metadata.get("source")
+    selection, repeat_cap = Selection(task, ["train"]), REPEAT_CAP
+    if source is not None:
+        selection, repeat_cap = Selection(**source["selection"]), source["repeat_cap"]
+    with open_store(store_file) as store:
+        if source is not None and source["digest"] == store.digest(selection):
+            return None
+        return build_dataset(store, folder, selection, repeat_cap, progress=True)
+
+
+def load_mixed_rows(dataset: str, task: str) -> datasets.Dataset:
+    r"""
+    Load the mixed rows to train on.
+
+    Args:
+        dataset (`str`):
+            Folder or Hub id of the dataset.
+        task (`str`):
+            Task, a configuration of the dataset.
+
+    Returns:
+        [`~datasets.Dataset`]: Its split `train`.
+
+    Raises:
+        `ValueError`: The dataset has no such configuration or no split `train`.
+        `FileNotFoundError`: There is no such dataset.
+    """
+    try:
+        return datasets.load_dataset(dataset, task, split="train")
+    except ValueError as error:
+        raise InputError(f"Cannot load the split `train` of task {task!r} from {dataset}: {error}") from error
+
+
+def load_question_rows(task: str, source: str | None = None, store_file: str | None = None) -> datasets.Dataset:
+    r"""
+    Load every training question of a task, whichever paths solve it, for `objective="label_all"`.
+
+    Args:
+        task (`str`):
+            Name of the task.
+        source (`str`, *optional*):
+            Local copy of the task's original file.
+        store_file (`str`, *optional*):
+            Store whose questions to use if there is no `source`. Without either, the task is loaded from the Hub.
+
+    Returns:
+        [`~datasets.Dataset`]: `id`, `task`, `question` and `answer` of each question.
+
+    Raises:
+        `FileNotFoundError`: The source or the store does not exist.
+        `ValueError`: The store has no training questions of the task.
+    """
+    if source is None and store_file is not None:
+        with open_store(store_file) as store:
+            questions = store.questions.load(task, "train")
+        if not questions:
+            raise InputError(f"{store_file} has no questions of {task}/train. Name the original file with `source`.")
+    else:
+        questions = load_questions(task, "train", source=source)
+    columns = ("id", "task", "question", "answer")
+    return datasets.Dataset.from_list([{name: getattr(question, name) for name in columns} for question in questions])
 
 
 @dataclass
@@ -81,26 +258,30 @@ class MixedThoughtsConfig(datasets.BuilderConfig):
 
     Args:
         store (`str`):
-            Path of the store.
-        model (`str`, *optional*), temperature (`float`, *optional*), repeat_cap (`int`, *optional*, defaults to `4`):
-            As in [`rows_from_store`].
+            Store of the thoughts.
+        models (`str` or `dict[str, str]`, *optional*):
+            As in [`~md_trl.store.Selection`].
         settings (`list[int]`, *optional*):
-            As in [`rows_from_store`].
-        fingerprint (`str`, *optional*):
-            Digest of the store, set by [`MixedThoughts`], so that a cached dataset is not taken for a grown store.
+            As in [`~md_trl.store.Selection`].
+        combine (`bool`, *optional*, defaults to `False`):
+            As in [`~md_trl.store.Selection`].
+        repeat_cap (`int`, *optional*, defaults to `4`):
+            Maximum `repeat` of a question.
+        digest (`str`, *optional*):
+            Digest of the selected thoughts. [`MixedThoughts`] sets it, so that a store that has grown is mixed again.
     """
 
     store: str | None = None
-    model: str | None = None
-    temperature: float | None = None
-    repeat_cap: int = REPEAT_CAP
+    models: str | dict[str, str] | None = None
     settings: list[int] | None = None
-    fingerprint: str | None = None
+    combine: bool = False
+    repeat_cap: int = REPEAT_CAP
+    digest: str | None = None
 
 
 class MixedThoughts(datasets.GeneratorBasedBuilder):
     r"""
-    `datasets` builder of mixed thoughts (Sec. 3.1), one config a task, one split a split of the store.
+    `datasets` builder of mixed thoughts (Sec. 3.1). Each task is a configuration, each split of the store a split.
 
     Example:
 
@@ -114,153 +295,72 @@ class MixedThoughts(datasets.GeneratorBasedBuilder):
 
     Args:
         config_name (`str`):
-            The task.
-        store (`str`):
-            Path of the store.
+            Name of the task.
+        store (`str` or `Path`):
+            Store of the thoughts.
         cache_dir (`str`, *optional*):
-            Folder for the prepared dataset, the cache of `datasets` by default.
+            Folder for the prepared dataset. Defaults to the cache of `datasets`.
+        models (`str` or `dict[str, str]`, *optional*):
+            Model whose thoughts to use, or one model for each path.
+        settings (`list[int]`, *optional*):
+            Settings whose thoughts to use, by the numbers that `md-trl store status` shows.
+        combine (`bool`, *optional*, defaults to `False`):
+            Whether to combine the thoughts of several settings of one question and path.
         **config_kwargs:
-            Further fields of [`MixedThoughtsConfig`].
+            Other fields of [`MixedThoughtsConfig`].
 
     Raises:
-        `FileNotFoundError`: no store at the path.
-        `ValueError`: the store has no thoughts of the task.
+        `FileNotFoundError`: There is no such store.
+        `ValueError`: The store has no thoughts of the task.
     """
 
     BUILDER_CONFIG_CLASS = MixedThoughtsConfig
     BUILDER_CONFIGS = [MixedThoughtsConfig(name=task) for task in TASKS]
 
-    def __init__(self, config_name: str, store: str | Path, cache_dir: str | None = None, **config_kwargs: Any):
-        if not Path(store).is_file():
-            raise FileNotFoundError(f"There is no store at {store}. Make one with `md-trl sample --store {store}`.")
-        fingerprint = hashlib.sha256()
-        with Store(store) as opened:
-            picked = {name: config_kwargs.get(name) for name in _PICKED}
-            for record in [*opened.questions(config_name), *opened.thoughts(config_name, **picked)]:
-                fingerprint.update(repr(record).encode())
-        if config_name not in TASKS:  # imported under a name of the user's
+    def __init__(
+        self,
+        config_name: str,
+        store: str | Path,
+        cache_dir: str | None = None,
+        models: str | dict[str, str] | None = None,
+        settings: list[int] | None = None,
+        combine: bool = False,
+        **config_kwargs: Any,
+    ):
+        self._selection = Selection(config_name, models=models, settings=settings, combine=combine)
+        with open_store(store) as opened:
+            digest = opened.digest(self._selection)
+        if config_name not in TASKS:  # a task that the user imported under a name of their own
             self.BUILDER_CONFIGS = []
         super().__init__(
             cache_dir=cache_dir,
             config_name=config_name,
             store=str(Path(store).resolve()),
-            fingerprint=fingerprint.hexdigest(),
+            models=models,
+            settings=settings,
+            combine=combine,
+            digest=digest,
             **config_kwargs,
         )
 
     def _info(self) -> datasets.DatasetInfo:
+        made_with = {name: getattr(self.config, name) for name in ("models", "settings", "combine", "repeat_cap")}
         return datasets.DatasetInfo(
             description=f"Mixed thoughts on {self.config.name}: distinct CoT and PoT thoughts with type and lambda.\n"
-            + json.dumps({name: getattr(self.config, name) for name in (*_PICKED, "repeat_cap")}),
+            + json.dumps(made_with),
             features=MixedRow.features(),
             homepage="https://huggingface.co/papers/2312.10730",
         )
 
-    # All rows are mixed here, for `datasets` hides the message of what fails in `_generate_examples`
+    # All rows are mixed here, because `datasets` hides the message of an error in `_generate_examples`.
     def _split_generators(self, dl_manager) -> list[datasets.SplitGenerator]:
-        config = self.config
-        with Store(config.store) as store:
-            picked = {name: getattr(config, name) for name in _PICKED}
-            sampled = {thought.question_id for thought in store.thoughts(config.name, **picked)}
-            splits = dict.fromkeys(q.split for q in store.questions(config.name) if q.id in sampled)
-            if not splits:
-                raise InputError(
-                    f"{config.store} has no thoughts of {config.name}. Sample some with `md-trl sample --task "
-                    f"{config.name} --store {config.store}`."
-                )
-            rows = {
-                split: rows_from_store(store, config.name, split, repeat_cap=config.repeat_cap, **picked)
-                for split in splits
-            }
+        with open_store(self.config.store) as store:
+            rows = rows_from_store(store, self._selection, self.config.repeat_cap)
         return [
-            datasets.SplitGenerator(name=split, gen_kwargs={"rows": _solved(rows[split], config.name, split)})
-            for split in splits
+            datasets.SplitGenerator(name=split, gen_kwargs={"rows": solved_rows(of_split, self.config.name, split)})
+            for split, of_split in rows.items()
         ]
 
     def _generate_examples(self, rows: list[MixedRow]):
         for row in rows:
             yield row.id, row.to_dict()
-
-
-def _solved(rows: Sequence[MixedRow], task: str, split: str) -> list[MixedRow]:
-    """The rows that go into a dataset: all but those of type 4."""
-    kept = [row for row in rows if row.type != 4]
-    if not kept:
-        raise InputError(
-            f"No question of {task}/{split} is left to mix: all {len(rows)} are of type 4, solved by neither path. "
-            "Sample more thoughts (`--n`), from a better model, or look at them with `md-trl sample --export`."
-        )
-    return kept
-
-
-def write_folder(
-    output: str | Path, task: str, splits: Mapping[str, Sequence[MixedRow]], settings: Mapping[str, Any]
-) -> Path:
-    r"""
-    Write mixed rows as Parquet with a card, so that `load_dataset(output, task)` opens them, from disk or from the
-    Hub.
-
-    Other tasks in the folder stay as they are. Rows of type 4 are counted in the card and not written.
-
-    Args:
-        output (`str` or `Path`):
-            Folder, made if there is none.
-        task (`str`):
-            Name of the config.
-        splits (`Mapping[str, Sequence[MixedRow]]`):
-            Mixed rows by split, type 4 included.
-        settings (`Mapping[str, Any]`):
-            How the rows came about, for the metadata: model, temperature, `repeat_cap`, ...
-
-    Returns:
-        `Path`: the folder.
-
-    Raises:
-        `ValueError`: every row is of type 4.
-    """
-    output = Path(output)
-    info = datasets.DatasetInfo(features=MixedRow.features(), config_name=task, splits=datasets.SplitDict())
-    for split, rows in splits.items():
-        kept = [row.to_dict() for row in _solved(rows, task, split)]
-        (output / task).mkdir(parents=True, exist_ok=True)
-        file = output / task / f"{split}-00000-of-00001.parquet"
-        dataset = datasets.Dataset.from_list(kept, features=MixedRow.features())
-        dataset.to_parquet(file)
-        info.splits[split] = datasets.SplitInfo(name=split, num_bytes=dataset.data.nbytes, num_examples=len(kept))
-        info.download_size = (info.download_size or 0) + file.stat().st_size
-        info.dataset_size = (info.dataset_size or 0) + dataset.data.nbytes
-    summary = {
-        "settings": dict(settings),
-        "types": {
-            split: {str(t): sum(row.type == t for row in rows) for t in (1, 2, 3, 4)} for split, rows in splits.items()
-        },
-        "summary": {split: describe(rows) for split, rows in splits.items()},
-    }
-    (output / task / "mixing.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
-    _write_card(output, task, info)
-    return output
-
-
-def _write_card(output: Path, task: str, info: datasets.DatasetInfo) -> None:
-    path = output / "README.md"
-    data = DatasetCard.load(path).data if path.exists() else DatasetCardData()
-    infos = DatasetInfosDict.from_dataset_card_data(data)
-    configs = MetadataConfigs.from_dataset_card_data(data)
-    infos[task] = info
-    configs[task] = {"data_files": [{"split": split, "path": f"{task}/{split}-*.parquet"} for split in info.splits]}
-    template = (files("md_trl") / "hub_cards" / "mixed-thoughts" / "README.md").read_text()
-    new = DatasetCard(template.replace("{{ configs }}", _sections(output, configs)))
-    infos.to_dataset_card_data(new.data)
-    configs.to_dataset_card_data(new.data)
-    new.save(path)
-
-
-def _sections(output: Path, tasks: Sequence[str]) -> str:
-    """One section a task for the body of the card, from the metadata in the task's folder."""
-    sections = []
-    for task in sorted(tasks):
-        metadata = json.loads((output / task / "mixing.json").read_text())
-        settings = "\n".join(f"| {name} | {value} |" for name, value in metadata["settings"].items())
-        sections.append(f"## {task}\n\n| setting | value |\n| --- | --- |\n{settings}")
-        sections += [f"### {task}, {split}\n\n{summary}" for split, summary in metadata["summary"].items()]
-    return "\n\n".join(sections)

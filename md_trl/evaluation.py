@@ -1,104 +1,321 @@
-"""Evaluation: judged thoughts of a student come in, accuracies with their number of votes go out (Sec. 4)."""
+"""Evaluation: judged answers of a student to many questions come in, accuracies by number of votes go out (Sec. 4).
+
+No model is loaded here: [`~md_trl.student_evaluation.StudentEvaluation`] samples a student and builds its result.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from .answers import equal
 from .errors import InputError
 from .mixing import type_of
-from .records import Question, Thought
+from .records import LABEL, PATHS, Question, QuestionType, Thought
 from .voting import majority, score, vote, vote_two
 
 
-def evaluate_thoughts(questions: Sequence[Question], thoughts: Iterable[Thought], n: int) -> dict[str, Any]:
-    r"""
-    Score the votes of a student.
+FIGURES = ("joint", "pot", "cot", "n2", LABEL)
+"""Accuracies of a student: the joint vote (Eq. 5), the vote of one path, the N=2 rule (Sec. 4.4.2), the label."""
 
-    Every accuracy states its number of votes N. A single-path figure votes over the first N thoughts of the path, a
-    joint figure (Eq. 5) over the first N/2 of each. Unusable thoughts do not vote, and a question without an answer is
-    counted wrong.
+
+@dataclass
+class QuestionResult:
+    r"""
+    The answers of a student to one question.
+
+    Args:
+        id (`str`):
+            Id of the question.
+        answer (`str`):
+            Gold answer.
+        cot (`list[str | None]`, *optional*, defaults to `[]`):
+            Answers of the CoT thoughts in sample order, in canonical form; `None` for an unusable thought.
+        pot (`list[str | None]`, *optional*, defaults to `[]`):
+            Answers of the PoT thoughts in sample order.
+        label (`list[str | None]`, *optional*, defaults to `[]`):
+            The bare answer, if it was sampled.
+        cot_logprob (`list[float | None]`, *optional*, defaults to `[]`):
+            Mean log-probability per token of each CoT thought; `None` if the engine did not report it.
+        pot_logprob (`list[float | None]`, *optional*, defaults to `[]`):
+            Mean log-probability per token of each PoT thought.
+        tokens (`int`, *optional*, defaults to `0`):
+            Completion tokens that were sampled for the question under the same settings.
+    """
+
+    id: str
+    answer: str
+    cot: list[str | None] = field(default_factory=list)
+    pot: list[str | None] = field(default_factory=list)
+    label: list[str | None] = field(default_factory=list)
+    cot_logprob: list[float | None] = field(default_factory=list)
+    pot_logprob: list[float | None] = field(default_factory=list)
+    tokens: int = 0
+
+    def is_correct(self, answer: str | None) -> bool:
+        """Return whether an answer of the student equals the gold answer. `None` never does."""
+        return answer is not None and equal(answer, self.answer)
+
+
+@dataclass
+class EvaluationResult:
+    r"""
+    The answers of one student on one task and split. Every figure is computed from `questions`.
+
+    Args:
+        name (`str`):
+            Name of the student in tables.
+        model (`str`):
+            The model that was sampled, as its engine names it.
+        task (`str`):
+            Name of the task.
+        split (`str`):
+            Split that was evaluated.
+        settings (`dict[str, Any]`):
+            Everything else the answers depend on: sampling parameters, number of thoughts, prompt format, ...
+        questions (`list[QuestionResult]`):
+            Answers, question by question.
+    """
+
+    name: str
+    model: str
+    task: str
+    split: str
+    settings: dict[str, Any]
+    questions: list[QuestionResult]
+
+    def __post_init__(self):
+        if not self.questions:
+            raise InputError(f"There are no questions of {self.task}/{self.split} to evaluate {self.name!r} on.")
+        self.settings = json.loads(json.dumps(self.settings))  # tuples become lists, as in the file
+
+    @property
+    def n(self) -> int:
+        """Maximum number of thoughts per path, `0` if only bare answers were sampled."""
+        return max(max(len(question.cot), len(question.pot)) for question in self.questions)
+
+    def has(self, figure: str) -> bool:
+        """Return whether the paths that were sampled determine a figure."""
+        paths = PATHS if figure in ("joint", "n2") else (figure,)
+        return all(any(getattr(question, path) for question in self.questions) for path in paths)
+
+    def votes(self, figure: str) -> float:
+        r"""
+        Return the number of samples per question behind a figure.
+
+        At equal budget, the joint vote takes half of its samples from each path. The N=2 rule samples a CoT only where
+        the program does not run, so its number is a mean.
+        """
+        if figure == "joint":
+            return max(self.n // 2, 1) * 2
+        if figure == "n2":
+            return sum(1 if question.pot[0] is not None else 2 for question in self.questions) / len(self.questions)
+        return 1 if figure == LABEL else self.n
+
+    def correct(self, figure: str, votes: int | None = None) -> list[bool]:
+        r"""
+        Return which questions a figure counts as correct.
+
+        Args:
+            figure (`str`):
+                One of [`FIGURES`].
+            votes (`int`, *optional*):
+                Number of samples to vote over: the first ones of a path, or half of them from each path for `joint`.
+                Defaults to [`EvaluationResult.votes`].
+
+        Returns:
+            `list[bool]`: One entry per question, in order.
+        """
+        votes = int(self.votes(figure)) if votes is None else votes
+        return [question.is_correct(_predict(question, figure, votes)) for question in self.questions]
+
+    def accuracy(self, figure: str, votes: int | None = None) -> float:
+        """Return the share of questions that [`EvaluationResult.correct`] counts as correct."""
+        return sum(self.correct(figure, votes)) / len(self.questions)
+
+    def curve(self, figure: str) -> list[tuple[int, float]]:
+        r"""
+        Return the accuracy of a vote for every number of samples (Fig. 4).
+
+        Args:
+            figure (`str`):
+                `cot`, `pot` or `joint`.
+
+        Returns:
+            `list[tuple[int, float]]`: Number of samples and accuracy, empty if the figure is not determined.
+        """
+        step = 2 if figure == "joint" else 1
+        counts = range(step, step * self.n + 1, step) if self.has(figure) else ()
+        return [(votes, self.accuracy(figure, votes)) for votes in counts]
+
+    def usable(self) -> dict[str, float]:
+        """Return the share of thoughts that reach an answer, for every path that was sampled."""
+        shares = {}
+        for path in (*PATHS, LABEL):
+            answers = [answer for question in self.questions for answer in getattr(question, path)]
+            if answers:
+                shares[path] = sum(answer is not None for answer in answers) / len(answers)
+        return shares
+
+    def solved_by(self) -> dict[str, float]:
+        """Return the shares of questions solved by `both`, `cot_only`, `pot_only` and `neither` (Fig. 1)."""
+        scores = score(
+            [q.cot for q in self.questions], [q.pot for q in self.questions], [q.answer for q in self.questions]
+        )
+        return {share: scores[share] for share in ("both", "cot_only", "pot_only", "neither")}
+
+    def joint_by_type(self) -> dict[QuestionType, tuple[int, float]]:
+        """Return the number of questions of each type for this student, and how often the full joint vote is right."""
+        correct: dict[QuestionType, list[bool]] = {type_: [] for type_ in QuestionType}
+        for question in self.questions:
+            type_ = type_of(question.is_correct(majority(question.cot)), question.is_correct(majority(question.pot)))
+            correct[type_].append(question.is_correct(vote(question.cot, question.pot)))
+        return {type_: (len(found), sum(found) / len(found) if found else 0.0) for type_, found in correct.items()}
+
+    def figures(self) -> dict[str, Any]:
+        """Return all figures as they are written to the result's file."""
+        figures: dict[str, Any] = {"n_questions": len(self.questions), "usable": self.usable()}
+        if self.has(LABEL):
+            figures[LABEL] = self.accuracy(LABEL)
+        for figure in (*PATHS, "joint"):
+            if self.has(figure):
+                figures[figure] = [{"votes": votes, "accuracy": share} for votes, share in self.curve(figure)]
+        if self.has("joint"):
+            figures["n2"] = {"accuracy": self.accuracy("n2"), "mean_samples": self.votes("n2")}
+            figures["solved_by"] = self.solved_by()
+            figures["joint_by_type"] = {
+                f"{type_:d}": {"n_questions": size, "accuracy": share}
+                for type_, (size, share) in self.joint_by_type().items()
+            }
+        return figures
+
+    def question_digest(self) -> str:
+        """Return a digest of the questions and their gold answers."""
+        return _digest([(question.id, question.answer) for question in self.questions])
+
+    def file_name(self) -> str:
+        """Return the name of the result's file: the same for the same run, different for any other."""
+        run = [self.name, self.model, self.settings, self.question_digest()]
+        return re.sub(r"[^\w.-]+", "_", f"{self.name}-{self.task}-{self.split}-{_digest(run)}.json")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of the result's file."""
+        values = asdict(self)
+        questions = [{k: v for k, v in question.items() if k != LABEL or v} for question in values.pop("questions")]
+        return values | {"figures": self.figures(), "questions": questions}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> EvaluationResult:
+        """Build a result from the content of its file. Its figures are ignored, as they follow from the answers."""
+        values = {name: value for name, value in values.items() if name != "figures"}
+        return cls(**values | {"questions": [QuestionResult(**question) for question in values["questions"]]})
+
+    def save(self, folder: str | Path) -> Path:
+        r"""
+        Write the result to a folder. The result of a different run is never overwritten.
+
+        Args:
+            folder (`str` or `Path`):
+                Folder of results, created if it does not exist.
+
+        Returns:
+            `Path`: The file.
+        """
+        file = Path(folder) / self.file_name()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        return file
+
+    @classmethod
+    def load(cls, file: str | Path) -> EvaluationResult:
+        r"""
+        Read a result that [`EvaluationResult.save`] wrote.
+
+        Args:
+            file (`str` or `Path`):
+                The file.
+
+        Returns:
+            [`EvaluationResult`]: The result.
+
+        Raises:
+            `ValueError`: The file is not a result.
+        """
+        try:
+            return cls.from_dict(json.loads(Path(file).read_text(encoding="utf-8")))
+        except json.JSONDecodeError as error:
+            raise InputError(
+                f"{file} is not valid JSON (line {error.lineno}: {error.msg}). Delete it, or run the evaluation again."
+            ) from None
+        except (AttributeError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{file} is not a result of `md-trl eval`. Move it elsewhere, or run the evaluation again."
+            ) from error
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _predict(question: QuestionResult, figure: str, votes: int) -> str | None:
+    """Return the answer to a question that a figure scores."""
+    if figure == "joint":
+        return vote(question.cot[: votes // 2], question.pot[: votes // 2])
+    if figure == "n2":
+        return vote_two(question.pot[0], question.cot[0])
+    return majority(getattr(question, figure)[:votes])
+
+
+def collect_answers(
+    questions: Sequence[Question],
+    thoughts: Iterable[Thought],
+    n: int,
+    paths: Sequence[str],
+    tokens: Mapping[str, int] | None = None,
+) -> list[QuestionResult]:
+    r"""
+    Collect the answers of judged thoughts, question by question.
 
     Args:
         questions (`Sequence[Question]`):
-            The questions asked.
+            Questions that were asked.
         thoughts (`Iterable[Thought]`):
-            Judged thoughts. Their `index` orders them.
+            Thoughts whose answers were read, in any order. Those of other questions and paths are ignored.
         n (`int`):
-            Thoughts of a path to use.
+            Number of thoughts per path to use, the first ones by `index`. The label path has one.
+        paths (`Sequence[str]`):
+            Paths that were sampled: `cot`, `pot`, `label`.
+        tokens (`Mapping[str, int]`, *optional*):
+            Completion tokens by question id.
 
     Returns:
-        `dict`: with `n_questions` and those of the following that the paths sampled allow. `cot`, `pot`, `joint`:
-        lists of `{"votes", "accuracy"}`, one for each number of votes; `n2`: accuracy and mean samples of the rule
-        for N=2 (Sec. 4.4.2: one PoT, and only if it does not run, one CoT); `solved_by`: shares of questions solved
-        by `both`, `cot_only`, `pot_only`, `neither` (Fig. 1); `joint_by_type`: accuracy of the joint vote over all
-        thoughts by the type of the question for this student; `label`: accuracy of the bare answers; `usable`: share
-        of thoughts that reach an answer, a path.
+        `list[QuestionResult]`: One entry per question, in order.
 
     Raises:
-        `ValueError`: a question without the `n` thoughts asked for.
+        `ValueError`: A question has fewer thoughts than asked for.
     """
-    answers: dict[str, dict[str, list[str | None]]] = defaultdict(dict)
+    by_path: dict[tuple[str, str], list[Thought]] = defaultdict(list)
     for thought in sorted(thoughts, key=lambda thought: thought.index):
-        answers[thought.path].setdefault(thought.question_id, []).append(thought.answer)
-    for path, by_question in answers.items():
-        wanted = 1 if path == "label" else n
-        for question in questions:
-            found = len(by_question.get(question.id, []))
-            if found < wanted:
+        by_path[thought.question_id, thought.path].append(thought)
+    results = []
+    for question in questions:
+        result = QuestionResult(question.id, question.answer, tokens=(tokens or {}).get(question.id, 0))
+        for path in paths:
+            wanted = 1 if path == LABEL else n
+            found = by_path[question.id, path][:wanted]
+            if len(found) < wanted:
                 raise InputError(
-                    f"{question.id!r} has {found} of {wanted} {path} thoughts. Run the same sampling again: it asks "
-                    "for what is missing."
+                    f"{question.id!r} has {len(found)} of {wanted} {path} thoughts. Run the same evaluation again: it "
+                    "samples only what is missing."
                 )
-            by_question[question.id] = by_question[question.id][:wanted]
-
-    def accuracy(predictions: Iterable[str | None]) -> float:
-        pairs = zip(predictions, questions, strict=True)
-        return sum(p is not None and equal(p, q.answer) for p, q in pairs) / len(questions)
-
-    result: dict[str, Any] = {"n_questions": len(questions), "usable": {}}
-    for path, by_question in answers.items():
-        flat = [answer for q in questions for answer in by_question[q.id]]
-        result["usable"][path] = sum(answer is not None for answer in flat) / len(flat)
-    if "label" in answers:
-        result["label"] = accuracy(answers["label"][q.id][0] for q in questions)
-    for path in ("cot", "pot"):
-        if path in answers:
-            of_path = [answers[path][q.id] for q in questions]
-            result[path] = [
-                {"votes": k, "accuracy": accuracy(majority(a[:k]) for a in of_path)} for k in range(1, n + 1)
-            ]
-    if "cot" in answers and "pot" in answers:
-        cot, pot = ([answers[path][q.id] for q in questions] for path in ("cot", "pot"))
-        result["joint"] = [
-            {"votes": 2 * k, "accuracy": accuracy(vote(c[:k], p[:k]) for c, p in zip(cot, pot, strict=True))}
-            for k in range(1, n + 1)
-        ]
-        result["n2"] = {
-            "accuracy": accuracy(vote_two(p[0], c[0]) for c, p in zip(cot, pot, strict=True)),
-            "mean_samples": sum(1 if p[0] is not None else 2 for p in pot) / len(questions),
-        }
-        scores = score(cot, pot, [q.answer for q in questions])
-        result["solved_by"] = {key: scores[key] for key in ("both", "cot_only", "pot_only", "neither")}
-        result["joint_by_type"] = _joint_by_type(cot, pot, questions)
-    return result
-
-
-def _joint_by_type(cot, pot, questions: Sequence[Question]) -> dict[str, dict[str, float]]:
-    right: dict[int, list[bool]] = {type_: [] for type_ in (1, 2, 3, 4)}
-    for c, p, question in zip(cot, pot, questions, strict=True):
-        by_cot, by_pot, by_both = (
-            answer is not None and equal(answer, question.answer) for answer in (majority(c), majority(p), vote(c, p))
-        )
-        right[type_of(by_cot, by_pot)].append(by_both)
-    return {
-        str(type_): {"n_questions": len(hits), "accuracy": sum(hits) / len(hits) if hits else 0.0}
-        for type_, hits in right.items()
-    }
-
-
-def at_votes(figures: list[dict[str, float]], votes: int) -> float | None:
-    """The accuracy of a list of figures at a number of votes, `None` if that number was not measured."""
-    return next((figure["accuracy"] for figure in figures if figure["votes"] == votes), None)
+            setattr(result, path, [thought.answer for thought in found])
+            if path != LABEL:
+                setattr(result, f"{path}_logprob", [thought.logprob for thought in found])
+        results.append(result)
+    return results

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from .answers import NO_ANSWER, canonical, equal, extract, read
+from .answers import NO_ANSWER, answer_of_value, canonical, equal, extract
 from .execution import Executor
 from .records import Thought
 
@@ -46,7 +46,7 @@ def read_answers(
         if thought.finish_reason == "stop":
             if thought.path == "pot":
                 result = next(results)
-                answer = read(result.value) if result.status == "ok" else None
+                answer = answer_of_value(result.value) if result.status == "ok" else None
             elif thought.path == "cot":
                 answer = extract(thought.text, strict=strict) or thought.stated
             else:

@@ -1,98 +1,113 @@
-"""Mixing: questions and judged thoughts come in, mixed rows go out: type, lambda, repeat (Sec. 3.1)."""
+"""Mixing: judged thoughts come in, mixed rows go out, with the type, lambda and repeat of each question (Sec. 3.1)."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from .answers import equal
 from .errors import InputError
-from .records import MixedRow, Question, Thought
+from .records import MixedRow, Question, QuestionType, Thought
 from .voting import majority
 
 
 REPEAT_CAP = 4
+"""Maximum `repeat` of a question by default."""
+
+SOLVED_BY = {
+    QuestionType.POT_ONLY: "PoT only",
+    QuestionType.COT_ONLY: "CoT only",
+    QuestionType.BOTH: "both",
+    QuestionType.NEITHER: "neither",
+}
+"""Which paths solve a question of each type, in the words of tables and cards."""
 
 
-def type_of(solved_by_cot: bool, solved_by_pot: bool) -> int:
-    """Type of a question: 1 if only PoT solves it, 2 if only CoT does, 3 if both do, 4 if neither does (Sec. 3.1)."""
-    return {(False, True): 1, (True, False): 2, (True, True): 3, (False, False): 4}[solved_by_cot, solved_by_pot]
+def type_of(solved_by_cot: bool, solved_by_pot: bool) -> QuestionType:
+    """Return the type of a question from the paths that solve it."""
+    if solved_by_cot and solved_by_pot:
+        return QuestionType.BOTH
+    if solved_by_cot:
+        return QuestionType.COT_ONLY
+    return QuestionType.POT_ONLY if solved_by_pot else QuestionType.NEITHER
 
 
 def mix(questions: Iterable[Question], thoughts: Iterable[Thought], repeat_cap: int = REPEAT_CAP) -> list[MixedRow]:
     r"""
-    Sort questions by which path solves them, and weigh them.
+    Group questions by which reasoning paths solve them, and weight them.
 
-    A path solves a question if the most frequent answer of its usable thoughts equals the gold answer. Type 1 is
-    solved by PoT only, 2 by CoT only, 3 by both, 4 by neither. Lambda is `n2 / (n1 + n2)` for n1 correct CoT and n2
-    correct PoT thoughts. Questions of type 1 and 2 repeat about as often as balances them with type 3 of the same task
-    and split, at most `repeat_cap` times.
+    A path solves a question if the most frequent answer among its usable thoughts equals the gold answer. Lambda is
+    `n2 / (n1 + n2)` for n1 correct CoT thoughts and n2 correct PoT thoughts. Questions that only one path solves are
+    repeated to balance them against the questions that both paths solve, separately for each task and split.
 
     Args:
         questions (`Iterable[Question]`):
-            Questions. Those without any thought are left out: they were not sampled.
+            Questions. Those without any thought have not been sampled and are left out.
         thoughts (`Iterable[Thought]`):
-            Judged thoughts. Their `index` orders them: ties fall to the first answer, and texts keep this order.
+            Judged thoughts, in any order. Their `index` decides ties between answers and the order of the texts.
         repeat_cap (`int`, *optional*, defaults to `4`):
-            Largest `repeat`.
+            Maximum `repeat` of a question.
 
     Returns:
-        `list[MixedRow]`: a row a question, type 4 included, in the order of the questions.
+        `list[MixedRow]`: One row per question in the order of the questions, type 4 included.
 
     Raises:
-        `ValueError`: a thought that has not been judged.
+        `ValueError`: A thought has not been judged.
     """
     by_path: dict[tuple[str, str], list[Thought]] = defaultdict(list)
     for thought in thoughts:
         if thought.correct is None:
             raise InputError(
-                f"Thought {thought.index} of {thought.question_id!r} ({thought.path}) is not judged. Call `judge` "
-                "on the thoughts."
+                f"Thought {thought.index} of {thought.question_id!r} ({thought.path}) is not judged. Call "
+                "`read_answers` and `mark` on the thoughts first."
             )
         by_path[thought.question_id, thought.path].append(thought)
-    for found in by_path.values():
-        found.sort(key=lambda thought: thought.index)
+    for thoughts_of_path in by_path.values():
+        thoughts_of_path.sort(key=lambda thought: thought.index)
 
     rows, groups = [], []
     for question in questions:
         cot, pot = by_path[question.id, "cot"], by_path[question.id, "pot"]
-        if not cot and not pot:
-            continue
-        cot_vote, pot_vote = majority(t.answer for t in cot), majority(t.answer for t in pot)
-        by_cot = cot_vote is not None and equal(cot_vote, question.answer)
-        by_pot = pot_vote is not None and equal(pot_vote, question.answer)
-        n1, n2 = sum(t.correct for t in cot), sum(t.correct for t in pot)
-        groups.append((question.task, question.split))
-        rows.append(
-            MixedRow(
-                id=question.id,
-                task=question.task,
-                question=question.question,
-                answer=question.answer,
-                type=type_of(by_cot, by_pot),
-                lambda_=n2 / (n1 + n2) if n1 + n2 else None,
-                repeat=1,
-                n_cot=len(cot),
-                n_pot=len(pot),
-                n_cot_correct=n1,
-                n_pot_correct=n2,
-                cot_vote=cot_vote,
-                pot_vote=pot_vote,
-                cot=_distinct(cot),
-                pot=_distinct(pot),
-            )
-        )
-    count = Counter((group, row.type) for group, row in zip(groups, rows, strict=True))
+        if cot or pot:
+            rows.append(_mix_question(question, cot, pot))
+            groups.append((question.task, question.split))
+    sizes = Counter((group, row.type) for group, row in zip(groups, rows, strict=True))
     for group, row in zip(groups, rows, strict=True):
-        if row.type in (1, 2):
-            row.repeat = max(1, min(repeat_cap, math.floor(count[group, 3] / count[group, row.type] + 0.5)))
+        if row.type in (QuestionType.POT_ONLY, QuestionType.COT_ONLY):
+            balance = math.floor(sizes[group, QuestionType.BOTH] / sizes[group, row.type] + 0.5)
+            row.repeat = max(1, min(repeat_cap, balance))
     return rows
 
 
-def _distinct(thoughts: Iterable[Thought]) -> list[dict]:
-    """The distinct usable texts in the order first seen, with how often each was sampled."""
-    distinct: dict[str, dict] = {}
+def _mix_question(question: Question, cot: list[Thought], pot: list[Thought]) -> MixedRow:
+    """Mix the thoughts of one question, in sample order. Its `repeat` depends on the other questions."""
+    cot_vote, pot_vote = majority(t.answer for t in cot), majority(t.answer for t in pot)
+    solved_by_cot, solved_by_pot = (vote is not None and equal(vote, question.answer) for vote in (cot_vote, pot_vote))
+    n1, n2 = sum(t.correct for t in cot), sum(t.correct for t in pot)
+    return MixedRow(
+        id=question.id,
+        task=question.task,
+        question=question.question,
+        answer=question.answer,
+        type=type_of(solved_by_cot, solved_by_pot),
+        lambda_=n2 / (n1 + n2) if n1 + n2 else None,
+        repeat=1,
+        n_cot=len(cot),
+        n_pot=len(pot),
+        n_cot_correct=n1,
+        n_pot_correct=n2,
+        cot_vote=cot_vote,
+        pot_vote=pot_vote,
+        cot=_distinct(cot),
+        pot=_distinct(pot),
+    )
+
+
+def _distinct(thoughts: Iterable[Thought]) -> list[dict[str, Any]]:
+    """Return the distinct usable texts in the order first seen, and how often each was sampled."""
+    distinct: dict[str, dict[str, Any]] = {}
     for thought in thoughts:
         if thought.usable:
             new = {"text": thought.text, "answer": thought.answer, "correct": thought.correct, "count": 0}
@@ -102,32 +117,33 @@ def _distinct(thoughts: Iterable[Thought]) -> list[dict]:
 
 def describe(rows: Sequence[MixedRow]) -> str:
     r"""
-    A Markdown summary of mixed rows: how many of each type, how often each path is right, how lambda is distributed.
+    Summarize mixed rows: the size of each type, how many thoughts are correct, and the distribution of lambda.
 
     Args:
         rows (`Sequence[MixedRow]`):
-            Mixed rows, type 4 included.
+            Mixed rows of one task and split, type 4 included.
 
     Returns:
-        `str`: two tables.
+        `str`: Two Markdown tables.
     """
-    meaning = {1: "PoT only", 2: "CoT only", 3: "both", 4: "neither (dropped)"}
     lines = [
         "| type | solved by | questions | share | repeat | correct CoT (n1) | correct PoT (n2) |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for type_, solved_by in meaning.items():
+    for type_, solved_by in SOLVED_BY.items():
         of_type = [row for row in rows if row.type == type_]
+        repeat = n1 = n2 = "-"
         if of_type:
-            repeat = str(of_type[0].repeat) if type_ != 4 else "-"
             n1 = f"{sum(r.n_cot_correct for r in of_type):,} of {sum(r.n_cot for r in of_type):,}"
             n2 = f"{sum(r.n_pot_correct for r in of_type):,} of {sum(r.n_pot for r in of_type):,}"
-        else:
-            repeat = n1 = n2 = "-"
+        if type_ == QuestionType.NEITHER:
+            solved_by += " (dropped)"
+        elif of_type:
+            repeat = str(of_type[0].repeat)
         share = f"{len(of_type) / len(rows):.1%}" if rows else "-"
         lines.append(f"| {type_} | {solved_by} | {len(of_type):,} | {share} | {repeat} | {n1} | {n2} |")
 
-    lambdas = [row.lambda_ for row in rows if row.type == 3]
+    lambdas = [row.lambda_ for row in rows if row.type == QuestionType.BOTH]
     bins = Counter(min(int(lambda_ * 10), 9) for lambda_ in lambdas)
     lines += ["", "| lambda (type 3) | questions |", "| --- | ---: |"]
     for i in range(10):

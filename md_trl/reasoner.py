@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,8 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .errors import InputError
 from .execution import Executor
 from .judging import read_answers
-from .prompts import is_chat, student_prompt
-from .records import PATHS, Thought
+from .prompts import resolve_prompt_format, student_prompt
+from .records import PATHS, STUDENT_MAX_TOKENS, STUDENT_THOUGHTS, SamplingParams, Thought
 from .sampling.engines import SampleRequest
 from .sampling.engines.transformers import TransformersEngine
 from .voting import vote
@@ -20,13 +21,15 @@ from .voting import vote
 @dataclass(frozen=True)
 class Reasoned:
     r"""
-    What a student makes of one question.
+    The answer of a student to one question.
 
     Args:
         answer (`str`, *optional*):
-            The joint vote in canonical form, `None` if no thought reached an answer.
-        cot (`list[Thought]`), pot (`list[Thought]`):
-            The thoughts with their answers, in sample order.
+            Joint vote in canonical form; `None` if no thought reached an answer.
+        cot (`list[Thought]`):
+            CoT thoughts with their answers, in sample order.
+        pot (`list[Thought]`):
+            PoT thoughts with their answers, in sample order.
     """
 
     answer: str | None
@@ -36,7 +39,7 @@ class Reasoned:
 
 class MixedReasoner:
     r"""
-    Lets a student reason in prose and in programs, and takes the vote over both.
+    Lets a student reason in prose and in programs, and answers by a vote over both.
 
     Programs run in an [`~md_trl.execution.Executor`].
 
@@ -54,41 +57,43 @@ class MixedReasoner:
         model (`str` or [`~transformers.PreTrainedModel`]):
             The student: a folder, a Hub id, an adapter, or a loaded model.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Its tokenizer; needed for a loaded model.
-        n_cot (`int`, *optional*, defaults to `10`), n_pot (`int`, *optional*, defaults to `10`):
-            Thoughts to sample of each path.
+            Tokenizer of the student. Required for a loaded model.
+        n_cot (`int`, *optional*, defaults to `10`):
+            Number of CoT thoughts per question.
+        n_pot (`int`, *optional*, defaults to `10`):
+            Number of PoT thoughts per question.
         temperature (`float`, *optional*, defaults to `0.7`):
-            0 is greedy, with at most one thought a path.
+            Sampling temperature; `0` is greedy and allows one thought per path.
         max_tokens (`int`, *optional*, defaults to `256`):
-            Longest thought in tokens.
+            Maximum length of a thought in tokens.
         prompt_format (`str`, *optional*, defaults to `"auto"`):
-            As the student was trained, see [`~md_trl.MDConfig`].
+            Format in which the student was trained, see [`~md_trl.MDConfig`].
         seed (`int`, *optional*, defaults to `42`):
             Seed of the samples.
+
+    Raises:
+        `ValueError`: There is nothing to vote on, or the prompt format does not fit the tokenizer.
     """
 
     def __init__(
         self,
         model: str | PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase | None = None,
-        n_cot: int = 10,
-        n_pot: int = 10,
-        temperature: float = 0.7,
-        max_tokens: int = 256,
+        n_cot: int = STUDENT_THOUGHTS,
+        n_pot: int = STUDENT_THOUGHTS,
+        temperature: float = SamplingParams.temperature,
+        max_tokens: int = STUDENT_MAX_TOKENS,
         prompt_format: str = "auto",
-        seed: int = 42,
+        seed: int = SamplingParams.seed,
     ):
         if min(n_cot, n_pot) < 0 or n_cot + n_pot == 0:
             raise InputError(
-                f"`n_cot={n_cot}`, `n_pot={n_pot}` leave nothing to vote on. Sample one thought at least."
+                f"`n_cot={n_cot}`, `n_pot={n_pot}` leave nothing to vote on. Sample at least one thought."
             )
         self.engine = TransformersEngine(model, tokenizer)
-        self.engine.chat = is_chat(self.engine.tokenizer, prompt_format)
         self.n = {"cot": n_cot, "pot": n_pot}
-        self.temperature = temperature
-        self.max_tokens = max_tokens
-        self.prompt_format = prompt_format
-        self.seed = seed
+        self.params = SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=seed)
+        self.prompt_format = resolve_prompt_format(self.engine.tokenizer, prompt_format)
 
     def __call__(self, questions: Sequence[str]) -> list[Reasoned]:
         r"""
@@ -96,22 +101,33 @@ class MixedReasoner:
 
         Args:
             questions (`Sequence[str]`):
-                Texts of questions, without a trigger.
+                Texts of the questions, without a trigger.
 
         Returns:
-            `list[Reasoned]`: one a question, in order.
+            `list[Reasoned]`: One answer per question, in order.
+
+        Raises:
+            `TypeError`: `questions` is a single text.
+            `ValueError`: The student cannot be asked a question, for example because it is too long.
         """
         if isinstance(questions, str):
             raise TypeError(f"`questions` must be a list of texts, got the text {questions[:80]!r}. Write [question].")
+        with Executor() as executor:
+            answered = read_answers(self._sample(questions), executor)
+        thoughts: dict[tuple[str, str], list[Thought]] = defaultdict(list)
+        for thought in answered:
+            thoughts[thought.question_id, thought.path].append(thought)
+        reasoned = []
+        for i in range(len(questions)):
+            cot, pot = (thoughts[str(i), path] for path in PATHS)
+            reasoned.append(Reasoned(vote((t.answer for t in cot), (t.answer for t in pot)), cot, pot))
+        return reasoned
+
+    def _sample(self, questions: Sequence[str]) -> list[Thought]:
+        """Sample all thoughts. Those of one question and path come in sample order."""
         requests = [
             SampleRequest(
-                question_id=str(i),
-                path=path,
-                prompt=student_prompt(question, path, self.engine.tokenizer, self.prompt_format),
-                n=self.n[path],
-                seed=self.seed,
-                temperature=self.temperature,
-                max_tokens=self.max_tokens,
+                str(i), path, student_prompt(question, path, self.prompt_format), self.params, n=self.n[path]
             )
             for i, question in enumerate(questions)
             for path in PATHS
@@ -119,20 +135,19 @@ class MixedReasoner:
         ]
         thoughts = []
         for result in self.engine.generate(requests):
-            if result.error is not None:
-                number = int(result.request.question_id)
-                raise InputError(f"Question {number} cannot be asked, {result.error}: {questions[number][:80]!r}")
             request = result.request
+            if result.error is not None:
+                number = int(request.question_id)
+                raise InputError(f"Question {number} cannot be asked, {result.error}: {questions[number][:80]!r}")
             thoughts += [
-                Thought(request.question_id, request.path, i, choice.text.strip(), finish_reason=choice.finish_reason)
+                Thought(
+                    request.question_id,
+                    request.path,
+                    i,
+                    choice.text.strip(),
+                    finish_reason=choice.finish_reason,
+                    logprob=choice.logprob,
+                )
                 for i, choice in enumerate(result.choices)
             ]
-        with Executor() as executor:
-            answered = read_answers(thoughts, executor)
-        of = {(str(i), path): [] for i in range(len(questions)) for path in PATHS}
-        for thought in answered:
-            of[thought.question_id, thought.path].append(thought)
-        return [
-            Reasoned(vote((t.answer for t in cot), (t.answer for t in pot)), cot, pot)
-            for cot, pot in ((of[str(i), "cot"], of[str(i), "pot"]) for i in range(len(questions)))
-        ]
+        return thoughts

@@ -5,7 +5,7 @@ The terms are those of *Mixed Distillation* (https://huggingface.co/papers/2312.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -60,6 +60,10 @@ class SamplingParams:
     max_tokens: int = 512
     stop: tuple[str, ...] = ()
     seed: int = 42
+
+    def greedy(self) -> SamplingParams:
+        """The same parameters without any randomness."""
+        return replace(self, temperature=0.0)
 
 
 @dataclass(frozen=True)

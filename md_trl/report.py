@@ -1,126 +1,262 @@
-"""Report: evaluation results come in, tables and a figure go out."""
+"""Report: the results of several students come in, tables and figures that compare them go out."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from .comparison import Comparison, bootstrap_interval, compare, ensemble
 from .errors import InputError
-from .evaluation import at_votes
+from .evaluation import FIGURES, EvaluationResult
+from .mixing import SOLVED_BY
+from .records import LABEL, PATHS
 
 
-def load_results(folder: str | Path) -> list[dict[str, Any]]:
+def load_results(folder: str | Path) -> list[EvaluationResult]:
     r"""
-    Read the results that `md-trl eval` wrote.
+    Load the results that `md-trl eval` wrote to a folder.
 
     Args:
         folder (`str` or `Path`):
-            Folder of `*.json` files.
+            Folder of `*.json` files. A `report.json` among them is skipped.
 
     Returns:
-        `list[dict]`: the results, by name.
+        `list[EvaluationResult]`: The results, sorted by file name.
 
     Raises:
-        `FileNotFoundError`: no result there.
-        `ValueError`: a file that is no result.
+        `FileNotFoundError`: The folder has no results.
+        `ValueError`: A file is not a result.
     """
     files = sorted(file for file in Path(folder).glob("*.json") if file.name != "report.json")
     if not files:
-        raise FileNotFoundError(f"There are no results in {folder}. Make some with `md-trl eval --output {folder}`.")
-    results = []
-    for file in files:
-        try:
-            result = json.loads(file.read_text())
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"{file} is no JSON (line {error.lineno}: {error.msg}). Delete it, or evaluate again."
-            ) from None
-        if not isinstance(result, dict) or "n_questions" not in result:
-            raise InputError(f"{file} is no result of `md-trl eval`. Move it out of {folder}.")
-        results.append(result)
-    return results
+        raise FileNotFoundError(f"There are no results in {folder}. Write some with `md-trl eval --output {folder}`.")
+    return [EvaluationResult.load(file) for file in files]
 
 
-def accuracy_table(results: Sequence[dict[str, Any]]) -> str:
+def with_distinct_names(results: Sequence[EvaluationResult]) -> list[EvaluationResult]:
     r"""
-    The accuracies of several students, in percent, as a Markdown table. Every column states its number of votes N.
+    Tell apart results that have the same name on the same task and split.
 
     Args:
-        results (`Sequence[dict]`):
-            Results of `md-trl eval`.
+        results (`Sequence[EvaluationResult]`):
+            Results.
 
     Returns:
-        `str`: a Markdown table.
+        `list[EvaluationResult]`: The same results in the same order. Where several share a name, it is followed by the
+        settings in which they differ, as in `student (model=outputs/a@1f0e9c2d)`.
+    """
+    named = []
+    for result in results:
+        place = (result.name, result.task, result.split)
+        same_name = [_run(other) for other in results if (other.name, other.task, other.split) == place]
+        own = _run(result)
+        differing = [key for key, value in own.items() if any(run.get(key) != value for run in same_name)]
+        details = ", ".join(f"{key}={own[key]}" for key in differing)
+        named.append(replace(result, name=f"{result.name} ({details})") if details else result)
+    return named
+
+
+def _run(result: EvaluationResult) -> dict[str, Any]:
+    """Return what distinguishes a run from others of the same name."""
+    return {
+        "model": result.model,
+        **result.settings,
+        "questions": f"{len(result.questions)}@{result.question_digest()}",
+    }
+
+
+def add_ensembles(
+    results: Sequence[EvaluationResult], ensembles: Mapping[str, tuple[str, str]]
+) -> list[EvaluationResult]:
+    r"""
+    Add the results of pairs of students that vote together.
+
+    Args:
+        results (`Sequence[EvaluationResult]`):
+            Results with distinct names.
+        ensembles (`Mapping[str, tuple[str, str]]`):
+            Name of the CoT student and name of the PoT student by the name of the ensemble.
+
+    Returns:
+        `list[EvaluationResult]`: The results, followed by those of each ensemble on every task and split that both of
+        its students were evaluated on.
+
+    Raises:
+        `ValueError`: A student is unknown, an ensemble has the name of a student, or its students share no task.
+    """
+    added = []
+    for name, students in ensembles.items():
+        if any(result.name == name for result in results):
+            raise InputError(f"`--ensemble {name}=...` is also the name of a student. Choose another name.")
+        of_cot, of_pot = (
+            {(result.task, result.split): result for result in results if result.name == _find(student, results)}
+            for student in students
+        )
+        common = [place for place in of_cot if place in of_pot]
+        if not common:
+            raise InputError(f"{students[0]!r} and {students[1]!r} were not evaluated on the same task and split.")
+        added += [ensemble(name, of_cot[place], of_pot[place]) for place in common]
+    return [*results, *added]
+
+
+def _find(name: str, results: Sequence[EvaluationResult]) -> str:
+    """Return the name if there is a student of that name."""
+    names = sorted({result.name for result in results})
+    if name not in names:
+        raise InputError(f"There is no student {name!r}. Choose one of: {'; '.join(names)}.")
+    return name
+
+
+def compare_with(results: Sequence[EvaluationResult], baselines: Sequence[str]) -> list[Comparison]:
+    r"""
+    Compare every student with each baseline, on the tasks that both were evaluated on.
+
+    Args:
+        results (`Sequence[EvaluationResult]`):
+            Results with distinct names, ensembles included.
+        baselines (`Sequence[str]`):
+            Names of students or ensembles.
+
+    Returns:
+        `list[Comparison]`: Paired differences.
+
+    Raises:
+        `ValueError`: A baseline is unknown.
+    """
+    pairs = [
+        (result, baseline)
+        for name in baselines
+        for baseline in results
+        for result in results
+        if baseline.name == _find(name, results) and result.name != name
+    ]
+    return [found for found in (compare(*pair) for pair in pairs) if found is not None]
+
+
+def accuracy_table(results: Sequence[EvaluationResult]) -> str:
+    r"""
+    Format the accuracies of several students in percent. Every cell states its number of votes N.
+
+    Args:
+        results (`Sequence[EvaluationResult]`):
+            Results.
+
+    Returns:
+        `str`: A Markdown table.
     """
     lines = [
         "| student | task | questions | CoT | PoT | CoT w/ PoT, same N | CoT w/ PoT, all | N=2 rule | label |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for result in results:
-        n = result["n"]
-        cells = [
-            _cell(at_votes(result.get("cot", []), n), n),
-            _cell(at_votes(result.get("pot", []), n), n),
-            _cell(at_votes(result.get("joint", []), n), n),
-            _cell(at_votes(result.get("joint", []), 2 * n), 2 * n),
-            _cell(result["n2"]["accuracy"], round(result["n2"]["mean_samples"], 2)) if "n2" in result else "",
-            _cell(result.get("label"), 1),
-        ]
-        name = f"{result['name']} | {result['task']}/{result['split']} | {result['n_questions']:,}"
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        n = result.n
+        same_n = _cell(result, "joint", n) if n % 2 == 0 else ""
+        cells = [_cell(result, "cot", n), _cell(result, "pot", n), same_n, _cell(result, "joint", 2 * n)]
+        cells += [_cell(result, "n2"), _cell(result, LABEL)]
+        place = f"{result.name} | {result.task}/{result.split} | {len(result.questions):,}"
+        lines.append(f"| {place} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _cell(accuracy: float | None, votes: float) -> str:
-    return "" if accuracy is None else f"{100 * accuracy:.1f} (N={votes:g})"
+def _cell(result: EvaluationResult, figure: str, votes: int | None = None) -> str:
+    if not result.has(figure):
+        return ""
+    samples = result.votes(figure) if votes is None else votes
+    return f"{100 * result.accuracy(figure, votes):.1f} (N={round(samples, 2):g})"
 
 
-def solved_table(results: Sequence[dict[str, Any]]) -> str:
+def solved_table(results: Sequence[EvaluationResult]) -> str:
     r"""
-    Which paths solve the questions (Fig. 1), and how often the joint vote is right on each type.
+    Format which paths solve the questions (Fig. 1), and how often the joint vote is right on each type of question.
 
     Args:
-        results (`Sequence[dict]`):
-            Results of `md-trl eval`. Those of a single path are left out.
+        results (`Sequence[EvaluationResult]`):
+            Results. Those of a single path are left out.
 
     Returns:
-        `str`: a Markdown table, empty if there is nothing to show.
+        `str`: A Markdown table, empty if no result has both paths.
     """
-    results = [result for result in results if "solved_by" in result]
+    results = [result for result in results if result.has("joint")]
     if not results:
         return ""
     lines = [
-        "| student | task | votes a path | PoT only (1) | CoT only (2) | both (3) | neither (4) "
-        "| joint right on 1 | 2 | 3 | 4 |",
+        f"| student | task | votes per path | {' | '.join(f'{name} ({t:d})' for t, name in SOLVED_BY.items())} "
+        f"| joint right on {' | '.join(f'{t:d}' for t in SOLVED_BY)} |",
         "| --- | --- " + "| ---: " * 9 + "|",
     ]
     for result in results:
-        shares = [f"{100 * result['solved_by'][key]:.1f}%" for key in ("pot_only", "cot_only", "both", "neither")]
-        by_type = result["joint_by_type"]
-        right = [f"{100 * t['accuracy']:.0f}%" if t["n_questions"] else "-" for t in (by_type[i] for i in "1234")]
-        name = f"{result['name']} | {result['task']}/{result['split']} | {result['n']}"
-        lines.append(f"| {name} | {' | '.join(shares + right)} |")
+        by_type = [result.joint_by_type()[type_] for type_ in SOLVED_BY]
+        shares = [f"{100 * size / len(result.questions):.1f}%" for size, _ in by_type]
+        correct = [f"{100 * accuracy:.0f}%" if size else "-" for size, accuracy in by_type]
+        place = f"{result.name} | {result.task}/{result.split} | {result.n}"
+        lines.append(f"| {place} | {' | '.join(shares + correct)} |")
     return "\n".join(lines)
 
 
-def plot(results: Sequence[dict[str, Any]], path: str | Path) -> None:
+def comparison_table(comparisons: Sequence[Comparison]) -> str:
     r"""
-    Draw accuracy against the number of samples (Fig. 4), a panel a student.
+    Format paired differences in percentage points.
 
     Args:
-        results (`Sequence[dict]`):
-            Results of `md-trl eval`.
-        path (`str` or `Path`):
-            PNG file to write.
+        comparisons (`Sequence[Comparison]`):
+            Differences between students.
+
+    Returns:
+        `str`: A Markdown table, empty if there are no comparisons.
+    """
+    if not comparisons:
+        return ""
+    lines = [
+        "| student | against | task | figure | difference | 95% interval |",
+        "| --- | --- | --- | --- | ---: | --- |",
+    ]
+    for c in comparisons:
+        difference, low, high = (f"{100 * value:+.1f}" for value in (c.difference, c.low, c.high))
+        lines.append(f"| {c.a} | {c.b} | {c.task} | {c.figure} | {difference} | [{low}, {high}] |")
+    return "\n".join(lines)
+
+
+def student_figures(result: EvaluationResult) -> dict[str, Any]:
+    r"""
+    Summarize a student for `report.json`.
+
+    Args:
+        result ([`EvaluationResult`]):
+            Result of the student.
+
+    Returns:
+        `dict`: `name`, `task`, `split`, `n_questions` and `figures`: for each figure `accuracy`, `low` and `high` (95%
+        bootstrap interval over questions) and `votes`.
+    """
+    figures = {}
+    for figure in FIGURES:
+        if result.has(figure):
+            low, high = bootstrap_interval(result.correct(figure))
+            accuracy, votes = result.accuracy(figure), result.votes(figure)
+            figures[figure] = {"accuracy": accuracy, "low": low, "high": high, "votes": votes}
+    summary = {"name": result.name, "task": result.task, "split": result.split, "n_questions": len(result.questions)}
+    return summary | {"figures": figures}
+
+
+def plot(results: Sequence[EvaluationResult], files: Sequence[str | Path]) -> None:
+    r"""
+    Plot accuracy against the number of samples (Fig. 4), one panel per student.
+
+    Args:
+        results (`Sequence[EvaluationResult]`):
+            Results. Those without a vote are left out, unless there are no others.
+        files (`Sequence[str | Path]`):
+            Image files to write. The extension of each is its format.
     """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    results = [result for result in results if "cot" in result or "pot" in result] or list(results)
+    results = [result for result in results if any(result.has(path) for path in PATHS)] or list(results)
     figure, axes = pyplot.subplots(
         1, len(results), figsize=(4.2 * len(results), 3.6), sharey=True, squeeze=False, layout="constrained"
     )
@@ -130,46 +266,65 @@ def plot(results: Sequence[dict[str, Any]], path: str | Path) -> None:
         "joint": ("CoT w/ PoT", "tab:green", "D"),
     }
     for axis, result in zip(axes[0], results, strict=True):
-        for key, (label, color, marker) in styles.items():
-            points = result.get(key, [])
-            if points:
-                x = [point["votes"] for point in points]
-                y = [100 * point["accuracy"] for point in points]
-                axis.plot(x, y, label=label, color=color, marker=marker, markersize=3, linewidth=1.4)
-        if "label" in result:
-            axis.axhline(100 * result["label"], label="label", color="tab:gray", linestyle="--", linewidth=1)
+        for name, (label, color, marker) in styles.items():
+            if points := result.curve(name):
+                votes, accuracies = zip(*points, strict=True)
+                percent = [100 * accuracy for accuracy in accuracies]
+                axis.plot(votes, percent, label=label, color=color, marker=marker, markersize=3, linewidth=1.4)
+        if result.has(LABEL):
+            axis.axhline(100 * result.accuracy(LABEL), label="label", color="tab:gray", linestyle="--", linewidth=1)
         axis.set_title(
-            f"{result['name']}\n{result['task']}/{result['split']}, {result['n_questions']} questions", fontsize=9
+            f"{result.name}\n{result.task}/{result.split}, {len(result.questions)} questions", fontsize=9, wrap=True
         )
         axis.set_xlabel("samples (N)")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=8)
+        axis.legend(fontsize=8)
     axes[0][0].set_ylabel("accuracy (%)")
-    figure.savefig(path, dpi=150)
+    for file in files:
+        figure.savefig(file, dpi=150)
     pyplot.close(figure)
 
 
-def write_report(results: Sequence[dict[str, Any]], folder: str | Path) -> str:
+def write_report(
+    results: Sequence[EvaluationResult],
+    folder: str | Path,
+    baseline: str | None = None,
+    ensembles: Mapping[str, tuple[str, str]] | None = None,
+) -> str:
     r"""
-    Write `report.md`, `report.json` and `report.png` into a folder.
+    Write `report.md`, `report.json`, `report.png` and `report.svg` to a folder.
 
     Args:
-        results (`Sequence[dict]`):
-            Results of `md-trl eval`.
+        results (`Sequence[EvaluationResult]`):
+            Results of students.
         folder (`str` or `Path`):
-            Where to write.
+            Folder to write to.
+        baseline (`str`, *optional*):
+            Student or ensemble that all others are compared with. Defaults to the ensembles, if there are any.
+        ensembles (`Mapping[str, tuple[str, str]]`, *optional*):
+            CoT student and PoT student of each ensemble by its name.
 
     Returns:
-        `str`: the tables, as in `report.md`.
+        `str`: The tables, as in `report.md`.
+
+    Raises:
+        `ValueError`: The baseline or a student of an ensemble is unknown, or an ensemble cannot be formed.
     """
     folder = Path(folder)
-    plot(results, folder / "report.png")
-    (folder / "report.json").write_text(json.dumps(list(results), indent=2) + "\n")
-    tables = "\n\n".join(table for table in (accuracy_table(results), solved_table(results)) if table)
+    results = add_ensembles(with_distinct_names(results), ensembles or {})
+    comparisons = compare_with(results, list(ensembles or {}) if baseline is None else [baseline])
+    report = {
+        "students": [student_figures(result) for result in results],
+        "comparisons": [asdict(comparison) for comparison in comparisons],
+    }
+    (folder / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    plot(results, [folder / "report.png", folder / "report.svg"])
+    tables = [accuracy_table(results), solved_table(results), comparison_table(comparisons)]
+    text = "\n\n".join(table for table in tables if table)
     (folder / "report.md").write_text(
-        f"# Results\n\nAccuracy in percent; N is the number of votes.\n\n{tables}\n\n"
-        "![accuracy against number of samples](report.png)\n"
+        f"# Results\n\nAccuracy in percent; N is the number of samples per question.\n\n{text}\n\n"
+        "![Accuracy against the number of samples](report.png)\n",
+        encoding="utf-8",
     )
-    return tables
+    return text

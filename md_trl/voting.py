@@ -1,10 +1,12 @@
-"""Votes: one answer out of many sampled ones (Sec. 3.2 of https://huggingface.co/papers/2312.10730).
+"""Voting: sampled answers come in, one answer or scores go out (Sec. 3.2 of https://huggingface.co/papers/2312.10730).
 
-Answers are counted by their canonical form, and a vote is returned in that form: what votes together scores together.
+Answers are counted by their canonical form, and votes are returned in that form, so votes group answers exactly as
+scoring compares them.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -14,15 +16,15 @@ from .errors import InputError
 
 def majority(answers: Iterable[Any]) -> str | None:
     r"""
-    The most frequent answer.
+    Return the most frequent answer.
 
     Args:
         answers (`Iterable`):
             Answers in sample order. `None`, the empty string and `nan` are unusable and do not vote.
 
     Returns:
-        `str`, *optional*: The winner in canonical form; of equally frequent answers, the one seen first. `None` if
-        nothing is usable.
+        `str`, *optional*: The most frequent answer in canonical form. Ties go to the answer seen first. `None` if no
+        answer is usable.
 
     Examples:
 
@@ -33,16 +35,14 @@ def majority(answers: Iterable[Any]) -> str | None:
     '7'
     ```
     """
-    counts: dict[str, int] = {}
-    for answer in usable(answers):
-        counts[answer] = counts.get(answer, 0) + 1
-    # Dictionaries keep the order of insertion and `max` returns the first maximum: ties fall to the first seen.
+    counts = Counter(usable(answers))
+    # A Counter keeps the order of insertion and `max` returns the first maximum, so ties go to the answer seen first.
     return max(counts, key=counts.__getitem__, default=None)
 
 
 def vote(cot_answers: Iterable[Any], pot_answers: Iterable[Any]) -> str | None:
     r"""
-    The joint vote of both paths, `V(concat(A_cot, A_pot))` (Eq. 5).
+    Return the joint vote of both paths, `V(concat(A_cot, A_pot))` (Eq. 5).
 
     Args:
         cot_answers (`Iterable`):
@@ -51,7 +51,8 @@ def vote(cot_answers: Iterable[Any], pot_answers: Iterable[Any]) -> str | None:
             Answers of the PoT thoughts, in sample order.
 
     Returns:
-        `str`, *optional*: As for [`majority`], over the joined list.
+        `str`, *optional*: The most frequent answer of both lists in canonical form. Ties go to the answer seen first,
+        CoT before PoT. `None` if no answer is usable.
 
     Examples:
 
@@ -66,59 +67,91 @@ def vote(cot_answers: Iterable[Any], pot_answers: Iterable[Any]) -> str | None:
 
 
 def vote_two(pot_answer: Any, cot_answer: Any) -> str | None:
-    """The joint answer at N=2: the program's; only if it did not run to one, the chain of thought's (Sec. 4.4.2)."""
+    r"""
+    Return the joint answer at N=2: the program's, or the chain of thought's if the program has none (Sec. 4.4.2).
+
+    Args:
+        pot_answer (`Any`):
+            Answer of the PoT thought, `None` if its program did not run to an answer.
+        cot_answer (`Any`):
+            Answer of the CoT thought.
+
+    Returns:
+        `str`, *optional*: The answer in canonical form, `None` if neither is usable.
+    """
     return next(iter(usable([pot_answer, cot_answer])), None)
 
 
 def usable(answers: Iterable[Any]) -> list[str]:
-    """The canonical forms of the answers that may vote."""
+    r"""
+    Return the canonical forms of the answers that may vote.
+
+    Args:
+        answers (`Iterable`):
+            Answers in sample order.
+
+    Returns:
+        `list[str]`: The usable answers, in the same order.
+    """
     return [answer for answer in map(canonical, answers) if answer not in NO_ANSWER]
 
 
 def score(cot: Sequence[Sequence[Any]], pot: Sequence[Sequence[Any]], references: Sequence[Any]) -> dict[str, float]:
     r"""
-    How often each path's vote and the joint vote are right.
+    Score the vote of each path and the joint vote against the gold answers.
 
     Args:
-        cot (`list[list]`), pot (`list[list]`):
-            For each question the answers of that path, in sample order; an empty list if the path was not sampled.
+        cot (`list[list]`):
+            For each question, the answers of its CoT thoughts in sample order. An empty list if none were sampled.
+        pot (`list[list]`):
+            For each question, the answers of its PoT thoughts in sample order. An empty list if none were sampled.
         references (`list`):
-            For each question the gold answer.
+            For each question, the gold answer.
 
     Returns:
-        `dict`: `accuracy` (of the joint vote, Eq. 5), `cot_accuracy`, `pot_accuracy`; `both`, `cot_only`, `pot_only`,
-        `neither` (shares of the questions by whose own vote is right; they sum to 1); `abstained` (share of questions
-        without any usable answer, counted wrong); `n_questions`; `mean_votes` (usable answers per question).
+        `dict[str, float]`: These scores. Shares are between 0 and 1, and a question without a usable answer counts as
+        wrong.
+
+        - `accuracy`: share of questions whose joint vote (Eq. 5) is correct.
+        - `cot_accuracy`: share of questions whose CoT vote is correct.
+        - `pot_accuracy`: share of questions whose PoT vote is correct.
+        - `both`: share of questions whose CoT and PoT votes are both correct (`QuestionType.BOTH`).
+        - `cot_only`: share of questions whose CoT vote alone is correct (`QuestionType.COT_ONLY`).
+        - `pot_only`: share of questions whose PoT vote alone is correct (`QuestionType.POT_ONLY`).
+        - `neither`: share of questions whose CoT and PoT votes are both wrong (`QuestionType.NEITHER`).
+        - `abstained`: share of questions without a usable answer on either path.
+        - `n_questions`: number of questions.
+        - `mean_votes`: mean number of usable answers per question, both paths together.
+
+    Raises:
+        [`~md_trl.errors.InputError`]: If the three lists differ in length or are empty.
     """
     if not len(cot) == len(pot) == len(references):
         raise InputError(
-            f"cot, pot and references must hold one entry a question, but have {len(cot)}, {len(pot)} and "
-            f"{len(references)} entries. Give an empty list where a path has no answer."
+            f"cot, pot and references must have one entry per question, but have {len(cot)}, {len(pot)} and "
+            f"{len(references)} entries. Pass an empty list for a question without answers on a path."
         )
     if not references:
         raise InputError("There is no question to score: cot, pot and references are empty.")
 
-    n = len(references)
-    joint_right = cot_right = pot_right = both = neither = abstained = votes = 0
+    solved = Counter()  # questions by whether CoT and PoT solve them
+    correct = abstained = votes = 0
     for cot_answers, pot_answers, reference in zip(cot, pot, references, strict=True):
         cot_answers, pot_answers, gold = usable(cot_answers), usable(pot_answers), canonical(reference)
-        joint = vote(cot_answers, pot_answers)
-        by_cot, by_pot = majority(cot_answers) == gold, majority(pot_answers) == gold
-        joint_right += joint == gold
-        cot_right += by_cot
-        pot_right += by_pot
-        both += by_cot and by_pot
-        neither += not (by_cot or by_pot)
-        abstained += joint is None
+        joint_vote = vote(cot_answers, pot_answers)
+        solved[majority(cot_answers) == gold, majority(pot_answers) == gold] += 1
+        correct += joint_vote == gold
+        abstained += joint_vote is None
         votes += len(cot_answers) + len(pot_answers)
+    n = len(references)
     return {
-        "accuracy": joint_right / n,
-        "cot_accuracy": cot_right / n,
-        "pot_accuracy": pot_right / n,
-        "both": both / n,
-        "cot_only": (cot_right - both) / n,
-        "pot_only": (pot_right - both) / n,
-        "neither": neither / n,
+        "accuracy": correct / n,
+        "cot_accuracy": (solved[True, True] + solved[True, False]) / n,
+        "pot_accuracy": (solved[True, True] + solved[False, True]) / n,
+        "both": solved[True, True] / n,
+        "cot_only": solved[True, False] / n,
+        "pot_only": solved[False, True] / n,
+        "neither": solved[False, False] / n,
         "abstained": abstained / n,
         "n_questions": n,
         "mean_votes": votes / n,
@@ -127,16 +160,23 @@ def score(cot: Sequence[Sequence[Any]], pot: Sequence[Sequence[Any]], references
 
 def score_flat(predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
     r"""
-    How often single answers are right.
+    Score one answer per question against the gold answers.
 
     Args:
         predictions (`list`):
-            For each question one answer; an unusable one counts as wrong.
+            For each question, one answer. An unusable answer counts as wrong.
         references (`list`):
-            For each question the gold answer.
+            For each question, the gold answer.
 
     Returns:
-        `dict`: `accuracy`, `abstained` (share of questions without a usable answer), `n_questions`.
+        `dict[str, float]`: These scores.
+
+        - `accuracy`: share of questions whose answer is correct.
+        - `abstained`: share of questions without a usable answer.
+        - `n_questions`: number of questions.
+
+    Raises:
+        [`~md_trl.errors.InputError`]: If the two lists differ in length or are empty.
     """
     scores = score(
         cot=[[prediction] for prediction in predictions], pot=[[] for _ in predictions], references=references

@@ -1,7 +1,7 @@
-"""LLaMA2-7B on SVAMP, the paper's main student: `accelerate launch recipes/llama2_svamp.py`.
+"""Train LLaMA2-7B on SVAMP, the paper's main student: `accelerate launch recipes/llama2_svamp.py`.
 
-It runs `md-trl train` with `recipes/llama2-7b/svamp.yaml`; `--config` names another recipe, and any field can be given
-on the command line.
+This runs `md-trl train` with `recipes/llama2-7b/svamp.yaml`. `--config` selects another recipe, and the command line
+overrides any of its fields.
 """
 
 import sys

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -126,6 +127,7 @@ def main() -> None:
     os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
     output, mixed, store = args.output, args.output / "mixed", args.output / "teacher.db"
     output.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(output / "results", ignore_errors=True)  # results of another run are never overwritten
 
     teacher = subprocess.Popen(md_trl("teacher", "--port", 0), stdout=subprocess.PIPE, text=True)
     try:
@@ -169,14 +171,13 @@ def main() -> None:
 
 def write_summary(output: Path, args: argparse.Namespace, seconds: float) -> None:
     """`report.json`: the accuracies at one number of votes."""
-    from md_trl.evaluation import at_votes
+    from md_trl.report import load_results
 
-    results = {r["name"]: r for r in json.loads((output / "results" / "report.json").read_text())}
     students = {}
-    for name, result in results.items():
-        figures = {path: at_votes(result[path], args.n) for path in ("cot", "pot", "joint") if path in result}
-        figures |= {"label": result["label"]} if "label" in result else {}
-        students[name] = figures | {"votes": 1 if name == "label" else args.n}
+    for result in load_results(output / "results"):
+        votes = 1 if result.name == "label" else args.n
+        names = [figure for figure in ("cot", "pot", "joint", "label") if result.has(figure)]
+        students[result.name] = {figure: result.accuracy(figure, votes) for figure in names} | {"votes": votes}
     types = json.loads((output / "mixed" / "stories" / "mixing.json").read_text())["types"]["train"]
     report = {
         "task": "stories",

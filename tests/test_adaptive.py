@@ -1,9 +1,8 @@
-"""Adaptive sampling: the rule against counting by hand and against teachers drawn at random; the sampler over it."""
+"""Adaptive sampling: the rule against explicit counting and random teachers, and the sampler that uses it."""
 
 import itertools
 import random
 from collections import Counter
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -11,9 +10,12 @@ from hypothesis import strategies as st
 
 from md_trl.adaptive import AdaptiveRule, _at_least, sample_adaptively
 from md_trl.cli.sample import SampleArguments, run
+from md_trl.execution import Executor
+from md_trl.judging import mark, read_answers
 from md_trl.mixing import mix
-from md_trl.records import Question
-from md_trl.sampling.engines import Choice, SampleResult
+from md_trl.records import Choice, Question, SamplingParams
+from md_trl.sampling.engines import SampleResult
+from md_trl.sampling.ledger import Price
 from md_trl.store import Store
 from md_trl.voting import majority
 
@@ -28,7 +30,7 @@ def prompt(question, path):
 
 @given(n=st.integers(1, 9), data=st.data())
 def test_probabilities_are_counts(n, data):
-    """The tail of a hypergeometric distribution, by listing all draws."""
+    """The tail of a hypergeometric distribution equals the share of all draws."""
     marked, k = data.draw(st.integers(0, n)), data.draw(st.integers(1, n))
     count = data.draw(st.integers(-1, n + 1))
     draws = list(itertools.combinations([1] * marked + [0] * (n - marked), k))
@@ -36,7 +38,7 @@ def test_probabilities_are_counts(n, data):
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 10, 20, 40])
-def test_looks_spend_delta_and_no_more(n):
+def test_looks_spend_exactly_delta(n):
     counts = RULE.counts(n)
     assert all(0 < k < n for k in counts) and counts == sorted(set(counts))
     assert sum(RULE.share(n, k) for k in counts) == pytest.approx(RULE.delta)
@@ -48,9 +50,9 @@ def test_clear_cases():
     assert RULE.settled(N, 6, "7", ["7"] * 6, ["5"] * 6)  # Type 2 needs no lambda.
     assert RULE.settled(N, 6, "7", ["4"] * 6, ["5"] * 6)
     assert not RULE.settled(N, 6, "7", ["7"] * 6, ["7", "7", "7", "5", "5", "5"])
-    assert not RULE.settled(N, 6, "7", [None] * 6, ["7"] * 6)  # One usable thought more would win.
+    assert not RULE.settled(N, 6, "7", [None] * 6, ["7"] * 6)  # A single usable thought would win.
     assert not AdaptiveRule(tolerance=0.05).settled(N, 6, "7", ["7"] * 6, ["7"] * 6)
-    # Different wrong answers never lead, but gold can hardly come back.
+    # The wrong answers differ, so none of them leads, but the gold answer can hardly win any more.
     assert RULE.settled(N, 14, "7", ["5"] * 8 + list("abcdef"), ["7"] * 14)
 
 
@@ -68,7 +70,7 @@ def stop_at(rule, gold, cot, pot):
 
 
 def test_the_bound_holds_for_all_kinds_of_teachers():
-    """Of each kind of teacher the share of questions whose type or lambda ends otherwise than in a full run."""
+    """For each kind of teacher, few questions get another type or lambda than in a full run."""
     rng = random.Random(0)
     kinds = [
         [("7", p), ("5", q), ("a", (1 - p - q) / 2), ("b", (1 - p - q) / 2)]
@@ -99,12 +101,12 @@ def test_the_bound_holds_for_all_kinds_of_teachers():
         worst_type = max(worst_type, wrong_type / trials)
         worst_lambda = max(worst_lambda, wrong_lambda / trials)
     print(f"worst kind of teacher: {worst_type:.1%} other types, {worst_lambda:.1%} lambdas off by more")
-    # Three standard deviations above delta for the chance in it
+    # Delta plus three standard deviations of the estimate
     assert max(worst_type, worst_lambda) < RULE.delta + 3 * (RULE.delta * 0.9 / 150) ** 0.5
 
 
 class Teacher:
-    """Answers `7` with a probability of its own for each question and path."""
+    """Answers `7` with a probability that depends on question and path."""
 
     model = "t"
 
@@ -116,25 +118,23 @@ class Teacher:
             self.asked[request.question_id, request.path] += request.n
             share = random.Random(request.question_id + request.path).choice([0.02, 0.5, 0.98])
             rng = random.Random(f"{request.question_id}{request.path}{request.first_index}")
-            texts = ["7" if rng.random() < share else rng.choice("45") for _ in range(request.n)]
+            answers = ["7" if rng.random() < share else rng.choice("45") for _ in range(request.n)]
+            texts = [f"The answer is {a}." if request.path == "cot" else f"answer = {a}" for a in answers]
             yield SampleResult(request, [Choice(text, "stop") for text in texts])
-
-
-def judge(thoughts):
-    return [replace(thought, answer=thought.text, correct=thought.text == "7") for thought in thoughts]
 
 
 QUESTIONS = [Question(f"svamp/train/{i}", "svamp", "train", f"Question {i}", "7") for i in range(40)]
 
 
-def test_asks_on_only_where_it_is_open(tmp_path):
+def test_only_open_questions_get_more_thoughts(tmp_path):
     teacher = Teacher()
-    with Store(tmp_path / "t.db") as store:
-        summary = sample_adaptively(QUESTIONS, N, teacher, store, prompt, judge, progress=False)
-        thoughts = judge(store.thoughts())
-        again = sample_adaptively(QUESTIONS, N, Teacher(), store, prompt, judge, progress=False)
+    with Store(tmp_path / "t.db") as store, Executor() as executor:
+        summary = sample_adaptively(QUESTIONS, N, teacher, store, prompt, executor, progress=False)
+        thoughts = mark(read_answers(store.thoughts(), executor), {question.id: "7" for question in QUESTIONS})
+        again = sample_adaptively(QUESTIONS, N, Teacher(), store, prompt, executor, progress=False)
+        assert [row.missing for row in store.status()] == [0, 0]  # What was not needed is not missing.
     counts = {question.id: teacher.asked[question.id, "cot"] for question in QUESTIONS}
-    assert all(teacher.asked[id_, "pot"] == count for id_, count in counts.items())  # Equally many on both paths
+    assert all(teacher.asked[id_, "pot"] == count for id_, count in counts.items())  # The same number on both paths
     assert set(counts.values()) == {6, 10, 14, 20}
     assert summary.saved == sum(2 * (20 - count) for count in counts.values()) > 200
     assert (summary.thoughts, summary.missing) == (sum(teacher.asked.values()), 0)
@@ -147,6 +147,37 @@ def test_asks_on_only_where_it_is_open(tmp_path):
     assert [row.n_cot for row in mix(QUESTIONS, thoughts)] == list(counts.values())
 
 
+def test_a_refused_question_does_not_stop_the_others(tmp_path, caplog):
+    """It is left out and reported as missing. The others get the same samples as without it."""
+
+    class Refusing(Teacher):
+        def generate(self, requests):
+            for request in requests:
+                if request.question_id == QUESTIONS[0].id and request.path == "pot":
+                    yield SampleResult(request, error="HTTP 400: too long", retry=False)
+                else:
+                    yield from super().generate([request])
+
+    teacher, whole = Refusing(), Teacher()
+    with Store(tmp_path / "t.db") as store, Store(tmp_path / "whole.db") as other, Executor() as executor:
+        summary = sample_adaptively(QUESTIONS, N, teacher, store, prompt, executor, progress=False)
+        without = sample_adaptively(QUESTIONS[1:], N, whole, other, prompt, executor, progress=False)
+    assert (summary.missing, summary.errors) == (6, {"HTTP 400: too long": 1})
+    assert "HTTP 400: too long" in caplog.text
+    assert teacher.asked.pop((QUESTIONS[0].id, "cot")) == 6
+    assert teacher.asked == whole.asked and set(whole.asked.values()) == {6, 10, 14, 20}
+    assert summary.saved == without.saved
+
+
+def test_a_budget_stops_all_questions(tmp_path):
+    prices = {"t": Price(prompt=0.0, completion=1.0)}
+    with Store(tmp_path / "t.db") as store, Executor() as executor:
+        # One request of 6 samples may cost up to 60e-6.
+        options = {"params": SamplingParams(max_tokens=10), "prices": prices, "progress": False}
+        summary = sample_adaptively(QUESTIONS, N, Teacher(), store, prompt, executor, max_cost=59e-6, **options)
+    assert summary.over_budget and (summary.requests, summary.missing) == (0, 480)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [({"delta": 0}, "`delta` is 0"), ({"tolerance": 2}, "`tolerance` is 2"), ({"looks": (0.5, 0.2)}, "`looks` is")],
@@ -157,7 +188,7 @@ def test_bad_rules(arguments, message):
 
 
 def test_command(tmp_path, capsys):
-    """With the simulated teacher, programs and all."""
+    """With the simulated teacher, whose programs are run."""
     import threading
 
     from md_trl.simulated_teacher import TeacherServer

@@ -1,4 +1,4 @@
-"""Keys come from the environment or the keyring, and show nowhere."""
+"""Keys come from the environment or the keyring and are shown nowhere."""
 
 import io
 import traceback
@@ -59,7 +59,7 @@ def test_environment_comes_first(ring, monkeypatch):
     assert find_key(URL) == "sk-environment"
 
 
-def test_a_person_is_asked_once(ring, monkeypatch):
+def test_the_user_is_asked_once(ring, monkeypatch):
     asked = []
     monkeypatch.setattr("getpass.getpass", lambda text: asked.append(text) or " sk-typed ")
     terminal(monkeypatch, False)
@@ -84,7 +84,7 @@ def test_a_server_on_this_machine_needs_none(ring):
 
 
 def test_tracebacks_do_not_show_the_key(tmp_path, monkeypatch):
-    """Not even those with the values of local variables in them."""
+    """Not even tracebacks that include the values of local variables."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-of-mine")
     shown = []
     with OpenAIServer(fault=lambda number, body: error(401, "sk-secret-of-mine is wrong")) as server:

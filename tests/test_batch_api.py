@@ -1,4 +1,4 @@
-"""The Batch API against a loopback implementation, killed and restarted in every state of a job."""
+"""The Batch API against a loopback implementation, killed and restarted in every state of a batch."""
 
 import os
 import signal
@@ -11,12 +11,13 @@ import pytest
 from servers.openai_server import OpenAIServer, error, text_of
 
 from md_trl.cli.sample import SampleArguments, run
-from md_trl.records import Question
+from md_trl.records import Question, SamplingParams
 from md_trl.sampling import batch_api, sample
 from md_trl.sampling.batch_api import sample_in_batches
 from md_trl.sampling.engines import derive_seed
 from md_trl.sampling.engines.openai import OpenAIEngine
 from md_trl.sampling.ledger import Ledger, Price
+from md_trl.sampling.run import SamplingRun
 from md_trl.store import Store
 
 
@@ -64,7 +65,7 @@ def states(store):
     return [status for (status,) in store._db.execute("SELECT status FROM batches ORDER BY id")]
 
 
-def test_a_job(store):
+def test_a_batch(store):
     with OpenAIServer() as server:
         summary = batches(store, server, prices=PRICES)
         assert (summary.requests, summary.thoughts, summary.missing, summary.errors) == (20, 60, 0, {})
@@ -78,16 +79,16 @@ def test_a_job(store):
         ledger = Ledger(store.spending(), PRICES)
         assert ledger.cost == pytest.approx(cost) == summary.cost
         assert [entry.batch for entry in ledger.entries] == [True] and "m (batch)" in ledger.format()
-        # Nothing more to do: nothing is handed in. More thoughts of each: the rest.
+        # Nothing is missing, so nothing is submitted. With a larger n, the rest is.
         assert batches(store, server).requests == 0 and len(server.batches) == 1
         assert batches(store, server, n=5).thoughts == 40
         assert {body["n"] for body in server.bodies[20:]} == {2}
-        # Plain sampling and batches know of each other.
+        # Live sampling and batches share their samples.
         summary = sample(QUESTIONS, ["cot", "pot"], 6, OpenAIEngine("m", server.url), store, prompt, progress=False)
         assert (summary.thoughts, summary.missing) == (20, 0)
 
 
-def test_files_keep_to_the_limits(store):
+def test_files_stay_within_the_limits(store):
     with OpenAIServer() as server:
         batches(store, server, max_requests=7)
         assert [server.files[b["input_file_id"]].count(b"\n") for b in server.batches.values()] == [7, 7, 6]
@@ -101,15 +102,15 @@ def test_files_keep_to_the_limits(store):
         assert batches(store, server, n=5).missing == 0
 
 
-def test_texts_and_chats_go_into_files_of_their_own(store):
+def test_texts_and_messages_go_into_separate_files(store):
     with OpenAIServer() as server:
         summary = batches(store, server, prompt=lambda q, p: prompt(q, p) if p == "cot" else q.question)
         assert summary.missing == 0
         assert [b["endpoint"] for b in server.batches.values()] == ["/v1/chat/completions", "/v1/completions"]
 
 
-def test_failed_rows_are_handed_in_again_and_only_they(store):
-    """Rows with an error, without any result, of an expired batch, unreadable, and refused ones."""
+def test_only_failed_rows_are_submitted_again(store):
+    """Rows with an error, without a result, and of an expired batch."""
 
     def row(number, body, row):
         if number >= 20:
@@ -132,7 +133,7 @@ def test_failed_rows_are_handed_in_again_and_only_they(store):
         assert (spent.prompt_tokens, spent.completion_tokens) == (server.prompt_tokens, server.completion_tokens)
 
 
-def test_refused_rows_are_not_handed_in_again(store, caplog):
+def test_refused_rows_are_not_submitted_again(store, caplog):
     def row(number, body, row):
         if "is 3 +" in body["messages"][0]["content"]:
             return {**row, "response": {"status_code": 400, "body": {"error": {"message": "too long"}}}}
@@ -144,9 +145,25 @@ def test_refused_rows_are_not_handed_in_again(store, caplog):
         assert summary.errors == {"HTTP 400: too long": 2} and "2 requests: HTTP 400: too long" in caplog.text
 
 
+@pytest.mark.parametrize("choices", ["refused", "one"])
+def test_a_server_that_returns_one_choice(store, choices):
+    """From the second batch on it is asked for single samples, whether it refuses `n > 1` or ignores it."""
+
+    def row(number, body, row):
+        if body["n"] > 1 and choices == "refused":
+            return {**row, "response": {"status_code": 400, "body": {"error": {"message": "`n` must be 1"}}}}
+        return row
+
+    with OpenAIServer(batch_row=row, choices=lambda body: 1) as server:
+        summary = batches(store, server, n=5)
+    assert (summary.thoughts, summary.missing) == (100, 0)
+    assert len(server.batches) == 2 and [body["n"] for body in server.bodies[:20]] == [5] * 20
+    assert {body["n"] for body in server.bodies[20:]} == {1}
+
+
 @pytest.mark.parametrize("end", ["failed", "expired", "cancelled"])
 def test_batches_that_do_not_complete(store, end):
-    """What they bring is kept; the rest is handed in again, three times at most."""
+    """Their results are kept; the rest is submitted again, three times at most."""
     server = OpenAIServer(
         batch_steps=("validating", "in_progress", end), batch_row=lambda n, body, row: row if n % 2 else None
     )
@@ -168,11 +185,11 @@ def test_batches_that_do_not_complete(store, end):
 def test_max_cost(store, caplog):
     with OpenAIServer() as server:
         limit = 0.012
-        summary = batches(store, server, prices=PRICES, max_cost=limit, max_tokens=200)
+        summary = batches(store, server, prices=PRICES, max_cost=limit, params=SamplingParams(max_tokens=200))
         ledger = Ledger(store.spending(), PRICES)
         assert 0 < summary.requests < 20 and summary.over_budget and "above 0.012" in caplog.text
         assert ledger.cost <= limit and ledger.unknown == 0
-        assert batches(store, server, prices=PRICES, max_cost=1, max_tokens=200).missing == 0
+        assert batches(store, server, prices=PRICES, max_cost=1, params=SamplingParams(max_tokens=200)).missing == 0
 
 
 def test_a_server_without_batches(store):
@@ -221,11 +238,13 @@ def killed(owner, name, before):
 import openai
 from openai.resources.batches import Batches
 from openai.resources.files import Files
-owners = {"claim": Store, "add_batch": Store, "update_batch": Store, "finish_batch": Store, "save": Store,
-          "create_file": Files, "create_batch": Batches, "retrieve": Batches, "fail": Store}
+from md_trl.store.batches import Batches as Jobs
+from md_trl.store.claims import Claims
+owners = {"claim": Claims, "add_batch": Jobs, "update_batch": Jobs, "finish_batch": Jobs, "save": Claims,
+          "create_file": Files, "create_batch": Batches, "retrieve": Batches, "fail": Claims}
 if where != "nowhere":
     side, name = where.split()
-    killed(owners[name], name.replace("_file", "").replace("create_batch", "create"), side == "before")
+    killed(owners[name], name.removesuffix("_file").removesuffix("_batch"), side == "before")
 with Store(path) as store:
     batch_api.sample_in_batches(QUESTIONS, ["cot", "pot"], 3, OpenAIEngine("m", url), store, prompt, poll_seconds=0,
                                 max_requests=12, progress=False)
@@ -237,12 +256,12 @@ MOMENTS = [
     ("after claim", 1),
     ("after claim", 11),
     ("before create_file", 1),
-    ("after create_file", 1),  # Uploaded, and nobody knows
+    ("after create_file", 1),  # Uploaded, but not recorded
     ("after update_batch", 1),  # Uploaded, not created
     ("before create_batch", 1),
-    ("after create_batch", 1),  # Created and billed, and nobody knows
+    ("after create_batch", 1),  # Created and billed, but not recorded
     ("after update_batch", 2),
-    ("after claim", 14),  # The first file is in, the second one is being filled
+    ("after claim", 14),  # The first file is submitted, the second one is being written
     ("after create_batch", 2),
     ("before retrieve", 1),
     ("after retrieve", 1),  # validating
@@ -274,7 +293,7 @@ def check_end(server, path):
     with Store(path) as store:
         assert stored(store) == expected()
         (spent,) = store.spending()
-        # Every sample was bought once, and the ledger has every one of them.
+        # Every sample was bought once and is in the ledger.
         assert Counter(server.sold.values()) == {3: 20}
         assert (spent.prompt_tokens, spent.completion_tokens) == (server.prompt_tokens, server.completion_tokens)
         assert spent.unknown == 0
@@ -282,8 +301,8 @@ def check_end(server, path):
         assert len({batch["input_file_id"] for batch in server.batches.values()}) == len(server.batches)
 
 
-def test_killed_once_in_a_row_of_states(tmp_path):
-    """One job, killed at one moment after the other."""
+def test_killed_in_one_state_after_another(tmp_path):
+    """The same run is killed again and again, each time in a later state."""
     with OpenAIServer(batch_row=one_row_fails) as server:
         killed = 0
         for where, count in [
@@ -309,15 +328,17 @@ def test_killed_and_restarted_in_every_state(tmp_path, where, count):
         check_end(server, tmp_path / "t.db")
 
 
-def test_a_living_process_keeps_its_batch(tmp_path, store):
-    """A second process leaves it alone, and buys nothing that is in it."""
+def test_a_running_process_keeps_its_batch(tmp_path, store):
+    """A second process leaves the batch alone and buys nothing that is in it."""
     with OpenAIServer() as server:
-        store.add_questions(QUESTIONS)
+        store.questions.add(QUESTIONS)
         engine = OpenAIEngine("m", server.url)
-        job = batch_api.Job(QUESTIONS, ["cot", "pot"], 3, "m", store, prompt)
-        with engine.sync_client() as client:
-            runner = batch_api._Runner(job, engine, None, batch_api.SampleSummary(), 0.0, 100, 10**6)
-            assert runner.hand_in(client) == 20
+        with (
+            engine.sync_client() as client,
+            SamplingRun(QUESTIONS, ["cot", "pot"], 3, "m", store, prompt, SamplingParams(), batch=True) as started,
+        ):
+            batch_api._Batches(started, engine, client, 0.0, 100, 10**6).submit(started.next_round())
+            assert started.summary.requests == 20
         process = worker(server, tmp_path / "t.db")
         assert process.returncode == 0 and "60 of 60 samples are still missing" in process.stderr
         summary = sample(QUESTIONS, ["cot"], 3, OpenAIEngine("m", server.url), store, prompt, progress=False)

@@ -1,4 +1,4 @@
-"""The engines: `openai` over real HTTP, `transformers` against slow, obvious loops on tiny random models."""
+"""The engines: `openai` over real HTTP, `transformers` against slow, plain loops on tiny random models."""
 
 import asyncio
 import math
@@ -21,10 +21,11 @@ from transformers import (
 
 from md_trl.cli.sample import SampleArguments, run
 from md_trl.prompts import student_prompt
-from md_trl.sampling.engines import Choice, SampleRequest, cut_at_stop, derive_seed
+from md_trl.records import Choice, SamplingParams
+from md_trl.sampling.engines import SampleRequest, cut_at_stop, derive_seed
 from md_trl.sampling.engines.openai import OpenAIEngine
 from md_trl.sampling.engines.transformers import TransformersEngine
-from md_trl.store import Store
+from md_trl.store import Selection, Store
 
 
 MESSAGES = [{"role": "user", "content": "How much?"}]
@@ -40,7 +41,7 @@ def test_seeds_differ_and_are_fixed():
     }
     assert len(seeds) == 400
     assert all(0 <= seed < 2**31 for seed in seeds)
-    assert derive_seed(42, "svamp/train/1", "cot", 0) == 166069397  # A store goes on with the seeds it began with.
+    assert derive_seed(42, "svamp/train/1", "cot", 0) == 166069397  # Old stores rely on it.
 
 
 def test_cut_at_stop():
@@ -58,8 +59,10 @@ def ask(url, *requests, **kwargs):
 
 
 def test_chat_and_completions():
-    chat = SampleRequest("q", "cot", MESSAGES, n=3, first_index=2, max_tokens=7, top_p=0.9, stop=("X",), key=5)
-    text = SampleRequest("q", "pot", "How much?", temperature=0.2)
+    chat = SampleRequest(
+        "q", "cot", MESSAGES, SamplingParams(max_tokens=7, top_p=0.9, stop=("X",)), n=3, first_index=2, key=5
+    )
+    text = SampleRequest("q", "pot", "How much?", SamplingParams(temperature=0.2))
     with OpenAIServer() as server:
         results = {result.request.path: result for result in ask(server.url, chat, text)}
     seed = derive_seed(42, "q", "cot", 2)
@@ -76,7 +79,7 @@ def test_chat_and_completions():
     assert bodies[False]["temperature"] == 0.2 and bodies[False]["prompt"] == "How much?"
 
 
-def test_requests_are_pulled_when_there_is_room():
+def test_requests_are_pulled_when_there_is_capacity():
     pulled = []
 
     def requests():
@@ -88,7 +91,7 @@ def test_requests_are_pulled_when_there_is_room():
         for arrived, _ in enumerate(OpenAIEngine("m", server.url, concurrency=3).generate(requests()), start=1):
             assert len(pulled) <= arrived + 2
     assert arrived == 20
-    assert server.most_under_way == 3
+    assert server.peak_in_flight == 3
 
 
 def test_an_early_end_leaves_nothing_behind():
@@ -113,7 +116,7 @@ def test_works_while_an_event_loop_runs():
 
 def test_stop_string_that_the_server_leaves_in():
     with OpenAIServer(finish=lambda body, text: (f"one\nQuestion: {text}", "length")) as server:
-        (result,) = ask(server.url, SampleRequest("q", "cot", "Q", stop=("\nQuestion:",)))
+        (result,) = ask(server.url, SampleRequest("q", "cot", "Q", SamplingParams(stop=("\nQuestion:",))))
     assert result.choices == [Choice("one", "stop")]
 
 
@@ -173,7 +176,7 @@ def test_no_server():
     pulled = iter([SampleRequest("q", "cot", MESSAGES)])
     with pytest.raises(ConnectionError, match=f"No server answers at {url} .*Start one"):
         list(OpenAIEngine("m", url, max_retries=0).generate(pulled))
-    assert list(pulled)  # Nothing was asked for.
+    assert list(pulled)  # No request was pulled.
 
 
 @pytest.mark.parametrize("models", [error(500), error(404), Reply(200, b"nonsense")])
@@ -184,13 +187,24 @@ def test_a_server_need_not_list_its_models(models):
 
 
 @pytest.mark.parametrize("where", ["models", "requests"])
-def test_refused_key(where):
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("sk-old", "refuses the key .*: it is wrong.*OPENAI_API_KEY"),
+        (None, "wants a key .*OPENAI_API_KEY.* is not set"),
+    ],
+)
+def test_refused_and_unset_keys(monkeypatch, where, key, message):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    if key is not None:
+        monkeypatch.setenv("OPENAI_API_KEY", key)
     reply = error(401, "Incorrect API key provided: none")
     kwargs = {"models": reply} if where == "models" else {"fault": lambda number, body: reply}
     with OpenAIServer(**kwargs) as server:
-        with pytest.raises(ValueError, match="refuses the key .*OPENAI_API_KEY"):
+        with pytest.raises(ValueError, match=message) as caught:
             ask(server.url, *(SampleRequest(f"q{i}", "cot", MESSAGES) for i in range(100)))
         assert len(server.bodies) <= 4
+    assert "sk-old" not in str(caught.value)
 
 
 def test_unknown_model_and_refused_arguments():
@@ -198,12 +212,41 @@ def test_unknown_model_and_refused_arguments():
         with pytest.raises(ValueError, match="does not know the model 'm' .*no such model.*--model"):
             ask(server.url, SampleRequest("q", "cot", MESSAGES))
     with OpenAIServer(fault=lambda number, body: error(400, "max_tokens is not supported")) as server:
-        with pytest.raises(ValueError, match="refuses what it is asked: HTTP 400: max_tokens is not supported"):
+        with pytest.raises(ValueError, match="refuses the requests: HTTP 400: max_tokens is not supported"):
             ask(server.url, *(SampleRequest(f"q{i}", "cot", MESSAGES) for i in range(100)))
         assert len(server.bodies) <= 4
 
 
-def test_what_arrives_after_a_fatal_error_is_kept():
+def test_a_server_that_refuses_n():
+    """The first sample is asked for on its own, with the same seed as before."""
+    with OpenAIServer(fault=lambda number, body: error(400, "`n` must be 1") if body["n"] > 1 else None) as server:
+        (result,) = ask(server.url, SampleRequest("q", "cot", MESSAGES, n=3))
+    assert (result.request.n, result.error) == (3, None)
+    assert result.choices == [Choice(text_of(MESSAGES, derive_seed(42, "q", "cot", 0), 0), "stop")]
+    assert [body["n"] for body in server.bodies] == [3, 1]
+
+
+def test_refusals_that_are_not_about_n():
+    """A server that has returned several samples is not asked again; one may refuse a single sample, too."""
+
+    def fault(number, body):
+        return error(400, "too long") if body["prompt"] == "long" else None
+
+    requests = [SampleRequest(f"q{i}", "cot", prompt, n=2) for i, prompt in enumerate(["short", "long", "long"])]
+    with OpenAIServer(fault=fault) as server:
+        results = ask(server.url, *requests, concurrency=1)
+    assert [(len(r.choices), r.error, r.retry) for r in results] == [
+        (2, None, True), (0, "HTTP 400: too long", False), (0, "HTTP 400: too long", False)
+    ]  # fmt: skip
+    assert [body["n"] for body in server.bodies] == [2, 2, 2]
+    with OpenAIServer(fault=lambda number, body: error(400, "no such parameter")) as server:
+        with pytest.raises(ValueError, match="refuses the requests: HTTP 400: no such parameter"):
+            ask(server.url, requests[0])
+        assert [body["n"] for body in server.bodies] == [2, 1]
+
+
+def test_what_arrives_after_a_fatal_error_is_kept(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-old")
     with OpenAIServer(fault=lambda n, body: error(401) if n == 2 else None, delay=0.02) as server:
         arrived = []
         with pytest.raises(ValueError, match="refuses the key"):
@@ -251,7 +294,7 @@ def make(kind):
         return LlamaForCausalLM(LlamaConfig(**llama))
     if kind == "mistral":  # Sliding window attention: another kind of cache.
         return MistralForCausalLM(MistralConfig(**llama, sliding_window=6))
-    # GPT-2 adds learnt positions to its embeddings.
+    # GPT-2 adds learned positions to its embeddings.
     return GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.3, **common))
 
 
@@ -270,20 +313,20 @@ def prompts(count, longest=12):
     return [" ".join(f"w{i}" for i in rng.integers(0, VOCABULARY, rng.integers(1, longest))) for _ in range(count)]
 
 
-def requests_for(texts, **kwargs):
-    kwargs = {"n": 3, "max_tokens": 20} | kwargs
-    return [SampleRequest(f"q{i}", "cot", text, **kwargs) for i, text in enumerate(texts)]
+def requests_for(texts, n=3, first_index=0, max_tokens=20, **kwargs):
+    params = SamplingParams(max_tokens=max_tokens, **kwargs)
+    return [SampleRequest(f"q{i}", "cot", text, params, n, first_index) for i, text in enumerate(texts)]
 
 
-def slow_pick(logits, request, generator):
-    """A token, with its probabilities in numpy."""
-    if request.temperature == 0:
+def slow_pick(logits, params, generator):
+    """Pick a token, with probabilities computed in NumPy."""
+    if params.temperature == 0:
         return int(logits.argmax())
-    p = np.exp(logits / request.temperature - (logits / request.temperature).max())
+    p = np.exp(logits / params.temperature - (logits / params.temperature).max())
     p /= p.sum()
     kept, mass = np.zeros_like(p), 0.0
     for i in np.argsort(-p):
-        if mass >= request.top_p:
+        if mass >= params.top_p:
             break
         kept[i] = p[i]
         mass += p[i]
@@ -297,17 +340,18 @@ def slow_pick(logits, request, generator):
 
 
 def slow_sample(model, tokenizer, request, sample):
-    """One sample, one token at a time, everything computed anew."""
+    """Sample one token at a time, without a cache."""
     ids = tokenizer(request.prompt)["input_ids"]
     length = len(ids)
-    seed = derive_seed(request.seed, request.question_id, request.path, request.first_index + sample)
+    params, index = request.params, request.first_index + sample
+    seed = derive_seed(params.seed, request.question_id, request.path, index)
     generator = torch.Generator().manual_seed(seed)
     reason = "length"
     model.eval()
-    for _ in range(request.max_tokens):
+    for _ in range(params.max_tokens):
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].double().numpy()
-        token = slow_pick(logits, request, generator)
+        token = slow_pick(logits, params, generator)
         if token == EOS:
             reason = "stop"
             break
@@ -335,7 +379,7 @@ def test_samples_equal_a_slow_loop(model, tokenizer, arguments):
         length = sum(len(c.text.split()) + (c.finish_reason == "stop") for c in expected)
         usage = {"prompt_tokens": len(request.prompt.split()), "completion_tokens": length}
         assert results[request.question_id].usage == usage
-    # Sharper distributions seldom reach the end token of these models.
+    # Sharper distributions of these models rarely reach the end token.
     assert "top_p" in arguments or arguments.get("temperature") == 0 or reasons == {"stop", "length"}
 
 
@@ -346,13 +390,13 @@ def test_the_batch_changes_nothing(llama, tokenizer):
     for batch_size in (1, 7, 16):
         alone = by_id(TransformersEngine(llama, tokenizer, batch_size=batch_size).generate(reversed(requests)))
         assert {i: r.choices for i, r in alone.items()} == {i: r.choices for i, r in together.items()}
-    # Samples 2 and 3 asked for on their own, with room for more tokens.
+    # Samples 2 and 3 on their own, with a larger `max_tokens`
     (tail,) = TransformersEngine(llama, tokenizer).generate(
         requests_for(prompts(1), n=2, first_index=2, max_tokens=40)
     )
     for whole, part in zip(tail.choices, together["q0"].choices[2:], strict=True):
         assert whole.text.split()[:20] == part.text.split()
-    # A cache too small for two requests.
+    # A cache that is too small for two requests
     small = TransformersEngine(llama, tokenizer, cache_gb=1e-6)
     assert {i: r.choices for i, r in by_id(small.generate(requests)).items()} == {
         i: r.choices for i, r in together.items()
@@ -361,7 +405,7 @@ def test_the_batch_changes_nothing(llama, tokenizer):
 
 def test_other_questions_paths_and_seeds_give_other_samples(llama, tokenizer):
     requests = [
-        SampleRequest(question, path, "w1 w2", n=5, seed=seed, max_tokens=15)
+        SampleRequest(question, path, "w1 w2", SamplingParams(seed=seed, max_tokens=15), n=5)
         for question in ("a", "b")
         for path in ("cot", "pot")
         for seed in (1, 2)
@@ -374,7 +418,8 @@ def test_other_questions_paths_and_seeds_give_other_samples(llama, tokenizer):
 def test_distribution(llama, tokenizer, temperature, top_p):
     """Frequencies of the first token against the model's probabilities (chi-squared, 5 standard deviations)."""
     n = 4000
-    request = SampleRequest("q", "cot", "w3 w1 w4", n=n, temperature=temperature, top_p=top_p, max_tokens=1)
+    params = SamplingParams(temperature=temperature, top_p=top_p, max_tokens=1)
+    request = SampleRequest("q", "cot", "w3 w1 w4", params, n=n)
     (result,) = TransformersEngine(llama, tokenizer, batch_size=n).generate([request])
     counts = np.zeros(EOS + 2)
     for choice in result.choices:
@@ -398,7 +443,7 @@ def test_distribution(llama, tokenizer, temperature, top_p):
 
 def test_greedy_equals_generate(model, tokenizer):
     (result,) = TransformersEngine(model, tokenizer).generate(
-        [SampleRequest("q", "cot", "w1 w2 w3", temperature=0.0, max_tokens=30)]
+        [SampleRequest("q", "cot", "w1 w2 w3", SamplingParams(temperature=0.0, max_tokens=30))]
     )
     ids = tokenizer("w1 w2 w3", return_tensors="pt")["input_ids"]
     output = model.generate(input_ids=ids, attention_mask=ids * 0 + 1, do_sample=False, max_new_tokens=30)
@@ -421,13 +466,13 @@ def test_stop_strings(llama, tokenizer):
         assert cut[key].choices == [cut_at_stop(choice, stop) for choice in result.choices]
         assert cut[key].usage["completion_tokens"] <= result.usage["completion_tokens"]
         shorter += cut[key].usage["completion_tokens"] < result.usage["completion_tokens"]
-    assert shorter  # The rows ended at the stop string, and were not just cut.
+    assert shorter  # The rows ended at the stop string and were not only cut afterwards.
 
 
 def test_results_come_as_they_are_complete(llama, tokenizer):
     requests = [
-        SampleRequest("long", "cot", "w1", max_tokens=50),
-        *(SampleRequest(f"short{i}", "cot", f"w{i}", max_tokens=1) for i in range(5)),
+        SampleRequest("long", "cot", "w1", SamplingParams(max_tokens=50)),
+        *(SampleRequest(f"short{i}", "cot", f"w{i}", SamplingParams(max_tokens=1)) for i in range(5)),
     ]
     llama.eval()
     order = [r.request.question_id for r in TransformersEngine(llama, tokenizer).generate(requests)]
@@ -476,7 +521,7 @@ def test_folders_and_adapters(llama, tokenizer, tmp_path):
         expected = [slow_sample(tuned, tokenizer, request, i) for i in range(request.n)]
         assert results[request.question_id].choices == expected
 
-    # The name tells the weights apart, and only them.
+    # The name depends on the weights and on nothing else.
     assert engine.model.startswith(f"{tmp_path / 'base'}@") and engine.model[-8:] != adapter.model[-8:]
     assert TransformersEngine(str(tmp_path / "base")).model == engine.model
     with torch.no_grad():
@@ -498,10 +543,11 @@ def test_command(llama, tokenizer, tmp_path, capsys):
     run(args)
     assert "0 thoughts from 0 requests" in capsys.readouterr().out
     with Store(tmp_path / "t.db") as store:
-        thoughts = store.thoughts(model=TransformersEngine(str(tmp_path / "student")).model)
-        question = store.questions()[0]
+        thoughts = store.thoughts(Selection(models=TransformersEngine(str(tmp_path / "student")).model))
+        question = store.questions.load()[0]
     assert len(thoughts) == 18
-    request = SampleRequest(question.id, "cot", student_prompt(question.question, "cot"), n=2, max_tokens=5)
+    text = student_prompt(question.question, "cot")
+    request = SampleRequest(question.id, "cot", text, SamplingParams(max_tokens=5), n=2)
     (result,) = TransformersEngine(llama, tokenizer).generate([request])
     found = [t for t in thoughts if (t.question_id, t.path) == (question.id, "cot")]
     assert [(t.text, t.finish_reason) for t in found] == [choice[:2] for choice in result.choices]

@@ -10,24 +10,22 @@ from pathlib import Path
 
 import psutil
 import pytest
+from conftest import SHARED, needs_shared
 from hypothesis import given
 from hypothesis import strategies as st
 
 from md_trl.answers import equal
 from md_trl.execution import Executor, Limits, Result, seccomp
-from md_trl.execution.programs import MAX_CHARS, NotAProgram, prepare
+from md_trl.execution.programs import MAX_CHARS, prepare
+from md_trl.execution.source import InvalidProgramError
 from md_trl.execution.values import to_json
 
 
-DATA = Path(__file__).parents[1].parent / "shared" / "data"
 PYTHON = Path(sys.executable)
-
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs the original files in ../shared/data")
 
 SOLUTION = 'def solution():\n    """How many are 29 times 7?"""\n    birds = 29\n    return birds * 7\n'
 
-
-needs_jail = pytest.mark.skipif(seccomp.reason_against() is not None, reason="the jail needs seccomp")
+needs_jail = pytest.mark.skipif(seccomp.unavailable_reason() is not None, reason="the jail needs seccomp")
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +42,7 @@ def monty():
 
 @pytest.fixture(scope="module", params=["monty", pytest.param("jail", marks=needs_jail)])
 def each(request):
-    """An executor for each engine alone."""
+    """An executor with one engine only, for each engine."""
     with Executor(request.param) as executor:
         yield executor
 
@@ -194,7 +192,7 @@ class TestForms:
         assert (result.status, result.value, type(result.value)) == ("ok", expected, type(expected)), result.error
 
     def test_many_threads_parse_at_once(self):
-        # The collector runs Python in the middle of a parse, and so lets other threads in.
+        # The garbage collector runs Python code in the middle of a parse, so other threads get a turn there.
         callbacks, threshold = list(gc.callbacks), gc.get_threshold()
         program = "answer = [" + ", ".join(f"[{n} + ({n} * {n})]" for n in range(200)) + "]"
         try:
@@ -207,10 +205,10 @@ class TestForms:
             gc.set_threshold(*threshold)
 
     @given(st.text(alphabet=st.sampled_from(list("ab=+-*/():'\"\n\t `#~\\{}[],.0é\x00\ud800")), max_size=60))
-    def test_wild_texts_are_programs_or_not(self, text):
+    def test_any_text_is_a_valid_program_or_raises(self, text):
         try:
             program = prepare(text)
-        except NotAProgram as failure:
+        except InvalidProgramError as failure:
             assert str(failure)
         else:
             for source in [program.body, *program.expressions]:
@@ -219,13 +217,13 @@ class TestForms:
 
 class TestValues:
     @pytest.mark.parametrize("kind", VALUES)
-    def test_as_strict_json(self, each, kind):
+    def test_values_are_strict_json(self, each, kind):
         program, expected, type_name = VALUES[kind]
         result = run(each, program)
         assert (result.status, result.value, result.type, result.error) == ("ok", expected, type_name, None)
         json.dumps(result.value, allow_nan=False)
 
-    def test_a_value_that_forges_a_large_int_is_only_an_int(self, monty):
+    def test_a_value_cannot_pose_as_a_long_int(self, monty):
         assert run(monty, "answer = {'_int': '0x10'}").value == 16
         assert run(monty, "answer = {'_int': 'x'}").status == "no_result"
 
@@ -257,13 +255,13 @@ class TestValues:
 
 class TestLimits:
     @pytest.mark.parametrize("kind", FAILURES)
-    def test_a_program_that_fails_says_why(self, monty, kind):
+    def test_failures_give_the_reason(self, monty, kind):
         program, status, error = FAILURES[kind]
         result = run(monty, program)
         assert (result.status, result.value, result.type) == (status, None, None)
         assert error in result.error
 
-    def test_bad_programs_leave_good_ones_alone(self, executor):
+    def test_failing_programs_do_not_affect_others(self, executor):
         good = [f"answer = {n} * 7" for n in range(300)]
         bad = [program + "  # again" for program, status, _ in FAILURES.values() if status != "unsupported"]
         mixed = [(program, None) for program in bad] + [(program, 7 * n) for n, program in enumerate(good)]
@@ -272,7 +270,7 @@ class TestLimits:
         for (program, expected), result in zip(mixed, results, strict=True):
             assert (result.value, result.status == "ok") == (expected, expected is not None), program
 
-    def test_a_program_prepares_nothing_for_the_next(self, executor):
+    def test_a_program_cannot_tamper_with_the_next(self, executor):
         trap = (
             "round = len = max = lambda *a, **k: 666\n_hand_over = lambda v: 666\nimport math\nmath.pi = 3\nanswer = 1"
         )
@@ -280,19 +278,19 @@ class TestLimits:
         assert [result.value for result in results[1:]] == [max(3, n) for n in range(50)]
 
     @pytest.mark.parametrize("engine", ["monty", pytest.param("jail", marks=needs_jail)])
-    def test_output_is_kept_up_to_the_limit(self, engine):
+    def test_output_is_truncated_at_the_limit(self, engine):
         with Executor(engine, limits=Limits(stdout_chars=10)) as executor:
             result = run(executor, "print('é' * 8)\nprint('abc')\nanswer = 5")
             assert (result.value, result.stdout) == (5, "é" * 8 + "\na")
             assert run(executor, "print('hello')\nanswer = 5").stdout == "hello\n"
 
-    def test_sleep_is_skipped_and_chance_is_seeded(self, each):
+    def test_sleep_is_skipped_and_random_numbers_are_seeded(self, each):
         assert run(each, "import time\ntime.sleep(1000)\nanswer = 5").value == 5
         draws = each.run_many([f"import random\nanswer = random.random()  # {n}" for n in range(5)])
         assert len({result.value for result in draws}) == 1
 
     @pytest.mark.parametrize("engine", ["monty", pytest.param("jail", marks=needs_jail)])
-    def test_memory_is_what_was_asked_for(self, engine):
+    def test_the_memory_limit_is_obeyed(self, engine):
         program = "answer = len('a' * 20_000_000)"
         small, large = (Executor(engine, limits=Limits(memory_mb=megabytes)) for megabytes in (10, 50))
         with small, large:
@@ -300,30 +298,30 @@ class TestLimits:
             assert run(large, program).value == 20_000_000
 
     @pytest.mark.parametrize("limits", [{"seconds": 0}, {"memory_mb": -1}, {"seconds": math.nan}, {"stdout_chars": 0}])
-    def test_impossible_limits(self, limits):
+    def test_limits_must_be_positive_and_finite(self, limits):
         ((name, value),) = limits.items()
         with pytest.raises(ValueError, match=rf"Limits\({name}={value}\) must be"):
             Limits(**limits)
 
 
 class TestExecutor:
-    def test_results_come_in_order_and_equal_programs_run_once(self, executor):
+    def test_results_are_in_order_and_equal_programs_run_once(self, executor):
         programs = [f"answer = {n % 7}  # in order" for n in range(100)]
         results = executor.run_many(iter(programs))
         assert [result.value for result in results] == [n % 7 for n in range(100)]
         assert len({id(result) for result in results}) == 7
         assert executor.run_many(programs[:1])[0] is results[0]
 
-    def test_a_result_is_complete(self, executor):
+    def test_a_result_has_every_field(self, executor):
         result = run(executor, "print('hi')\nanswer = 5")
         assert result == Result("ok", 5, "int", None, "hi\n", result.seconds, "monty")
         assert 0 < result.seconds < 60
         assert run(executor, "not a program").engine == "monty"
 
-    def test_nothing_to_run(self, executor):
+    def test_no_program(self, executor):
         assert executor.run_many([]) == []
 
-    def test_progress(self, executor, capsys):
+    def test_progress_bar(self, executor, capsys):
         executor.run_many([f"answer = {n}  # shown" for n in range(3)], progress=True)
         assert "3/3" in capsys.readouterr().err
 
@@ -342,11 +340,11 @@ class TestExecutor:
         _, alive = psutil.wait_procs(workers, timeout=10)
         assert alive == []
 
-    def test_unknown_engine(self):
+    def test_an_unknown_engine_is_an_error(self):
         with pytest.raises(ValueError, match="Unknown engine 'docker'. Choose one of auto, monty, jail"):
             Executor(engine="docker")
 
-    def test_outside_of_its_context(self):
+    def test_running_outside_the_context_is_an_error(self):
         with pytest.raises(RuntimeError, match="Use it as `with"):
             Executor().run_many(["answer = 1"])
 
@@ -355,10 +353,10 @@ class TestExecutor:
         assert subprocess.check_output([PYTHON, "-c", code], text=True).strip() == "False"
 
 
-@needs_data
+@needs_shared("data/svamp_teacher")
 class TestRealPrograms:
     def test_the_teachers_programs_compute_their_answers(self, executor):
-        rows = json.loads((DATA / "svamp_teacher/pot.json").read_text())
+        rows = json.loads((SHARED / "data/svamp_teacher/pot.json").read_text())
         results = executor.run_many([row["answer_cot"] for row in rows])
         assert len(rows) == 3043 and {result.status for result in results} == {"ok"}
         wrong = [
@@ -366,11 +364,11 @@ class TestRealPrograms:
             for row, result in zip(rows, results, strict=True)
             if not equal(result.value, row["answer_value"])
         ]
-        # The file rounds these three.
+        # These three answers are rounded in the file.
         assert wrong == [("0.3333", 0.33335), ("0.165", 0.16665), ("0.25", 0.24916666666666668)]
 
 
-def test_limits_belong_to_the_executor(executor):
+def test_limits_are_not_an_argument_of_run_many(executor):
     with pytest.raises(TypeError):
         executor.run_many(["answer = 1"], Limits(seconds=0.5))
 

@@ -1,4 +1,4 @@
-"""Monty and CPython must compute the same, number for number and text for text."""
+"""Monty and the jail must compute the same numbers and texts as CPython, for random programs."""
 
 import math
 
@@ -66,7 +66,7 @@ def jail():
 
 
 def in_cpython(program):
-    """These programs are our own and hold arithmetic only, so they may run here."""
+    """Run a program in this process, which is safe because the programs here are generated and only do arithmetic."""
     names = {}
     try:
         exec(program, names)
@@ -106,7 +106,7 @@ def test_monty_and_cpython_agree(monty, batch):
 
 @given(batches)
 @settings(max_examples=5, deadline=None, suppress_health_check=slow_is_fine)
-@pytest.mark.skipif(seccomp.reason_against() is not None, reason="the jail needs seccomp")
+@pytest.mark.skipif(seccomp.unavailable_reason() is not None, reason="the jail needs seccomp")
 def test_the_jail_and_cpython_agree(jail, batch):
     check_agreement(jail, batch)
 

@@ -11,12 +11,12 @@ from hostile.programs import HOSTILE, ORDINARY
 
 RUN = Path(__file__).with_name("hostile") / "run.py"
 NOBODY = 65534
-# Nobody, and for a Python that only root may read nobody with the right to read, which is no right to write or run.
+# The user `nobody`. If only root may read the Python installation, `nobody` also gets the right to read files.
 AS_NOBODY = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--bounding-set=-all"]
 AS_READER = [*AS_NOBODY[:-1]] + [
     f"--{kind}=-all,+dac_read_search" for kind in ("inh-caps", "ambient-caps", "bounding-set")
 ]
-# What Monty has other ways with, in the engine "auto": it has no environment and no such module to ruin.
+# Where Monty, in the engine "auto", has another result: it has no environment and no such module to tamper with.
 IN_AUTO = {
     "environment: dump the environment": ("error",),
     "loops: regular expression": ("ok",),
@@ -32,7 +32,7 @@ def unprivileged():
         pytest.skip("only root can become another user; the tests run unprivileged as they are")
     if not shutil.which("setpriv"):
         pytest.skip("needs setpriv of util-linux")
-    # `setpriv` itself may reach a Python that the other user may not.
+    # `setpriv` may be able to start a Python that cannot start another one as that user.
     code = "import md_trl, subprocess, sys; subprocess.run([sys.executable, '-c', ''], check=True)"
     for prefix in (AS_NOBODY, AS_READER):
         if subprocess.run([*prefix, sys.executable, "-c", code], cwd="/", capture_output=True).returncode == 0:
@@ -50,7 +50,7 @@ def run(engine, setting):
 
 @linux_only
 class TestHostile:
-    # Every engine and every setting once; the other pairs are slow.
+    # Every engine and every setting once. The other pairs are slow.
     @pytest.mark.parametrize(
         ("engine", "setting"),
         [
@@ -79,7 +79,7 @@ class TestHostile:
             expected = (expected,) if isinstance(expected, str) else expected
             if by == "monty":
                 expected = IN_AUTO.get(name, expected)
-            if engine != "monty":  # on a busy machine the time may be up first
+            if engine != "monty":  # on a busy machine the time limit may come first
                 expected = (*expected, "timeout")
             clean = (status == "ok") == (error is None) and (status == "ok" or value == "None")
             if not clean or (engine != "monty" and status not in expected):
@@ -87,8 +87,8 @@ class TestHostile:
         assert unexpected == {}
 
         assert report["ordinary"] >= 200
-        if engine != "monty":  # alone it knows no numpy and no yield, and says so
+        if engine != "monty":  # Monty alone has no numpy and no yield, and reports it
             assert report["wrong"] == []
 
-    def test_ordinary_programs_are_written_in_several_ways(self):
+    def test_there_are_several_kinds_of_ordinary_programs(self):
         assert len(ORDINARY) >= 5

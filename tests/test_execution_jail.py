@@ -3,20 +3,22 @@ import json
 import multiprocessing
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import psutil
 import pytest
 
-from md_trl.execution import Executor, Limits, seccomp
+from md_trl.execution import Executor, Limits, default_cache, seccomp
 
 
-pytestmark = pytest.mark.skipif(seccomp.reason_against() is not None, reason="the jail needs seccomp")
+pytestmark = pytest.mark.skipif(seccomp.unavailable_reason() is not None, reason="the jail needs seccomp")
 
 ENDLESS = "while True:\n    pass  # {}"
 VALUES = {
@@ -71,8 +73,8 @@ FAILURES = {
     "large array": ("import numpy\nanswer = numpy.ones(2000)", "no_result", "1,000 items"),
     "enormous int": ("answer = 1 << 10 ** 6", "no_result", "100,000 digits"),
 }
-# What Monty gets wrong, or does not know and reports as the program's own error.
-CPYTHON_KNOWS = {
+# Programs that Monty gets wrong, or whose missing features it reports as an error of the program.
+MONTY_GETS_WRONG = {
     "an iterator is read once": ("m = map(int, ['1', '2'])\nanswer = [sum(m), sum(m)]", [3, 0]),
     "a generator is an iterator": ("g = (n for n in [1, 2])\nanswer = next(g)", 1),
     "order of the program's own": (
@@ -113,7 +115,7 @@ def auto():
 
 class TestResults:
     @pytest.mark.parametrize("kind", VALUES)
-    def test_values_as_strict_json(self, jail, kind):
+    def test_values_are_strict_json(self, jail, kind):
         program, expected, type_name = VALUES[kind]
         result = run(jail, program)
         assert (result.status, result.value, result.type, result.error) == ("ok", expected, type_name, None)
@@ -121,19 +123,19 @@ class TestResults:
         json.dumps(result.value, allow_nan=False)
 
     @pytest.mark.parametrize("kind", FAILURES)
-    def test_failures_say_why(self, jail, kind):
+    def test_failures_give_the_reason(self, jail, kind):
         program, status, error = FAILURES[kind]
         result = run(jail, program)
         assert (result.status, result.value, result.type) == (status, None, None)
         assert error in result.error
 
-    @pytest.mark.parametrize("kind", CPYTHON_KNOWS)
-    def test_auto_asks_cpython_where_monty_may_err(self, auto, kind):
-        program, expected = CPYTHON_KNOWS[kind]
+    @pytest.mark.parametrize("kind", MONTY_GETS_WRONG)
+    def test_auto_runs_programs_in_cpython_that_monty_may_get_wrong(self, auto, kind):
+        program, expected = MONTY_GETS_WRONG[kind]
         result = run(auto, program)
         assert (result.value, result.engine) == (expected, "jail")
 
-    def test_auto_takes_monty_where_it_can(self, auto):
+    def test_auto_runs_programs_in_monty_if_it_can(self, auto):
         results = auto.run_many(["answer = 5", "answer = 1 / 0", "answer = nothing"])
         assert [(result.status, result.engine) for result in results] == [
             ("ok", "monty"),
@@ -141,7 +143,7 @@ class TestResults:
             ("error", "monty"),
         ]
 
-    def test_without_seccomp_nothing_runs(self, monkeypatch):
+    def test_the_jail_runs_nothing_without_seccomp(self, monkeypatch):
         monkeypatch.setattr(seccomp.sys, "platform", "darwin")
         before = set(family())
         with Executor() as executor:
@@ -150,8 +152,8 @@ class TestResults:
             assert unknown.status == "unsupported" and "no seccomp on darwin" in unknown.error
             assert {process.name() for process in set(family()) - before} == {"monty"}
 
-    def test_where_the_kernel_refuses_nothing_runs(self):
-        # This process and all it starts may not install a filter: prctl(PR_SET_SECCOMP) is refused by a filter.
+    def test_the_jail_runs_nothing_if_the_kernel_refuses_the_filter(self):
+        # A first filter refuses prctl(PR_SET_SECCOMP), so neither this process nor its children can install another.
         code = """
         import ctypes, os, struct
         from md_trl.execution import Executor
@@ -182,7 +184,7 @@ class TestWorkers:
                 psutil.wait_procs([process], timeout=10)
                 assert run(executor, f"answer = {process.pid}").value == process.pid
 
-    def test_workers_killed_while_they_work_are_replaced(self):
+    def test_workers_killed_while_running_a_program_are_replaced(self):
         before = psutil.Process().children()
         programs = [f"answer = sum(range({n} * 10 ** 4))" for n in range(200)]
         with Executor("jail") as executor:
@@ -195,7 +197,7 @@ class TestWorkers:
                             worker.kill()
                 results = results.result()
             lost = [result for result in results if result.status != "ok"]
-            # A program is tried twice, so it takes two kills to lose one.
+            # A program is tried twice, so it takes two kills to lose it.
             assert len(lost) <= 2 and all("worker was lost" in result.error for result in lost)
             right = {sum(range(n * 10**4)) for n in range(200)}
             assert {result.value for result in results if result.status == "ok"} <= right
@@ -241,7 +243,7 @@ class TestWorkers:
         time.sleep(0.5)
         started = psutil.Process(host.pid).children(recursive=True)
         assert len(started) >= 3
-        os.killpg(host.pid, number)  # as a terminal does: to the whole group
+        os.killpg(host.pid, number)  # the whole process group, as a terminal does
         errors = host.communicate(timeout=60)[1]
         assert host.returncode == -number
         if number == signal.SIGINT:
@@ -251,7 +253,7 @@ class TestWorkers:
 
 
 class TestPlaces:
-    """Where users run programs from."""
+    """The executor works in all kinds of processes and threads."""
 
     PROGRAMS = ["answer = 6 * 7", "import numpy\nanswer = numpy.prod([6, 7])"]
 
@@ -270,14 +272,14 @@ class TestPlaces:
         with ThreadPoolExecutor(3) as threads:
             assert list(threads.map(from_a_thread, range(3))) == [[42, 42, n] for n in range(3)]
 
-    def test_shared_by_threads_that_end(self):
-        # The kernel must not take the end of the thread that started the jail for the end of the host.
+    def test_shared_by_threads_that_finish(self):
+        # The jail dies with its host, but must not die with the thread that started it.
         with Executor("jail") as executor:
             for n in range(3):
                 with ThreadPoolExecutor(1) as thread:
                     assert thread.submit(run, executor, f"answer = {n}").result().value == n
 
-    def test_in_a_fork_of_a_process_that_has_one(self):
+    def test_in_a_fork_of_a_process_with_an_executor(self):
         context = multiprocessing.get_context("fork")
         with Executor() as executor:
             assert [result.value for result in executor.run_many(self.PROGRAMS)] == [42, 42]
@@ -316,7 +318,7 @@ class TestPlaces:
         ("launcher", "processes"),
         [
             (["accelerate.commands.launch", "--cpu"], 1),
-            # What `accelerate launch` starts for several processes.
+            # `accelerate launch` runs this for several processes.
             (["torch.distributed.run", "--standalone", "--nproc_per_node", "2"], 2),
         ],
         ids=["accelerate launch", "torchrun"],
@@ -340,41 +342,51 @@ class TestPlaces:
 
 
 class TestCache:
-    def test_results_are_kept_from_run_to_run(self, tmp_path, monkeypatch):
-        path = tmp_path / "results.db"
+    def test_results_are_kept_between_runs(self, tmp_path, monkeypatch):
+        file = tmp_path / "results.db"
         programs = ["answer = 6 * 7", "answer = 1 / 0", "answer = float('nan')", "x = 5", "answer = 10 ** 3999"]
-        with Executor("jail", cache=path) as executor:
+        with Executor("jail", cache=file) as executor:
             first = executor.run_many(programs)
-        with Executor("jail", cache=path) as executor:
-            monkeypatch.setattr(executor._jail, "run", None)  # nothing is to run
+        with Executor("jail", cache=file) as executor:
+            monkeypatch.setattr(executor._jail, "run", None)  # so that running a program fails
             assert executor.run_many(programs) == first
 
-    def test_another_engine_or_limit_is_another_run(self, tmp_path):
-        path = tmp_path / "results.db"
+    def test_engines_and_limits_have_separate_results(self, tmp_path):
+        file = tmp_path / "results.db"
         program = "answer = len('a' * 20_000_000)"
         for engine, megabytes, status in [("jail", 10, "memory"), ("jail", 50, "ok"), ("monty", 10, "memory")]:
-            with Executor(engine, limits=Limits(memory_mb=megabytes), cache=path) as executor:
+            with Executor(engine, limits=Limits(memory_mb=megabytes), cache=file) as executor:
                 result = run(executor, program)
                 assert (result.status, result.engine) == (status, engine)
 
-    def test_what_the_machine_lacks_is_asked_again(self, tmp_path):
-        path = tmp_path / "results.db"
+    def test_unsupported_results_are_not_kept(self, tmp_path):
+        file = tmp_path / "results.db"
         program = "import numpy\nanswer = numpy.sum([5])"
-        with Executor("monty", cache=path) as executor:
+        with Executor("monty", cache=file) as executor:
             assert run(executor, program).status == "unsupported"
             assert executor.cache.read([program]) == {}
 
-    def test_beside_a_store(self, tmp_path):
+    def test_a_store_has_its_cache_in_a_file_beside_it(self, tmp_path):
         from md_trl.store import Store
 
-        with Store(tmp_path / "store.db") as store:
-            with Executor("monty", cache=store.path) as executor:
+        file = tmp_path / "thoughts.db"
+        with Store(file) as store:
+            with Executor("monty", cache=default_cache(file)) as executor:
                 assert run(executor, "answer = 5").value == 5
             assert store.thoughts() == []
-        with Store(tmp_path / "store.db"), Executor("monty", cache=tmp_path / "store.db") as executor:
+        tables = sqlite3.connect(file).execute("SELECT name FROM sqlite_master").fetchall()
+        assert not any("result" in name for (name,) in tables)
+        with Executor("monty", cache=tmp_path / "thoughts.results.db") as executor:
             assert executor.cache.read(["answer = 5"])["answer = 5"].value == 5
 
-    def test_many_and_odd_texts(self, tmp_path):
+    @pytest.mark.parametrize(
+        ("store", "cache"),
+        [("runs/t.db", "runs/t.results.db"), ("t", "t.results.db"), ("student.v2.db", "student.v2.results.db")],
+    )
+    def test_name_of_the_cache(self, store, cache):
+        assert default_cache(store) == Path(cache)
+
+    def test_many_programs_and_unusual_characters(self, tmp_path):
         programs = [f"answer = {n}" for n in range(1_200)] + ["answer = '\ud800'", "", "answer = 1\x00"]
         with Executor("monty", cache=tmp_path / "results.db") as executor:
             first = executor.run_many(programs)

@@ -1,4 +1,4 @@
-"""Money: prices, ledgers, limits that hold, and estimates whose intervals hold."""
+"""Prices, ledgers, budgets that are never exceeded, and estimates whose intervals hold."""
 
 import math
 import random
@@ -10,13 +10,18 @@ from hypothesis import strategies as st
 from servers.openai_server import OpenAIServer
 
 from md_trl.cli.sample import SampleArguments, run
-from md_trl.records import Question
+from md_trl.cli.store import StoreArguments
+from md_trl.cli.store import run as run_store
+from md_trl.prompts import max_prompt_tokens, teacher_messages
+from md_trl.records import Choice, Question, SamplingParams
 from md_trl.sampling import sample
-from md_trl.sampling.engines import Choice, SampleResult
+from md_trl.sampling.dry_run import Stratum, dry_run, estimate
+from md_trl.sampling.engines import SampleRequest, SampleResult
 from md_trl.sampling.engines.openai import OpenAIEngine
-from md_trl.sampling.ledger import Budget, Ledger, Price, Stratum, estimate, most_tokens, read_prices
-from md_trl.sampling.sampler import dry_run
-from md_trl.store import Store
+from md_trl.sampling.ledger import Budget, Ledger, Price, read_prices
+from md_trl.sampling.run import SamplingRun
+from md_trl.store import Selection, Store
+from md_trl.tasks import load_questions
 
 
 QUESTIONS = [Question(f"svamp/train/{i}", "svamp", "train", f"How much is {i} + 1?", str(i + 1)) for i in range(60)]
@@ -34,7 +39,7 @@ def store(tmp_path):
 
 
 def books(server, price=PRICES["m"]):
-    """What the server would put on the bill, counted by hand."""
+    """What the server would bill, computed by hand."""
     plain = server.prompt_tokens - server.cached_tokens
     return (
         plain * price.prompt + server.cached_tokens * price.cached + server.completion_tokens * price.completion
@@ -65,15 +70,15 @@ def test_read_prices(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("- 1", "holds no table"),
+        ("- 1", "is not a price table"),
         ("m: 3", "the price of 'm' is 3"),
         ("m: {prompt: 1}", "the price of 'm' is {'prompt': 1}"),
         ("m: {prompt: 1, completion: 2, output: 3}", "the price of 'm'"),
         ("m: {prompt: cheap, completion: 2}", "'prompt' of 'm' is 'cheap'"),
         ("m: {prompt: -1, completion: 2}", "'prompt' of 'm' is -1"),
         ("m: {prompt: 1, completion: .inf}", "'completion' of 'm' is inf"),
-        ("m: {prompt: 1, completion: 2, cached: 3}", "dearer cached"),
-        ("m: {prompt: 1, completion: 2, batch: 2}", "dearer cached or in a batch"),
+        ("m: {prompt: 1, completion: 2, cached: 3}", "more expensive cached"),
+        ("m: {prompt: 1, completion: 2, batch: 2}", "more expensive cached or in a batch"),
         ("m: {", "is not YAML"),
     ],
 )
@@ -87,7 +92,7 @@ def test_bad_prices(tmp_path, text, message):
 # Ledger
 
 
-def test_ledger_is_the_servers_books(store):
+def test_ledger_agrees_with_the_server(store):
     with OpenAIServer() as server:
         summary = sample(
             QUESTIONS, ["cot", "pot"], 3, OpenAIEngine("m", server.url), store, prompt, prices=PRICES, progress=False
@@ -98,9 +103,13 @@ def test_ledger_is_the_servers_books(store):
     (entry,) = ledger.entries
     assert (entry.requests, entry.failed, entry.thoughts, entry.batch) == (120, 0, 360, False)
     assert f"{books(server):.4f}" in ledger.format()
-    # By task and split, for the cost of what is kept of them
-    assert Ledger(store.spending(task="svamp", splits=["train"]), PRICES).cost == ledger.cost
-    assert store.spending(task="gsm8k") == store.spending(splits=["test"]) == store.spending(model="other") == []
+    # By task and split
+    assert Ledger(store.spending(Selection("svamp", ["train"])), PRICES).cost == ledger.cost
+    assert [] == [
+        entry
+        for other in (Selection("gsm8k"), Selection(splits=["test"]), Selection(models="other"))
+        for entry in store.spending(other)
+    ]
 
 
 def test_models_without_a_price_and_imports(store, tmp_path):
@@ -120,16 +129,16 @@ def test_models_without_a_price_and_imports(store, tmp_path):
 
 
 @given(text=st.text())
-def test_most_tokens_is_no_less_than_the_bytes(text):
-    assert most_tokens(text) >= len(text.encode())
-    assert most_tokens([{"role": "user", "content": text}] * 2) >= 2 * len(text.encode()) + 2
+def test_max_prompt_tokens_is_at_least_the_number_of_bytes(text):
+    assert max_prompt_tokens(text) >= len(text.encode())
+    assert max_prompt_tokens([{"role": "user", "content": text}] * 2) >= 2 * len(text.encode()) + 2
 
 
 # Limits
 
 
-class DearEngine:
-    """Takes the most that a request can take, every time; loses some answers."""
+class ExpensiveEngine:
+    """Uses as many tokens as a request possibly can (or a share of them), and loses some answers."""
 
     model = "m"
 
@@ -137,69 +146,73 @@ class DearEngine:
         self.lose, self.share, self.asked = lose, share, []
 
     def generate(self, requests):
-        under_way = []
+        in_flight = []
         for request in requests:
             self.asked.append(request)
-            under_way.append((len(self.asked), request))
-            if len(under_way) == 3:
-                yield self.answer(*under_way.pop(0))
-        for waiting in under_way:
+            in_flight.append((len(self.asked), request))
+            if len(in_flight) == 3:
+                yield self.answer(*in_flight.pop(0))
+        for waiting in in_flight:
             yield self.answer(*waiting)
 
     def answer(self, number, request):
         if self.lose(number):
             return SampleResult(request, error="lost", lost=True)
         usage = {
-            "prompt_tokens": int(most_tokens(request.prompt) * self.share),
-            "completion_tokens": int(request.n * request.max_tokens * self.share),
+            "prompt_tokens": int(max_prompt_tokens(request.prompt) * self.share),
+            "completion_tokens": int(request.n * request.params.max_tokens * self.share),
         }
         return SampleResult(request, [Choice("x", "stop")] * request.n, usage)
 
     def paid(self, max_tokens):
-        return sum(PRICES["m"].cost(most_tokens(r.prompt), 0, r.n * max_tokens) for r in self.asked) * self.share
+        return sum(PRICES["m"].cost(max_prompt_tokens(r.prompt), 0, r.n * max_tokens) for r in self.asked) * self.share
 
 
 @pytest.mark.parametrize("share", [1.0, 0.2])
 @pytest.mark.parametrize("lose", [lambda number: False, lambda number: number % 4 == 1])
-def test_max_cost_is_never_passed_and_nearly_reached(store, caplog, share, lose):
-    engine = DearEngine(lose, share)
-    most = PRICES["m"].cost(most_tokens(prompt(QUESTIONS[50], "cot")), 0, 4 * 100)
+def test_max_cost_is_never_exceeded_and_nearly_reached(store, caplog, share, lose):
+    engine = ExpensiveEngine(lose, share)
+    most = PRICES["m"].cost(max_prompt_tokens(prompt(QUESTIONS[50], "cot")), 0, 4 * 100)
     limit = 10.5 * most
     arguments = (["cot", "pot"], 4, engine, store, prompt)
-    summary = sample(QUESTIONS, *arguments, max_tokens=100, prices=PRICES, max_cost=limit, progress=False)
+    options = {"params": SamplingParams(max_tokens=100), "prices": PRICES, "progress": False}
+    summary = sample(QUESTIONS, *arguments, max_cost=limit, **options)
     ledger = Ledger(store.spending(), PRICES)
-    # Even if each lost answer was billed at its dearest
+    # Even if each lost answer was billed at its upper bound
     assert ledger.cost + ledger.unknown <= limit
     assert ledger.cost + ledger.unknown > limit - most
     assert summary.over_budget and summary.missing == 480 - summary.thoughts
     assert "Run the same command with a higher `--max_cost`" in caplog.text
-    # The same limit again: nothing. A higher one: more, and what was spent counts.
+    # The same limit allows nothing more. A higher one does, and counts what was spent before.
     asked = len(engine.asked)
-    sample(QUESTIONS, *arguments, max_tokens=100, prices=PRICES, max_cost=limit, progress=False)
+    sample(QUESTIONS, *arguments, max_cost=limit, **options)
     assert len(engine.asked) == asked
-    sample(QUESTIONS, *arguments, max_tokens=100, prices=PRICES, max_cost=2 * limit, progress=False)
+    sample(QUESTIONS, *arguments, max_cost=2 * limit, **options)
     ledger = Ledger(store.spending(), PRICES)
     assert limit < ledger.cost + ledger.unknown <= 2 * limit
-    done = sample(QUESTIONS, *arguments, max_tokens=100, prices=PRICES, max_cost=1000 * limit, progress=False)
+    done = sample(QUESTIONS, *arguments, max_cost=1000 * limit, **options)
     assert done.missing == 0 and not done.over_budget
 
 
-def test_two_processes_keep_to_one_limit(store):
-    """Each sees what the other has claimed before it claims."""
-    store.add_questions(QUESTIONS)
-    setting = store.setting("m", "p", {"max_tokens": 100})
-    most = PRICES["m"].cost(50, 0, 100)
-    with Store(store.path) as other:
+def test_two_processes_share_one_limit(store):
+    """Before it claims, each sees what the other has claimed."""
+    store.questions.add(QUESTIONS)
+    setting = store.settings.number("m", "p", SamplingParams(max_tokens=100))
+    request = SampleRequest(QUESTIONS[0].id, "cot", "How much?", SamplingParams(max_tokens=100))
+    most = PRICES["m"].cost(request.max_prompt_tokens, 0, 100)
+    with Store(store.file) as other:
         budgets = [(s, Budget(s, PRICES, "m", 5.5 * most)) for s in (store, other)]
-        claimed = 0
+        claimed, refused = 0, []
         for i, question in enumerate(QUESTIONS[:10]):
             mine, budget = budgets[i % 2]
-            claimed += len(
-                mine.claim(
-                    question.id, "cot", setting, 1, most_prompt=50, allow=lambda n, b=budget: b.allows(50, 100, len(n))
-                )
-            )
-        assert claimed == 5 and all(budget.refused for _, budget in budgets)
+            granted = mine.claims.claim(
+                question.id, "cot", setting, 1,
+                max_prompt_tokens=request.max_prompt_tokens, max_completion_tokens=100,
+                allow=lambda sizes, b=budget: b.reserve(request, sizes),
+            )  # fmt: skip
+            claimed += len(granted.claims)
+            refused += [i % 2] * granted.refused
+        assert claimed == 5 and set(refused) == {0, 1}
         assert Ledger(store.spending(), PRICES).unknown == pytest.approx(5 * most)
 
 
@@ -209,23 +222,40 @@ def test_max_cost_over_http(store):
         limit = 30 * PRICES["m"].cost(8, 4, 3 * 7)
         summary = sample(
             QUESTIONS, ["cot", "pot"], 3, engine, store, prompt,
-            max_tokens=10, prices=PRICES, max_cost=limit, progress=False,
+            params=SamplingParams(max_tokens=10), prices=PRICES, max_cost=limit, progress=False,
         )  # fmt: skip
         assert summary.over_budget and 5 < summary.requests < 120
         assert books(server) <= limit
-        most = PRICES["m"].cost(most_tokens(prompt(QUESTIONS[50], "cot")), 0, 30)
+        most = PRICES["m"].cost(max_prompt_tokens(prompt(QUESTIONS[50], "cot")), 0, 30)
         assert books(server) > limit - most
 
 
+def test_a_budget_for_part_of_a_claim(store):
+    """Of several requests for one question, only those that fit into the budget are made."""
+    engine = ExpensiveEngine()
+    most = PRICES["m"].cost(max_prompt_tokens(prompt(QUESTIONS[0], "cot")), 0, 100)
+    options = {"params": SamplingParams(max_tokens=100), "prices": PRICES, "progress": False}
+    with SamplingRun(QUESTIONS[:1], ["cot"], 5, "m", store, prompt, options["params"], PRICES, 3.5 * most) as run:
+        run.max_samples = 1
+        requests = run.claim(run.next_round()[0])
+        assert [(r.first_index, r.n) for r in requests] == [(0, 1), (1, 1), (2, 1)]
+        assert run.summary.over_budget
+        for result in engine.generate(requests):
+            run.record(result)
+        assert run.claim(run.next_round()[0]) == []
+    summary = run.finish()
+    assert (summary.requests, summary.thoughts, summary.missing, summary.over_budget) == (3, 3, 2, True)
+
+
 def test_max_cost_needs_prices(store):
-    with pytest.raises(ValueError, match="`max_cost` needs the prices"):
-        sample(QUESTIONS, ["cot"], 1, DearEngine(), store, prompt, max_cost=1)
+    with pytest.raises(ValueError, match="`max_cost` needs prices"):
+        sample(QUESTIONS, ["cot"], 1, ExpensiveEngine(), store, prompt, max_cost=1)
 
 
 # Estimates
 
 
-def test_dry_run_estimates_and_keeps_its_thoughts(store):
+def test_dry_run_estimates_the_cost_and_keeps_its_thoughts(store):
     with OpenAIServer() as server:
         engine = OpenAIEngine("m", server.url)
         arguments = (QUESTIONS, ["cot", "pot"], 3, engine, store, prompt)
@@ -245,8 +275,8 @@ def test_dry_run_estimates_and_keeps_its_thoughts(store):
         dry_run(*arguments, probes=1)
 
 
-def test_intervals_hold_the_truth_19_times_out_of_20():
-    """Against drawn populations of two paths with different, skew costs."""
+def test_intervals_contain_the_cost_19_times_out_of_20():
+    """On random populations with two paths whose costs differ and are skewed."""
     rng = random.Random(5)
     price, inside, trials = PRICES["m"], 0, 1500
     for _ in range(trials):
@@ -289,7 +319,33 @@ def test_command(tmp_path, capsys):
         out = capsys.readouterr().out
         assert "cost 0.0" in out and f"{books(server):.4f}" in out
         assert books(server) <= 0.05
-        run(SampleArguments(store=common["store"], prices=common["prices"], status=True))
+        run_store(StoreArguments(store=common["store"], prices=common["prices"]), "status")
         assert f"{books(server):.4f}" in capsys.readouterr().out
     with pytest.raises(ValueError, match="--prices"):
         run(SampleArguments(**{**common, "prices": None}, max_cost=1.0))
+
+
+@pytest.mark.parametrize("requests", [0, 3])
+def test_a_command_that_ends_over_budget_fails(tmp_path, capsys, caplog, requests):
+    """Whether it sampled nothing or part of what was wanted."""
+    prices = tmp_path / "prices.yaml"
+    prices.write_text("m: {prompt: 2, completion: 6, cached: 1}\n")
+    question = load_questions("stories", "train")[0]
+    request = SampleRequest(question.id, "cot", teacher_messages(question, "cot"))
+    most = Price(2, 6, 1).cost(request.max_prompt_tokens, 0, 2 * request.max_completion_tokens)
+    with OpenAIServer() as server:
+        args = SampleArguments(
+            task="stories", limit=20, n=2, model="m", base_url=server.url, concurrency=1,
+            store=str(tmp_path / "t.db"), prices=str(prices), max_cost=(requests + 0.5) * most / 2,
+        )  # fmt: skip
+        with pytest.raises(SystemExit) as end:
+            run(args)
+        assert end.value.code == 1
+        assert bool(server.bodies) == bool(requests) and len(server.bodies) < 40
+    assert f"{80 - 2 * len(server.bodies)} missing" in capsys.readouterr().out
+    assert "Run the same command with a higher `--max_cost` to continue" in caplog.text
+
+
+def test_a_dry_run_without_a_probe_fails(store):
+    with pytest.raises(ValueError, match="None of the 8 probes on the path cot returned a thought"):
+        dry_run(QUESTIONS, ["cot"], 1, ExpensiveEngine(), store, prompt, prices=PRICES, max_cost=1e-9)

@@ -25,7 +25,7 @@ KEYS = [
 
 @pytest.fixture(autouse=True)
 def own_caches(tmp_path, monkeypatch):
-    # evaluate writes the answers it is given to a file there, under a name that all processes share.
+    # evaluate writes its inputs to a file in this folder, whose name is the same in all processes.
     monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", tmp_path)
 
 
@@ -34,7 +34,7 @@ def load(*config):
 
 
 def examples(text):
-    """The examples of a text, with the Hub's name of the metric replaced by the folder at hand."""
+    """Replace the metric's name on the Hub by its folder in the repository."""
     return text.replace('"md/md_vote"', repr(str(CARD)))
 
 
@@ -45,19 +45,19 @@ def run_doctest(text):
 
 
 class TestMetric:
-    def test_the_example_of_the_method(self):
+    def test_one_question(self):
         scores = load().compute(cot=[["5", "6"]], pot=[["5"]], references=["5"])
         assert list(scores) == KEYS
         assert scores["accuracy"] == scores["both"] == 1 and scores["mean_votes"] == 3
 
-    def test_every_kind_of_question(self):
+    def test_one_question_of_each_kind(self):
         scores = load().compute(
             cot=[["1"], ["2"], ["0"], ["0"], [""], []],
             pot=[["1"], ["0", "0"], ["3", "3"], ["0"], [], [""]],
             references=["1", "2", "3", "4", "5", "6"],
         )
         assert scores == {
-            "accuracy": 2 / 6,  # the second question is outvoted by its programs
+            "accuracy": 2 / 6,  # the programs outvote the correct CoT answer of the second question
             "cot_accuracy": 2 / 6,
             "pot_accuracy": 2 / 6,
             "both": 1 / 6,
@@ -69,18 +69,18 @@ class TestMetric:
             "mean_votes": 10 / 6,
         }
 
-    def test_batches(self):
+    def test_answers_can_be_added_in_batches(self):
         metric = load()
         metric.add(cot=["5"], pot=[], references="5")
         metric.add_batch(cot=[["5"]], pot=[["6", "6"]], references=["6"])
         assert metric.compute() == load().compute(cot=[["5"], ["5"]], pot=[[], ["6", "6"]], references=["5", "6"])
 
-    def test_one_question_at_a_time(self):
+    def test_answers_can_be_added_one_question_at_a_time(self):
         metric = load()
         metric.add(cot=[5, None], pot=[], references=5)
         assert metric.compute()["accuracy"] == 1.0
 
-    def test_nothing_and_numbers(self):
+    def test_none_and_numbers_are_accepted(self):
         given = load().compute(cot=[[None], [5, 6.0]], pot=[[None, "5"], [True, None]], references=[5, "6"])
         assert given == load().compute(cot=[[""], ["5", "6"]], pot=[["", "5"], ["yes", ""]], references=["5", "6"])
         assert load("flat").compute(predictions=[None, 6], references=["5", 6])["accuracy"] == 0.5
@@ -89,7 +89,7 @@ class TestMetric:
         scores = load("flat").compute(predictions=["$5.00", "", "7"], references=["5", "6", "8"])
         assert scores == {"accuracy": 1 / 3, "abstained": 1 / 3, "n_questions": 3}
 
-    def test_unequal_lengths_are_named(self):
+    def test_lists_of_different_lengths_are_an_error(self):
         with pytest.raises(ValueError, match=r"cot \(2\) and pot \(1\)"):
             load().compute(cot=[["5"], ["6"]], pot=[["5"]], references=["5", "6"])
         with pytest.raises(ValueError, match=r"cot \(1\) and references \(2\)"):
@@ -97,15 +97,15 @@ class TestMetric:
         with pytest.raises(ValueError, match=r"predictions \(2\) and references \(1\)"):
             load("flat").compute(predictions=["5", "6"], references=["5"])
 
-    def test_no_question(self):
+    def test_no_question_is_an_error(self):
         with pytest.raises(ValueError, match="no question to score"):
             load().compute(cot=[], pot=[], references=[])
 
-    def test_unknown_configuration(self):
+    def test_an_unknown_configuration_is_an_error(self):
         with pytest.raises(ValueError, match="'flta'. Choose one of default, flat"):
             load("flta")
 
-    def test_in_a_fresh_process(self, tmp_path):
+    def test_loads_in_a_new_process(self, tmp_path):
         code = (
             "import evaluate\n"
             f"metric = evaluate.load({str(CARD)!r})\n"
@@ -118,10 +118,10 @@ class TestMetric:
 
 
 class TestCard:
-    def test_examples_of_the_docstring(self):
+    def test_the_docstrings_examples_run(self):
         run_doctest(load().inputs_description)
 
-    def test_examples_of_the_readme(self):
+    def test_the_readmes_examples_run(self):
         blocks = re.findall(r"```python\n(.*?)```", (CARD / "README.md").read_text(encoding="utf-8"), re.DOTALL)
         run_doctest("\n".join(blocks))
 
@@ -129,8 +129,8 @@ class TestCard:
         readme = (CARD / "README.md").read_text(encoding="utf-8")
         assert [key for key in KEYS if f"`{key}`" not in readme] == []
 
-    def test_the_space_names_its_files(self):
+    def test_the_space_runs_the_app(self):
         front = (CARD / "README.md").read_text(encoding="utf-8").split("---\n")[1]
         assert "sdk: gradio\n" in front and "app_file: app.py\n" in front
-        # The app itself needs gradio, which is not a dependency of the library: it is only compiled here.
+        # The app needs gradio, which the library does not depend on, so it is only compiled here.
         compile((CARD / "app.py").read_text(encoding="utf-8"), "app.py", "exec")

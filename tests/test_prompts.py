@@ -5,14 +5,28 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from conftest import SHARED, needs_shared
+from students import byte_tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from md_trl import prompts
-from md_trl.prompts import STOP, TRIGGERS, teacher_messages, teacher_prompt
+from md_trl.prompts import (
+    STOP,
+    TRIGGERS,
+    encode,
+    encode_prompt,
+    render,
+    resolve_prompt_format,
+    student_prompt,
+    student_text,
+    teacher_messages,
+    teacher_prompt,
+)
 from md_trl.records import PATHS, Question
 from md_trl.tasks import TASKS, load_questions
 
 
-DATA = Path(__file__).parents[1].parent / "shared" / "data"
+DATA = SHARED / "data"
 EXAMPLES = {
     task: json.loads((Path(prompts.__file__).parent / "examples" / f"{task}.json").read_text(encoding="utf-8"))
     for task in TASKS
@@ -25,7 +39,7 @@ def asked(task, text="How many moons has Mars?", answer="gold-17"):
 
 
 def same(value, answer):
-    """Equality of a program's value and a gold answer without md_trl.answers, of which this is no test."""
+    """Compare a program's value with an answer, without relying on `md_trl.answers`."""
     try:
         return Fraction(answer) == Fraction(str(value))
     except ValueError:
@@ -51,7 +65,7 @@ def test_four_to_eight_different_examples(task):
 def test_the_chain_of_thought_ends_with_the_answer(task, example):
     assert example["cot"].endswith(f" The answer is {example['answer']}.")
     assert example["cot"].count("The answer is") == 1
-    # Every sum on the way is right.
+    # Every calculation on the way is right.
     for left, right in re.findall(r"((?:[\d.]+ [-+*/] )+[\d.]+) = ([\d.]*\d)", example["cot"]):
         assert Fraction(right) == Fraction(str(eval(left)))
 
@@ -71,7 +85,7 @@ def test_strategyqa_programs_carry_the_chain_of_thought_as_comments(example):
     assert example["pot"][-1].strip() in ('answer = "yes"', 'answer = "no"')
     comments = " ".join(line for line in example["pot"] if line.startswith("# "))
     steps = example["cot"].removesuffix(f" The answer is {example['answer']}.")
-    # Mostly the same words, in sentences of their own.
+    # Mostly the same words, in different sentences
     assert len(set(words(comments)) & set(words(steps))) > 0.6 * len(set(words(steps)))
 
 
@@ -94,10 +108,10 @@ def data_questions():
         yield from (row["question"] for row in json.loads(path.read_text(encoding="utf-8")))
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="needs the original files in ../shared/data")
-def test_no_example_is_a_question_of_a_data_set():
+@needs_shared("data/SVAMP.json", "data/gsm8k", "data/ASDiv.xml", "data/strategyqa", "data/svamp_teacher")
+def test_no_example_is_a_question_of_a_dataset():
     ours = {" ".join(words(example["question"])): example for task in TASKS for example in EXAMPLES[task]}
-    # Eight words in a row would be a question reworded.
+    # Eight words in a row would be a reworded question.
     runs = {" ".join(words(text)[n : n + 8]) for text in ours for n in range(len(words(text)) - 7)}
     count = 0
     for text in data_questions():
@@ -129,7 +143,7 @@ def test_teacher_messages(task, path):
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_messages_are_new_ones_at_every_call(path):
+def test_messages_are_not_shared_between_calls(path):
     first = teacher_messages(asked("svamp"), path)
     for message in first:
         message["content"] = "changed"
@@ -156,7 +170,7 @@ def split_block(block, trigger):
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("task", TASKS)
 def test_stop_cuts_a_completion_after_the_thought(task, path):
-    # A base model goes on as the prompt does: with a thought, and then the next question.
+    # A base model continues like the prompt: with a thought, then with the next question.
     for turn in teacher_messages(asked(task), path)[1::2]:
         text = teacher_prompt(asked(task), path) + turn["content"] + "\n\nQuestion:\nHow many moons has Venus?\n"
         completion = text.removeprefix(teacher_prompt(asked(task), path))
@@ -173,3 +187,51 @@ def test_unknown_path_or_task():
             teacher_prompt(asked("svamp"), path)
     with pytest.raises(ValueError, match="'aqua'.*svamp, gsm8k, asdiv, strategyqa, stories"):
         teacher_messages(asked("aqua"), "cot")
+
+
+# Students
+
+
+def chat_tokenizer():
+    """A tokenizer that adds BOS by itself, with a template that writes it too."""
+    template = "{{ bos_token }}{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{% endfor %}> "
+    tokenizer = byte_tokenizer(bos_token="<pad>", chat_template=template)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<pad> $A", special_tokens=[("<pad>", 1)])
+    return tokenizer
+
+
+def test_prompt_formats():
+    plain, chat = byte_tokenizer(), chat_tokenizer()
+    assert [resolve_prompt_format(tokenizer) for tokenizer in (None, plain, chat)] == ["plain", "plain", "chat"]
+    assert [resolve_prompt_format(chat, name) for name in ("plain", "chat")] == ["plain", "chat"]
+    for tokenizer in (None, plain):
+        with pytest.raises(ValueError, match="needs a tokenizer with a chat template"):
+            resolve_prompt_format(tokenizer, "chat")
+    with pytest.raises(ValueError, match="Unknown `prompt_format` 'alpaca'. Choose one of auto, plain, chat"):
+        resolve_prompt_format(plain, "alpaca")
+
+
+def test_student_prompts():
+    assert student_prompt(" Why? ", "cot") == f"Why?\n{TRIGGERS['cot']}\n"
+    assert student_prompt("Why?", "label") == "Why?\n"
+    assert student_prompt("Why?", "pot", "chat") == [{"role": "user", "content": f"Why?\n{TRIGGERS['pot']}"}]
+    assert student_prompt("Why?", "label", "chat") == [{"role": "user", "content": "Why?"}]
+    with pytest.raises(ValueError, match="Unknown path 'tot'. Choose one of cot, pot, label"):
+        student_prompt("Why?", "tot")
+    with pytest.raises(ValueError, match="`prompt_format` is 'auto'. Use 'plain' or 'chat'"):
+        student_prompt("Why?", "cot", "auto")
+
+
+def test_a_prompt_says_how_it_is_rendered_and_encoded():
+    """Messages get their special tokens from the template, text gets them from the tokenizer: one BOS each."""
+    tokenizer = chat_tokenizer()
+    for path in (*PATHS, "label"):
+        messages, text = student_prompt("Why?", path, "chat"), student_prompt("Why?", path)
+        rendered = render(messages, tokenizer)
+        assert rendered == f"<pad>user: {messages[0]['content']}> " == student_text("Why?", path, tokenizer)
+        assert render(text, tokenizer) == text == student_text("Why?", path, tokenizer, "plain")
+        assert encode_prompt(messages, tokenizer) == encode(tokenizer, [rendered], chat=True)[0]
+        assert encode_prompt(text, tokenizer) == encode(tokenizer, [text], chat=False)[0]
+        assert [encode_prompt(prompt, tokenizer).count(1) for prompt in (messages, text)] == [1, 1]
+    with pytest.raises(ValueError, match="no chat template.*few_shot_text"):
+        render(messages, byte_tokenizer())

@@ -10,6 +10,7 @@ from test_trainer import ROWS
 from transformers import BitsAndBytesConfig
 
 from md_trl import MDConfig, MDSeq2SeqConfig, MDSeq2SeqTrainer, MDTrainer
+from md_trl.records import SamplingParams
 from md_trl.sampling.engines import SampleRequest
 from md_trl.sampling.engines.transformers import TransformersEngine
 
@@ -77,7 +78,7 @@ def test_encoder_decoders_train_in_4_bit_and_their_adapter_loads(tmp_path):
     with torch.no_grad():
         expected, found = trainer.model.eval()(**inputs, labels=target).logits, copy(**inputs, labels=target).logits
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
-    request = SampleRequest("q", "label", f"{ROWS[0]['question']}\n", temperature=0.0, max_tokens=20)
+    request = SampleRequest("q", "label", f"{ROWS[0]['question']}\n", SamplingParams(temperature=0.0, max_tokens=20))
     [result] = TransformersEngine(copy, trainer.processing_class).generate([request])
     [ids] = copy.generate(**inputs, do_sample=False, max_new_tokens=20)
     assert result.choices[0].text == trainer.processing_class.decode(ids, skip_special_tokens=True)

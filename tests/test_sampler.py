@@ -1,6 +1,5 @@
-"""The sampler asks for what is missing and nothing else, and loses nothing: over real HTTP, with processes killed."""
+"""The sampler asks for missing samples only and loses none: over real HTTP, with processes that are killed."""
 
-import json
 import os
 import random
 import signal
@@ -13,15 +12,16 @@ from pathlib import Path
 import pytest
 from servers.openai_server import OpenAIServer, Reply, error, text_of
 
-from md_trl.cli.sample import SampleArguments, format_status, run
-from md_trl.records import Question
+from md_trl.cli.sample import SampleArguments, run
+from md_trl.cli.store import StoreArguments, format_status
+from md_trl.cli.store import run as run_store
+from md_trl.records import Choice, Question, SamplingParams
 from md_trl.sampling import sample
-from md_trl.sampling.engines import Choice, SampleResult, derive_seed
+from md_trl.sampling.engines import SampleResult, derive_seed
 from md_trl.sampling.engines.openai import OpenAIEngine
-from md_trl.store import Store
+from md_trl.store import Selection, Store
 
 
-SHARED = Path(__file__).parents[1].parent / "shared"
 QUESTIONS = [Question(f"svamp/train/{i}", "svamp", "train", f"How much is {i} + 1?", str(i + 1)) for i in range(12)]
 
 
@@ -35,13 +35,13 @@ def store(tmp_path):
         yield store
 
 
-def run_sample(store, url, n=4, questions=QUESTIONS, paths=("cot", "pot"), **kwargs):
-    engine = OpenAIEngine("m", url, concurrency=4, max_retries=kwargs.pop("max_retries", 4))
-    return sample(questions, paths, n, engine, store, kwargs.pop("prompt", prompt), progress=False, **kwargs)
+def run_sample(store, url, n=4, questions=QUESTIONS, paths=("cot", "pot"), prompt=prompt, max_retries=4, **params):
+    engine = OpenAIEngine("m", url, concurrency=4, max_retries=max_retries)
+    return sample(questions, paths, n, engine, store, prompt, params=SamplingParams(**params), progress=False)
 
 
 def expected(n, questions=QUESTIONS, paths=("cot", "pot"), seed=42):
-    """What the loopback server writes if each question and path is one request."""
+    """What the loopback server returns if there is one request per question and path."""
     return [
         (q.id, path, i, text_of(prompt(q, path), derive_seed(seed, q.id, path, 0), i))
         for q in questions
@@ -51,11 +51,11 @@ def expected(n, questions=QUESTIONS, paths=("cot", "pot"), seed=42):
 
 
 def stored(store, **selection):
-    return [(t.question_id, t.path, t.index, t.text) for t in store.thoughts(**selection)]
+    return [(t.question_id, t.path, t.index, t.text) for t in store.thoughts(Selection(**selection))]
 
 
 class ListEngine:
-    """An engine that answers with scripted numbers of choices, and remembers what it was asked."""
+    """An engine that returns a scripted number of choices per request and records the requests."""
 
     def __init__(self, counts):
         self.model, self.counts, self.asked = "list", iter(counts), []
@@ -67,7 +67,7 @@ class ListEngine:
             yield SampleResult(request, [Choice(str(request.first_index + i), "stop") for i in range(count)])
 
 
-def test_one_request_a_question_and_path(store):
+def test_one_request_per_question_and_path(store):
     with OpenAIServer() as server:
         summary = run_sample(store, server.url)
     assert stored(store) == expected(4)
@@ -82,7 +82,7 @@ def test_one_request_a_question_and_path(store):
     ]
 
 
-def test_a_second_run_asks_nothing_and_a_larger_one_the_rest(store):
+def test_a_second_run_asks_for_nothing_and_a_larger_one_for_the_rest(store):
     with OpenAIServer() as server:
         run_sample(store, server.url)
         assert run_sample(store, server.url).requests == 0
@@ -91,10 +91,10 @@ def test_a_second_run_asks_nothing_and_a_larger_one_the_rest(store):
         assert (summary.requests, summary.thoughts) == (24, 48)
         assert {body["n"] for body in server.bodies[24:]} == {2}
         assert sorted(stored(store))[:4] == sorted(expected(6))[:4]
-        # Other parameters, another prompt, another seed: other samples.
+        # Other parameters, another prompt or another seed mean different samples.
         assert run_sample(store, server.url, n=6, temperature=0.2).thoughts == 144
         again = run_sample(store, server.url, n=6)
-        ids = [t.question_id for t in store.thoughts(settings=again.settings)]
+        ids = [t.question_id for t in store.thoughts(Selection(settings=again.settings))]
         assert ids == [q.id for q in QUESTIONS for _ in range(12)]
         assert run_sample(store, server.url, n=6, seed=1).thoughts == 144
         longer = run_sample(
@@ -103,13 +103,13 @@ def test_a_second_run_asks_nothing_and_a_larger_one_the_rest(store):
         assert longer.thoughts == 144
     with pytest.raises(ValueError, match="settings="):
         store.thoughts()
-    assert len(store.thoughts(temperature=0.2)) == 144
+    assert len(store.thoughts(Selection(params={"temperature": 0.2}))) == 144
 
 
 def test_settings_do_not_multiply_with_questions(store):
     with OpenAIServer() as server:
         run_sample(store, server.url)
-    assert [row.setting for row in store.status()] == [1, 2]  # One a path: the paths have different prompts.
+    assert [row.setting for row in store.status()] == [1, 2]  # One per path, because the paths have different prompts
 
 
 def test_server_that_ignores_n(store):
@@ -119,7 +119,18 @@ def test_server_that_ignores_n(store):
     assert max(server.sold.values()) == 1
     assert len(server.bodies) == 120
     asked = Counter(body["n"] for body in server.bodies)
-    assert asked[1] > 100  # It has been learnt after the first answers.
+    assert asked[1] > 100  # Learned from the first answers
+    assert [t.index for t in store.thoughts()] == [*range(5)] * 24
+
+
+def test_server_that_refuses_n(store):
+    """After the first refusal it is asked for single samples, like a server that ignores `n`."""
+    with OpenAIServer(fault=lambda number, body: error(400, "`n` must be 1") if body["n"] > 1 else None) as server:
+        summary = run_sample(store, server.url, n=5)
+    assert (summary.thoughts, summary.missing, summary.errors) == (120, 0, {})
+    assert set(server.sold.values()) == {1}
+    asked = Counter(body["n"] for body in server.bodies)
+    assert asked[1] == 120 and asked[5] <= 8
     assert [t.index for t in store.thoughts()] == [*range(5)] * 24
 
 
@@ -135,11 +146,11 @@ def test_short_answers_are_topped_up(store):
     assert [t.text for t in store.thoughts()] == [*"01234", *"01234"]
 
 
-def test_server_that_never_gives_more(store, caplog):
+def test_server_that_never_returns_the_rest(store, caplog):
     with OpenAIServer(choices=lambda body: 0 if body["n"] < 4 else 3) as server:
         summary = run_sample(store, server.url)
     assert (summary.thoughts, summary.missing) == (72, 24)
-    assert len(server.bodies) == 24 * 4  # Asked three times more, and left at that.
+    assert len(server.bodies) == 24 * 4  # The first request and three more attempts
     assert "24 of 96 samples are still missing" in caplog.text
     assert [row.missing for row in store.status()] == [12, 12]
 
@@ -154,7 +165,7 @@ def test_unusable_thoughts_are_kept_and_not_asked_again(store):
 
 
 def test_a_misbehaving_server(store):
-    """A third of the answers is an error, a lost connection, or unreadable: nothing is lost, nothing stored twice."""
+    """A third of the answers are errors, lost connections or unreadable. No sample is lost or stored twice."""
     rng = random.Random(0)
     faults = [
         lambda: error(429, **{"retry-after-ms": "10"}),
@@ -173,11 +184,11 @@ def test_a_misbehaving_server(store):
     assert summary.completion_tokens == server.completion_tokens
 
 
-def test_a_server_that_only_fails_is_left_alone(store, caplog):
+def test_a_server_that_only_fails_is_given_up(store, caplog):
     with OpenAIServer(fault=lambda number, body: error(500)) as server:
         summary = run_sample(store, server.url, max_retries=0, n=1)
     assert summary.thoughts == 0
-    assert summary.errors == {"HTTP 500: no": 50}
+    assert summary.errors == {"HTTP 500: no": 50} and summary.gave_up
     assert 50 <= len(server.bodies) < 60
     assert "HTTP 500" in caplog.text and "24 of 24 samples" in caplog.text
     many = [Question(f"svamp/train/many-{i}", "svamp", "train", f"What is {i}?", "1") for i in range(200)]
@@ -231,7 +242,7 @@ def test_no_server(store):
 
 
 def test_server_goes_away(store):
-    """What has arrived stays, and a new server brings the rest."""
+    """What has arrived is kept, and a new server returns the rest."""
     with OpenAIServer(fault=lambda number, body: Reply(0, b"") if number >= 10 else None) as server:
         server.fault = lambda number, body: (
             (setattr(server, "models", Reply(0, b"")) or Reply(0, b"")) if number >= 10 else None
@@ -250,7 +261,7 @@ def test_server_goes_away(store):
 WORKER = """
 import sys, time
 from md_trl.sampling import sample
-from md_trl.store import Store
+from md_trl.store import Selection, Store
 from md_trl.sampling.engines.openai import OpenAIEngine
 from test_sampler import QUESTIONS, prompt
 
@@ -262,7 +273,7 @@ with Store(sys.argv[2]) as store:
 
 
 def start(url, path, stderr=None, count=1):
-    """Processes that sample, all of them started before any begins."""
+    """Start processes that sample, and let them begin only when all of them are ready."""
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OPENAI_API_KEY": "sk-secret-of-mine"}
     command = [sys.executable, "-c", WORKER, url, str(path)]
     pipe = subprocess.PIPE
@@ -279,30 +290,30 @@ def start(url, path, stderr=None, count=1):
 
 
 def test_kill_and_resume(store):
-    """Killed at random moments: every sample is stored once, only those under way at a kill are bought again."""
+    """Killed at random moments: every sample is stored once, and only those in flight at a kill are bought again."""
     rng = random.Random(1)
     kills = 0
     with OpenAIServer(delay=0.03) as server:
         for _ in range(4):
-            (process,) = start(server.url, store.path)
+            (process,) = start(server.url, store.file)
             time.sleep(rng.uniform(0.02, 0.25))
             process.kill()
             kills += process.wait() == -signal.SIGKILL
         before = len(server.bodies)
         there = len(store._db.execute("SELECT 1 FROM thoughts").fetchall())
-        (process,) = start(server.url, store.path)
+        (process,) = start(server.url, store.file)
         assert process.wait() == 0
         bought_twice = sum(count - 4 for count in server.sold.values())
     print(f"{kills} kills, {there} of 96 thoughts after {before} requests, {bought_twice} samples bought twice")
     assert kills
     assert stored(store) == expected(4)
-    assert bought_twice <= kills * 4 * 4  # At most the requests under way at each kill.
+    assert bought_twice <= kills * 4 * 4  # At most the requests in flight at each kill
     assert len(server.bodies) == 24 + bought_twice // 4
 
 
 def test_two_processes_on_one_store(store):
     with OpenAIServer(delay=0.02) as server:
-        processes = start(server.url, store.path, stderr=subprocess.DEVNULL, count=2)
+        processes = start(server.url, store.file, stderr=subprocess.DEVNULL, count=2)
         assert [process.wait() for process in processes] == [0, 0]
     assert stored(store) == expected(4)
     assert set(server.sold.values()) == {4}
@@ -312,17 +323,17 @@ def test_two_processes_on_one_store(store):
 
 def test_interrupt_keeps_what_has_arrived(store):
     with OpenAIServer(delay=0.05) as server:
-        (process,) = start(server.url, store.path, stderr=subprocess.PIPE)
+        (process,) = start(server.url, store.file, stderr=subprocess.PIPE)
         while len(server.bodies) < 8:
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         process.wait()
         assert "KeyboardInterrupt" in process.stderr.read()
         arrived = len(store.thoughts())
-        # Four requests were under way, and at most one was being stored with four more waiting.
+        # Four requests were in flight, and at most one was being stored with four more waiting.
         assert 4 * (len(server.bodies) - 8) <= arrived <= 4 * len(server.bodies) and arrived
-        # The claims were given back at once.
-        assert store._db.execute("SELECT count(*) FROM requests WHERE finished IS NULL").fetchone() == (0,)
+        # The claims were released at once.
+        assert store._db.execute("SELECT count(*) FROM requests WHERE ended_at IS NULL").fetchone() == (0,)
 
 
 def test_the_key_is_nowhere(store, tmp_path):
@@ -335,7 +346,7 @@ def test_the_key_is_nowhere(store, tmp_path):
             code = f"import logging; logging.basicConfig(level=logging.DEBUG)\n{WORKER}"
             code = code.replace("concurrency=4", "concurrency=1, max_retries=0")
             subprocess.run(
-                [sys.executable, "-c", code, server.url, str(store.path)],
+                [sys.executable, "-c", code, server.url, str(store.file)],
                 env=os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OPENAI_API_KEY": "sk-secret-of-mine"},
                 stdin=subprocess.DEVNULL,
                 stdout=file,
@@ -353,7 +364,7 @@ def test_the_key_is_nowhere(store, tmp_path):
 
 
 def arguments(store, **changes):
-    return SampleArguments(store=str(store.path), **changes)
+    return SampleArguments(store=str(store.file), **changes)
 
 
 def test_command_samples(store, capsys):
@@ -364,11 +375,11 @@ def test_command_samples(store, capsys):
         assert "12 thoughts from 6 requests; 0 missing" in out
         run(args)
         assert "0 thoughts from 0 requests" in capsys.readouterr().out
-        assert server.most_under_way <= 2
+        assert server.peak_in_flight <= 2
         assert server.bodies[0]["messages"][-1]["content"].endswith("Let's think step by step.")
         assert server.bodies[0]["max_tokens"] == 512 and server.bodies[0]["temperature"] == 0.7
-    assert [q.task for q in store.questions()] == ["stories"] * 3
-    run(arguments(store, status=True))
+    assert [q.task for q in store.questions.load()] == ["stories"] * 3
+    run_store(StoreArguments(str(store.file)), "status")
     out = capsys.readouterr().out
     assert out.strip() == format_status(store)
     assert "stories" in out and "0 of 2 each" in out and "model='m'" in out
@@ -384,38 +395,13 @@ def test_command_prompts(store):
             )
     text, student = (body["prompt"] for body in server.bodies)
     assert text.count("Question:") > 2 and server.bodies[0]["stop"] == ["\nQuestion:"]
-    question = store.questions()[0].question
+    question = store.questions.load()[0].question
     assert student == f"{question}\nLet's think step by step.\n" and "stop" not in server.bodies[1]
-
-
-def test_command_imports_and_exports(store, tmp_path, capsys):
-    file = tmp_path / "own.jsonl"
-    file.write_text(json.dumps({"task": "svamp", "question": "How?", "gold": "1", "path": "cot", "text": "a"}))
-    run(arguments(store, import_path=str(file)))
-    assert "1 thoughts and 1 questions added" in capsys.readouterr().out
-    run(arguments(store, export=str(tmp_path / "out.jsonl")))
-    assert "1 thoughts written" in capsys.readouterr().out
-    assert json.loads((tmp_path / "out.jsonl").read_text())["text"] == "a"
-
-
-@pytest.mark.skipif(not SHARED.exists(), reason="needs the shared data beside the checkout")
-def test_command_imports_for_questions_of_a_source(store, tmp_path):
-    file = tmp_path / "own.jsonl"
-    source = SHARED / "data" / "SVAMP.json"
-    file.write_text(json.dumps({"task": "svamp", "id": "svamp/test/chal-6", "path": "cot", "text": "a"}))
-    with pytest.raises(ValueError, match="--source"):
-        run(arguments(store, import_path=str(file), task="svamp", split="test"))
-    run(arguments(store, import_path=str(file), task="svamp", split="test", source=str(source)))
-    assert [t.question_id for t in store.thoughts()] == ["svamp/test/chal-6"]
 
 
 @pytest.mark.parametrize(
     ("changes", "kind", "message"),
     [
-        ({"status": True, "export": "x"}, ValueError, "one of them"),
-        ({"status": True, "store": "nowhere.db"}, FileNotFoundError, "nowhere.db does not exist"),
-        ({"export": "x", "store": "nowhere.db"}, FileNotFoundError, "nowhere.db does not exist"),
-        ({"import_path": "nowhere.jsonl"}, FileNotFoundError, "nowhere.jsonl"),
         ({"task": "stories"}, ValueError, "`--model` is missing"),
         ({"model": "m"}, ValueError, "`--task` is missing"),
         ({"task": "chess", "model": "m"}, ValueError, "chess"),
@@ -430,20 +416,14 @@ def test_command_errors(tmp_path, monkeypatch, changes, kind, message):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(kind, match=message):
         run(SampleArguments(**changes))
-    assert list(tmp_path.iterdir()) == [] or changes.get("import_path")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_command_arguments():
-    """The forms of the method's page are read as they stand there."""
+    """Command lines parse in the documented form."""
     from trl import TrlParser
 
     parser = TrlParser(SampleArguments)
     line = "--task svamp --split train --paths cot pot --n 20 --temperature 0.7 --engine openai --model gpt-3.5-turbo"
     (args,) = parser.parse_args_and_config([*line.split(), *"--base_url URL --store t.db --limit 100".split()])
-    assert (args.paths, args.n, args.limit, args.status) == (["cot", "pot"], 20, 100, False)
-    (args,) = parser.parse_args_and_config("--store t.db --import thoughts.jsonl".split())
-    assert args.import_path == "thoughts.jsonl"
-    (args,) = parser.parse_args_and_config("--store t.db --status".split())
-    assert args.status
-    (args,) = parser.parse_args_and_config("--store t.db --export thoughts.jsonl".split())
-    assert args.export == "thoughts.jsonl"
+    assert (args.paths, args.n, args.limit) == (["cot", "pot"], 20, 100)

@@ -1,4 +1,4 @@
-"""Nothing paid for is lost, nothing is paid for twice: misbehaving servers, and processes killed over and over."""
+"""Nothing is lost or paid for twice, with servers that misbehave and processes that are killed again and again."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from servers.openai_server import OpenAIServer, Reply, error, text_of
 
-from md_trl.records import Question
+from md_trl.records import Question, SamplingParams
 from md_trl.sampling import sample
 from md_trl.sampling.engines import SampleRequest, derive_seed
 from md_trl.sampling.engines import openai as openai_engine
@@ -29,7 +29,7 @@ def prompt(question, path):
 
 
 def expected(questions, n):
-    """What the loopback server writes if each question and path is one request."""
+    """What the loopback server returns if there is one request per question and path."""
     return [
         (q.id, path, i, text_of(prompt(q, path), derive_seed(42, q.id, path, 0), i))
         for q in questions
@@ -44,7 +44,7 @@ def stored(store):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Pauses as short as the test servers are fast."""
+    """Shorten the pauses before retries."""
     monkeypatch.setattr(openai_engine, "FIRST_PAUSE", 0.01)
 
 
@@ -52,21 +52,21 @@ def quick(monkeypatch):
 
 
 class Misbehaviour:
-    """Spoils a share of the requests in all the ways there are, and counts what it did."""
+    """Spoils a share of the answers in every possible way and counts what it did."""
 
     def __init__(self, share, seed, timeout):
         self.share, self.rng, self.timeout = share, random.Random(seed), timeout
         self.counts = {}
         self.kinds = {
-            # Free of charge, and repeated
+            # Costs nothing and is retried
             "429, retry-after": lambda: error(429, "slow down", **{"retry-after": "0.02"}),
             "429, retry-after-ms": lambda: error(429, "slow down", **{"retry-after-ms": "20"}),
             "429": lambda: error(429, "slow down"),
             "500": lambda: error(500),
             "503, html": lambda: Reply(503, b"<html>busy</html>", {"content-type": "text/html"}),
-            # Not sold, which the client cannot know
+            # Not billed, which the client cannot know
             "lost: reset": lambda: Reply(0, b""),
-            # Sold, and the client never reads the bill
+            # Billed, but the client never sees the usage
             "lost: hangs": lambda: lambda reply: Reply(200, reply.body, after=100 * timeout),
             "lost: reset after the sale": lambda: lambda reply: Reply(0, b""),
             "lost: half an answer": lambda: lambda reply: Reply(200, reply.body, cut=len(reply.body) // 2),
@@ -75,10 +75,10 @@ class Misbehaviour:
             "lost: no JSON object": lambda: lambda reply: Reply(200, b"[]"),
             "lost: html": lambda: lambda reply: Reply(200, b"<html>", {"content-type": "text/html"}),
             "lost: an error with status 200": lambda: lambda reply: Reply(200, b'{"error": {"message": "upstream"}}'),
-            # Sold, with a bill
+            # Billed, with usage
             "no choices": lambda: None,
             "fewer choices": lambda: None,
-            # The run stops at once
+            # Ends the run at once
             "stops: wrong model": lambda: error(404, "The model `m` does not exist", "model_not_found"),
             "stops: expired key": lambda: error(401, "Incorrect API key provided"),
             "stops: no money": lambda: error(429, "You exceeded your quota", "insufficient_quota"),
@@ -89,7 +89,7 @@ class Misbehaviour:
         self.next_choices = body["n"]
         if self.rng.random() >= self.share:
             return None
-        # Those that stop the run are rare, or it would be all starts.
+        # Faults that end the run are rare; otherwise it would do nothing but start.
         names = list(self.kinds)
         name = self.rng.choices(names, [0.1 if name.startswith("stops") else 1 for name in names])[0]
         self.counts[name] = self.counts.get(name, 0) + 1
@@ -134,10 +134,10 @@ def run_with_faults(tmp_path, pairs, timeout, n=4):
         f"{starts} starts; "
         f"{len(rows)} thoughts; ledger {spent.prompt_tokens} + {spent.completion_tokens} tokens "
         f"({spent.cached_tokens} cached), books {server.prompt_tokens} + {server.completion_tokens} "
-        f"({server.cached_tokens} cached); {spent.unknown} answers lost, at most {spent.most_prompt_tokens} + "
-        f"{spent.most_completion_tokens} tokens, of which the books say {unread[0]} + {unread[1]}"
+        f"({server.cached_tokens} cached); {spent.unknown} answers lost, at most {spent.max_prompt_tokens} + "
+        f"{spent.max_completion_tokens} tokens, of which the books say {unread[0]} + {unread[1]}"
     )
-    # Complete: every sample once, each with a text that the server wrote for that question and path.
+    # Every sample is there once, with a text that the server returned for its question and path.
     assert [(t.question_id, t.path, t.index) for t in rows] == [row[:3] for row in expected(questions, n)]
     assert sum(row.missing for row in status) == 0
     by_id = {question.id: question for question in questions}
@@ -146,24 +146,26 @@ def run_with_faults(tmp_path, pairs, timeout, n=4):
         seeds = [derive_seed(42, thought.question_id, thought.path, first) for first in range(thought.index + 1)]
         assert thought.text in {text_of(messages, seed, thought.index - first) for first, seed in enumerate(seeds)}
     assert len({thought.text for thought in rows}) == len(rows)
-    # The ledger is the server's books, to the token; what was lost is known by number, and bounded.
+    # The ledger agrees with the server's books to the token. Lost answers are counted and bounded.
     assert spent.prompt_tokens == server.prompt_tokens
     assert spent.cached_tokens == server.cached_tokens
     assert spent.completion_tokens == server.completion_tokens
     assert spent.unknown == behaviour.total("lost")
-    assert spent.most_prompt_tokens >= unread[0] and spent.most_completion_tokens >= unread[1]
-    # Whatever stopped a run said why.
+    assert spent.max_prompt_tokens >= unread[0] and spent.max_completion_tokens >= unread[1]
+    # Every error that ended a run says why.
     assert all("refuses the key" in s or "does not know the model" in s or "gives no more" in s for s in stops)
     return behaviour, stops
 
 
-def test_a_server_that_misbehaves_on_30_percent(tmp_path, quick, caplog):
+def test_a_server_that_misbehaves_on_30_percent(tmp_path, quick, caplog, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-old")
     behaviour, stops = run_with_faults(tmp_path, pairs=160, timeout=2.0)
     assert behaviour.total("lost") > 10 and behaviour.total("429") > 5
 
 
 @pytest.mark.slow
-def test_a_server_that_misbehaves_on_30_percent_in_every_way(tmp_path, quick, caplog):
+def test_a_server_that_misbehaves_on_30_percent_in_every_way(tmp_path, quick, caplog, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-old")
     behaviour, stops = run_with_faults(tmp_path, pairs=3000, timeout=4.0)
     assert set(behaviour.counts) == set(behaviour.kinds)
     assert len({stop.split("(")[0] for stop in stops}) == 3
@@ -178,8 +180,9 @@ def test_a_server_that_misbehaves_on_30_percent_in_every_way(tmp_path, quick, ca
         (error(429, "come back tomorrow", **{"retry-after": "86400"}), "come back tomorrow"),
     ],
 )
-def test_what_stops_a_run_stops_it_at_once(tmp_path, reply, message):
-    """Also in the middle: what is under way is stored, and nothing more is asked."""
+def test_what_stops_a_run_stops_it_at_once(tmp_path, monkeypatch, reply, message):
+    """Even in the middle of a run: what is in flight is stored, and nothing more is sent."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-old")
     with (
         OpenAIServer(fault=lambda number, body: reply if number >= 20 else None, delay=0.01) as server,
         Store(tmp_path / "t.db") as store,
@@ -193,7 +196,7 @@ def test_what_stops_a_run_stops_it_at_once(tmp_path, reply, message):
 
 
 def test_a_server_that_hangs(tmp_path):
-    """Some answers never come: the others are stored, and what hung is asked for again and left at that."""
+    """Some answers never arrive. The others are stored, and the missing ones are given up after a few attempts."""
 
     def fault(number, body):
         hangs = "is 3 +" in body["messages"][0]["content"]
@@ -207,7 +210,7 @@ def test_a_server_that_hangs(tmp_path):
 
 
 def test_a_server_that_trickles():
-    """Bytes come now and then, so that no read ever times out."""
+    """The server sends a byte now and then, so that no read ever times out."""
     import socket
     import threading
 
@@ -234,7 +237,7 @@ def test_a_server_that_trickles():
     assert result.lost and result.error == "no answer within 0.3 s"
 
 
-def test_retry_after_holds_everybody_back():
+def test_retry_after_delays_all_requests():
     times = []
 
     def fault(number, body):
@@ -250,8 +253,8 @@ def test_retry_after_holds_everybody_back():
 
 
 def test_concurrency_adapts(quick):
-    """A server that takes four at a time is asked by 32 only for a moment."""
-    with OpenAIServer(most_under_way=4, delay=0.01) as server:
+    """A server that accepts four requests at a time gets 32 only for a moment."""
+    with OpenAIServer(max_in_flight=4, delay=0.01) as server:
         engine = OpenAIEngine("m", server.url, concurrency=32, max_retries=50)
         results = list(engine.generate(SampleRequest(f"q{i}", "cot", "Q") for i in range(300)))
     assert all(result.error is None for result in results) and len(server.bodies) == 300
@@ -272,9 +275,9 @@ def test_rate_limits():
         list(engine.generate(SampleRequest(f"q{i}", "cot", "Q") for i in range(9)))
         assert times[-1] - times[0] >= 8 * 0.05 - 0.02
         times.clear()
-        # About 20 tokens a request (the first one is taken for one of 1 + 20 tokens).
+        # About 20 tokens per request (the first one is estimated at 1 + 20 tokens)
         engine = OpenAIEngine("m", server.url, tokens_per_minute=60 * 200)
-        requests = [SampleRequest(f"q{i}", "cot", "Q", n=3, max_tokens=7) for i in range(9)]
+        requests = [SampleRequest(f"q{i}", "cot", "Q", SamplingParams(max_tokens=7), n=3) for i in range(9)]
         used = [
             sum(result.usage[k] for k in ("prompt_tokens", "completion_tokens"))
             for result in engine.generate(requests)
@@ -294,7 +297,7 @@ from md_trl.store import Store
 from md_trl.sampling.engines.openai import OpenAIEngine
 from test_sampler_faults import make_questions, prompt
 
-# A process for each line, forked from one that has everything imported.
+# One process per line, forked from one that has imported everything
 for line in sys.stdin:
     url, path, count = line.split()
     pid = os.fork()
@@ -310,7 +313,7 @@ for line in sys.stdin:
 
 
 def kill_over_and_over(tmp_path, kills, count):
-    """`kill -9` at random moments of one job, each time resumed; then let it end."""
+    """Kill a run with `kill -9` at random moments, resume it each time, and finally let it finish."""
     questions = make_questions(count)
     rng = random.Random(3)
     path = tmp_path / "t.db"
@@ -324,7 +327,7 @@ def kill_over_and_over(tmp_path, kills, count):
         text=True,
     )
     before: dict = {}
-    committed_at: dict = {}  # (prompt, seed) -> how many requests the server had seen when it was found committed
+    committed_at: dict = {}  # (prompt, seed) -> requests the server had seen when it was found committed
     killed, open_at_kills = 0, set()
     with OpenAIServer(delay=0.01) as server, forks:
 
@@ -335,7 +338,7 @@ def kill_over_and_over(tmp_path, kills, count):
 
         for _ in range(kills):
             pid = start()
-            # At a random moment: of the start, or after some more requests.
+            # At a random moment: during the start, or after some more requests
             seen, wanted = len(server.bodies), rng.randrange(12)
             deadline = time.monotonic() + rng.uniform(0, 0.1) + (10 if wanted else 0)
             while len(server.bodies) < seen + wanted and time.monotonic() < deadline:
@@ -343,15 +346,15 @@ def kill_over_and_over(tmp_path, kills, count):
             time.sleep(rng.uniform(0, 0.02))
             os.kill(pid, signal.SIGKILL)
             assert forks.stdout.readline() == "ended\n"
-            time.sleep(0.02)  # The server finishes what it was asked.
+            time.sleep(0.02)  # The server finishes its requests.
             killed += 1
             if not path.exists() or path.stat().st_size < 4096:
                 continue
             with Store(path) as store:
                 now = {row[:3]: row[3] for row in stored(store)}
-                open_at_kills |= set(store._db.execute("SELECT id FROM requests WHERE finished IS NULL").fetchall())
+                open_at_kills |= set(store._db.execute("SELECT id FROM requests WHERE ended_at IS NULL").fetchall())
             assert len(now) == len({*now})
-            assert before.items() <= now.items()  # Nothing that was committed is gone or changed.
+            assert before.items() <= now.items()  # Nothing committed is gone or changed.
             for id_, path_, index in now.keys() - before.keys():
                 if index == 0:
                     question = questions[int(id_.rpartition("/")[2])]
@@ -371,9 +374,9 @@ def kill_over_and_over(tmp_path, kills, count):
         f"{spent.unknown} requests of unknown cost in the ledger"
     )
     assert killed == kills
-    assert final == expected(questions, 4)  # As an uninterrupted run's
+    assert final == expected(questions, 4)  # The same as of an uninterrupted run
     assert bought_again <= len(open_at_kills) == spent.unknown
-    # What was found in the store at a kill was never asked for again.
+    # Nothing that was in the store at a kill was asked for again.
     for number, body in enumerate(server.bodies):
         assert number < committed_at.get((json.dumps(body["messages"]), body["seed"]), len(server.bodies) + 1)
 

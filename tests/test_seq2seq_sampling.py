@@ -1,4 +1,4 @@
-"""T5 students from the command line to their votes: trained, saved, loaded and sampled, against a slow loop."""
+"""T5 students, trained on the command line, saved, loaded, sampled and voted on, against a slow loop."""
 
 import json
 
@@ -14,14 +14,15 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from md_trl import MixedReasoner
 from md_trl.cli import run_verb
 from md_trl.prompts import student_prompt
-from md_trl.sampling.engines import Choice, SampleRequest, cut_at_stop, derive_seed
+from md_trl.records import Choice, SamplingParams
+from md_trl.sampling.engines import SampleRequest, cut_at_stop, derive_seed
 from md_trl.sampling.engines.transformers import TransformersEngine
 from md_trl.trainer import add_program_tokens
 from md_trl.trainer.md_seq2seq_trainer import tokenize_for_encoder_and_decoder
 
 
 def own_head(rows):
-    """As T5 v1.1 and FLAN-T5 are stored: the LM head has weights of its own."""
+    """A T5 like v1.1 and FLAN-T5, whose LM head has its own weights."""
     model = tiny_t5(vocab_size=rows, tie_word_embeddings=False, feed_forward_proj="gated-gelu")
     model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.shared.weight) * 0.2)
     return model
@@ -43,7 +44,7 @@ def lora_own_head(tmp_path_factory):
 
 
 def trained(tmp_path, start, *lora):
-    """Folder of a student, and it and its tokenizer as transformers or PEFT load them."""
+    """Train a student. Return its folder, and the model and tokenizer as transformers or PEFT load them."""
     few = ["--max_steps", "15", "--learning_rate", "0.01", "--warmup_steps", "0"]
     few += ["--eval_limit", "2", "--eval_n", "3", "--eval_max_tokens", "16"]
     folder = train_on_the_command_line(tmp_path, start, *few, *lora)
@@ -52,15 +53,16 @@ def trained(tmp_path, start, *lora):
 
 
 def slow_sample(model, tokenizer, request, sample):
-    """The ids of one sample, one token at a time, the prompt read anew for each, and why it ended."""
+    """Sample one token at a time, reading the prompt again for each. Return the ids and why they ended."""
     prompt = torch.tensor([tokenizer(request.prompt)["input_ids"]])
     assert prompt[0, -1] == tokenizer.eos_token_id
-    seed = derive_seed(request.seed, request.question_id, request.path, request.first_index + sample)
+    params = request.params
+    seed = derive_seed(params.seed, request.question_id, request.path, request.first_index + sample)
     generator, ids = torch.Generator().manual_seed(seed), [model.config.decoder_start_token_id]
-    for _ in range(request.max_tokens):
+    for _ in range(params.max_tokens):
         with torch.no_grad():
             output = model(input_ids=prompt, decoder_input_ids=torch.tensor([ids]), use_cache=False)
-        token = slow_pick(output.logits[0, -1].double().numpy(), request, generator)
+        token = slow_pick(output.logits[0, -1].double().numpy(), params, generator)
         ids.append(token)
         if token == tokenizer.eos_token_id:
             return ids[1:], "stop"
@@ -70,10 +72,10 @@ def slow_sample(model, tokenizer, request, sample):
 QUESTIONS = ["What is two and three?", "How many apples has Dan?"]
 
 
-def requests_for(**kwargs):
-    arguments = {"n": 3, "max_tokens": 20} | kwargs
+def requests_for(n=3, first_index=0, max_tokens=20, **kwargs):
+    params = SamplingParams(max_tokens=max_tokens, **kwargs)
     return [
-        SampleRequest(f"q{i}", path, student_prompt(question, path), **arguments)
+        SampleRequest(f"q{i}", path, student_prompt(question, path), params, n, first_index)
         for i, question in enumerate(QUESTIONS)
         for path in ("cot", "pot")
     ]
@@ -95,7 +97,7 @@ def test_samples_equal_a_slow_loop(student, request, monkeypatch):
             found = results_of(engine, requests)
         for key, request in {(request.question_id, request.path): request for request in requests}.items():
             expected = [slow_sample(model, tokenizer, request, i) for i in range(request.n)]
-            assert found[key].choices == expected
+            assert [choice[:2] for choice in found[key].choices] == expected
             texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids, _ in expected]
             assert [choice.text for choice in written[key].choices] == texts
             usage = {"prompt_tokens": len(tokenizer(request.prompt)["input_ids"])}
@@ -117,13 +119,13 @@ def test_the_batch_changes_nothing(lora):
 
 def test_stop_strings(lora_own_head):
     folder, _, _ = lora_own_head
-    # The first is also in T5's special tokens `<extra_id_1>`, which are no text
+    # "1" also occurs in T5's special tokens such as `<extra_id_1>`, which are not part of the text.
     engine, stop = TransformersEngine(str(folder)), ("1", "an", "\n")
     free, cut = (results_of(engine, requests_for(n=10, stop=strings)) for strings in ((), stop))
     for key, result in free.items():
         assert cut[key].choices == [cut_at_stop(choice, stop) for choice in result.choices]
     tokens = [sum(r.usage["completion_tokens"] for r in results.values()) for results in (free, cut)]
-    assert tokens[1] < tokens[0]  # rows ended there, and were not just cut
+    assert tokens[1] < tokens[0]  # The rows ended there and were not only cut afterwards.
 
 
 def test_the_encoder_reads_each_prompt_once_as_it_was_trained(full):
@@ -145,17 +147,18 @@ def test_the_encoder_reads_each_prompt_once_as_it_was_trained(full):
 
 
 @pytest.mark.parametrize("student", ["full", "lora"])
-def test_evaluating_again_samples_nothing(student, request, tmp_path):
+def test_evaluating_again_samples_nothing(student, request, tmp_path, capsys):
     folder, model, tokenizer = request.getfixturevalue(student)
     assert tokenizer.decode(tokenizer(PROGRAM)["input_ids"], skip_special_tokens=True) == PROGRAM
     [result] = [json.loads(file.read_text()) for file in (folder / "results").glob("*.json")]
-    assert result["n_questions"] == 2 and result["sampling"]["thoughts"] == 2 * 2 * 3
+    assert len(result["questions"]) == 2
+    assert all(len(question[path]) == 3 for question in result["questions"] for path in ("cot", "pot"))
     evaluation = ["--model", str(folder), "--task", "stories", "--limit", "2", "--n", "3", "--max_tokens", "16"]
     evaluation += ["--prompt_format", "plain", "--store", str(folder / "student.db"), "--output", str(tmp_path)]
     run_verb("eval", evaluation)
+    assert "0 thoughts from 0 requests" in capsys.readouterr().out
     [again] = [json.loads(file.read_text()) for file in tmp_path.glob("*.json")]
-    assert again["sampling"]["thoughts"] == 0
-    assert {k: v for k, v in again.items() if k != "sampling"} == {k: v for k, v in result.items() if k != "sampling"}
+    assert again == result
 
 
 def test_a_student_reasons_from_its_folder_and_from_memory(lora):
@@ -176,7 +179,7 @@ def test_an_adapter_says_what_it_is(lora):
 
 
 @pytest.mark.parametrize("rows", [140, 110], ids=["rows to spare", "resized"])
-def test_the_head_that_a_checkpoint_brought_is_kept(tmp_path, rows):
+def test_the_head_of_a_checkpoint_is_kept(tmp_path, rows):
     own_head(rows).save_pretrained(tmp_path / "t5")
     model, known = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "t5"), len(t5_tokenizer())
     head = model.lm_head.weight[:known].clone()

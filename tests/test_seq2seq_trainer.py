@@ -330,7 +330,7 @@ TWO = [
 
 
 def generate(model, tokenizer, question, path):
-    inputs = tokenizer(student_prompt(question, path, tokenizer, "plain"), return_tensors="pt")
+    inputs = tokenizer(student_prompt(question, path), return_tensors="pt")
     ids = model.eval().generate(**inputs, max_new_tokens=80, do_sample=False)
     return tokenizer.decode(ids[0], skip_special_tokens=True)
 

@@ -1,4 +1,4 @@
-"""The store: what is kept, what is refused, and that files go out and come back unchanged."""
+"""The store: what it keeps, what it refuses, and that exported thoughts can be imported unchanged."""
 
 import json
 import multiprocessing
@@ -8,17 +8,20 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from md_trl.records import Question, Thought
-from md_trl.sampling.engines import Choice
-from md_trl.store.store import SCHEMA_VERSION, Claim, Store
+from md_trl.errors import InputError
+from md_trl.records import Choice, Question, SamplingParams, Thought
+from md_trl.store import Claim, Granted, Selection, Store
+from md_trl.store.schema import SCHEMA_VERSION
 
 
-PARAMS = {"temperature": 0.7, "top_p": 1.0, "max_tokens": 64, "stop": [], "seed": 42}
+PARAMS = SamplingParams(max_tokens=64)
+PARAMS_AS_JSON = {"temperature": 0.7, "top_p": 1.0, "max_tokens": 64, "stop": [], "seed": 42}
 
 
 def question(number, task="svamp", split="train"):
@@ -28,16 +31,16 @@ def question(number, task="svamp", split="train"):
 @pytest.fixture
 def store(tmp_path):
     with Store(tmp_path / "t.db") as store:
-        store.add_questions([question(i) for i in range(3)])
+        store.questions.add([question(i) for i in range(3)])
         yield store
 
 
 def fill(store, question_id, path, texts, model="m", params=PARAMS, prompt_hash="p", usage=None):
-    """Ask for as many samples as there are texts, and store them."""
-    setting = store.setting(model, prompt_hash, params)
-    for claim in store.claim(question_id, path, setting, len(texts)):
+    """Claim as many samples as there are texts, and store them."""
+    setting = store.settings.number(model, prompt_hash, params)
+    for claim in store.claims.claim(question_id, path, setting, len(texts)).claims:
         wanted = texts[claim.first_index : claim.first_index + claim.n]
-        store.save(claim.key, [Choice(text, "stop") for text in wanted], usage or {})
+        store.claims.save(claim.key, [Choice(text, "stop") for text in wanted], usage or {})
     return setting
 
 
@@ -54,17 +57,17 @@ def write(path, *rows):
 
 
 def test_light_import():
-    code = "import sys, md_trl.store.store; sys.exit(any(name in sys.modules for name in ('torch', 'openai')))"
+    code = "import sys, md_trl.store; sys.exit(any(name in sys.modules for name in ('torch', 'openai')))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_reopen(tmp_path):
     with Store(tmp_path / "new" / "folder" / "t.db") as store:
-        assert store.add_questions([question(1), question(2)]) == 2
-        assert store.add_questions([question(2), question(3)]) == 1
+        assert store.questions.add([question(1), question(2)]) == 2
+        assert store.questions.add([question(2), question(3)]) == 1
         fill(store, question(1).id, "cot", ["a", "b"])
     with Store(tmp_path / "new" / "folder" / "t.db") as store:
-        assert store.questions() == [question(1), question(2), question(3)]
+        assert store.questions.load() == [question(1), question(2), question(3)]
         assert store.thoughts() == [
             Thought(question(1).id, "cot", 0, "a", model="m"),
             Thought(question(1).id, "cot", 1, "b", model="m"),
@@ -74,13 +77,13 @@ def test_reopen(tmp_path):
 def test_empty_file_becomes_a_store(tmp_path):
     (tmp_path / "t.db").touch()
     with Store(tmp_path / "t.db") as store:
-        assert store.questions() == []
+        assert store.questions.load() == []
 
 
-def test_no_store(tmp_path):
+def test_files_that_are_not_stores(tmp_path):
     text = tmp_path / "notes.txt"
     text.write_text("These are no thoughts, but notes.")
-    with pytest.raises(ValueError, match="notes.txt is no store"):
+    with pytest.raises(ValueError, match="notes.txt is not a store"):
         Store(text)
     assert text.read_text() == "These are no thoughts, but notes."
     with pytest.raises(ValueError, match="is a folder"):
@@ -89,7 +92,7 @@ def test_no_store(tmp_path):
     other = sqlite3.connect(tmp_path / "other.db")
     other.execute("CREATE TABLE bills (amount)")
     other.commit()
-    with pytest.raises(ValueError, match="other.db is an SQLite file, but no store"):
+    with pytest.raises(ValueError, match="other.db is an SQLite file but not a store"):
         Store(tmp_path / "other.db")
     assert other.execute("SELECT name FROM sqlite_master").fetchall() == [("bills",)]
     other.close()
@@ -104,105 +107,23 @@ def test_newer_schema(tmp_path):
         Store(tmp_path / "t.db")
 
 
-VERSION_1 = """
-CREATE TABLE questions (
-    key INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, task TEXT NOT NULL, split TEXT NOT NULL, question TEXT NOT NULL,
-    answer TEXT NOT NULL
-);
-CREATE TABLE settings (
-    id INTEGER PRIMARY KEY, model TEXT NOT NULL, prompt_hash TEXT NOT NULL, params TEXT NOT NULL,
-    UNIQUE (model, prompt_hash, params)
-);
-CREATE TABLE requests (
-    id INTEGER PRIMARY KEY, question INTEGER NOT NULL REFERENCES questions, path TEXT NOT NULL,
-    setting INTEGER NOT NULL REFERENCES settings, first_index INTEGER NOT NULL, n INTEGER NOT NULL,
-    owner TEXT NOT NULL, created REAL NOT NULL, finished REAL, usage TEXT NOT NULL DEFAULT '{}', error TEXT
-);
-CREATE INDEX requests_of_a_question ON requests (question, path, setting);
-CREATE TABLE thoughts (
-    request INTEGER NOT NULL REFERENCES requests, question INTEGER NOT NULL REFERENCES questions, path TEXT NOT NULL,
-    setting INTEGER NOT NULL REFERENCES settings, sample_index INTEGER NOT NULL, choice_index INTEGER NOT NULL,
-    text TEXT NOT NULL, finish_reason TEXT NOT NULL, stated TEXT, UNIQUE (question, path, setting, sample_index)
-);
-INSERT INTO questions VALUES (1, 'svamp/train/q-0', 'svamp', 'train', 'How much is 0 plus one?', '1');
-INSERT INTO settings VALUES (1, 'm', 'p',
-    '{"max_tokens": 64, "seed": 42, "stop": [], "temperature": 0.7, "top_p": 1.0}');
-INSERT INTO requests VALUES
-    (1, 1, 'cot', 1, 0, 2, '1.0 1 a host', 5.0, 6.0, '{"completion_tokens": 9, "prompt_tokens": 7}', NULL),
-    (2, 1, 'pot', 1, 0, 2, '1.0 1 a host', 5.0, 6.0, '{}', 'abandoned: the process that asked for it ended'),
-    (3, 1, 'pot', 1, 0, 2, '1.0 1 a host', 7.0, 8.0, '{}', 'HTTP 500: no'),
-    (4, 1, 'label', 1, 0, 1, 'import', 7.0, 8.0, '{}', NULL);
-INSERT INTO thoughts VALUES (1, 1, 'cot', 1, 0, 0, 'a', 'stop', NULL), (1, 1, 'cot', 1, 1, 1, 'b', 'length', NULL),
-    (4, 1, 'label', 1, 0, 0, 'c', 'stop', '1');
-PRAGMA application_id=1835294580;
-PRAGMA user_version=1;
-"""
-"""A store as the first version of md_trl made it."""
-
-
-def _schema(path):
-    db = sqlite3.connect(path)
-    tables = [name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")]
-    columns = {table: [row[1:] for row in db.execute(f"PRAGMA table_info({table})")] for table in tables}
-    indices = db.execute("SELECT name, tbl_name FROM sqlite_master WHERE type = 'index' ORDER BY name").fetchall()
-    version = db.execute("PRAGMA user_version").fetchone(), db.execute("PRAGMA application_id").fetchone()
+def test_older_schema(tmp_path):
+    """There is one schema version: a store of an unreleased one is refused and left as it is."""
+    Store(tmp_path / "t.db").close()
+    db = sqlite3.connect(tmp_path / "t.db")
+    db.execute(f"PRAGMA user_version={SCHEMA_VERSION - 1}")
     db.close()
-    return columns, indices, version
-
-
-def test_migration_from_version_1(tmp_path):
-    """An old store opens, keeps what it holds, and is from then on as if made today."""
-    db = sqlite3.connect(tmp_path / "old.db")
-    db.executescript(VERSION_1)
-    db.close()
-    with Store(tmp_path / "old.db") as store:
-        q = question(0)
-        assert store.questions() == [q]
-        assert store.thoughts() == [
-            Thought(q.id, "cot", 0, "a", "m"),
-            Thought(q.id, "cot", 1, "b", "m", "length"),
-            Thought(q.id, "label", 0, "c", "m", stated="1"),
-        ]
-        (spent,) = store.spending()
-        assert (spent.requests, spent.failed, spent.prompt_tokens, spent.completion_tokens) == (3, 2, 7, 9)
-        assert spent.unknown == 1  # The abandoned one may have been billed.
-        assert store.setting("m", "p", PARAMS) == 1
-        fill(store, q.id, "pot", ["x", "y"])
-        assert [t.text for t in store.thoughts(path="pot")] == ["x", "y"]
-        batch = store.add_batch("http://x/v1", "/v1/completions")
-        assert store.claim(q.id, "cot", 1, 3, batch=batch)
-    Store(tmp_path / "new.db").close()
-    assert _schema(tmp_path / "old.db") == _schema(tmp_path / "new.db")
-    Store(tmp_path / "old.db").close()
-
-
-def _open(path, barrier):
-    barrier.wait()
-    with Store(path) as store:
-        assert len(store.thoughts()) == 3
-
-
-def test_many_processes_migrate_one_store(tmp_path):
-    db = sqlite3.connect(tmp_path / "old.db")
-    db.executescript(VERSION_1)
-    db.close()
-    context = multiprocessing.get_context("fork")
-    barrier = context.Barrier(5)
-    processes = [context.Process(target=_open, args=(tmp_path / "old.db", barrier)) for _ in range(5)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0] * 5
+    with pytest.raises(InputError, match=f"t.db has schema version {SCHEMA_VERSION - 1}.*Export its thoughts"):
+        Store(tmp_path / "t.db")
 
 
 def _open_at_once(path, barrier, number):
     barrier.wait()
     with Store(path) as store:
-        store.add_questions([question(number), question(100)])
+        store.questions.add([question(number), question(100)])
 
 
-def test_many_processes_make_one_store(tmp_path):
+def test_many_processes_create_one_store(tmp_path):
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(6)
     processes = [context.Process(target=_open_at_once, args=(tmp_path / "t.db", barrier, i)) for i in range(6)]
@@ -212,7 +133,7 @@ def test_many_processes_make_one_store(tmp_path):
         process.join()
     assert [process.exitcode for process in processes] == [0] * 6
     with Store(tmp_path / "t.db") as store:
-        assert set(store.questions()) == {question(i) for i in [*range(6), 100]}
+        assert set(store.questions.load()) == {question(i) for i in [*range(6), 100]}
 
 
 # Questions
@@ -223,112 +144,130 @@ def test_questions_by_task_and_split(tmp_path):
         question(i, task, split) for task in ("svamp", "gsm8k") for split in ("train", "test") for i in (2, 1)
     ]
     with Store(tmp_path / "t.db") as store:
-        store.add_questions(everything)
-        assert store.questions() == everything
-        assert store.questions("gsm8k") == everything[4:]
-        assert store.questions("gsm8k", "test") == everything[6:]
-        assert store.questions(split="test") == everything[2:4] + everything[6:]
-        assert store.questions("stories") == []
+        store.questions.add(everything)
+        assert store.questions.load() == everything
+        assert store.questions.load("gsm8k") == everything[4:]
+        assert store.questions.load("gsm8k", "test") == everything[6:]
+        assert store.questions.load(split="test") == everything[2:4] + everything[6:]
+        assert store.questions.load("stories") == []
 
 
 @pytest.mark.parametrize("changed", [{"question": "Another text"}, {"answer": "7"}, {"split": "test"}])
-def test_another_question_under_a_known_id(store, changed):
+def test_a_known_id_with_another_question(store, changed):
     new = question(50)
     with pytest.raises(ValueError, match=re.escape(repr(question(1).id)) + ".*another `--store`"):
-        store.add_questions([new, Question(**(vars(question(1)) | changed))])
-    assert new not in store.questions()
+        store.questions.add([new, Question(**(vars(question(1)) | changed))])
+    assert new not in store.questions.load()
 
 
 # Claims
 
 
+def granted(store, question_id, path, setting, n, max_samples=None, **kwargs):
+    """The claims that are granted, with nothing refused."""
+    claims, refused = store.claims.claim(question_id, path, setting, n, max_samples=max_samples, **kwargs)
+    assert refused == 0
+    return claims
+
+
 def test_claims(store):
-    setting = store.setting("m", "p", PARAMS)
+    setting = store.settings.number("m", "p", PARAMS)
     q = question(0).id
-    assert store.claim(q, "cot", setting, 5, at_most=3) == [Claim(1, 0, 3), Claim(2, 3, 2)]
-    assert store.claim(q, "cot", setting, 5) == []
-    assert store.claim(q, "pot", setting, 5) == [Claim(3, 0, 5)]
+    assert granted(store, q, "cot", setting, 5, max_samples=3) == [Claim(1, 0, 3), Claim(2, 3, 2)]
+    assert granted(store, q, "cot", setting, 5) == []
+    assert granted(store, q, "pot", setting, 5) == [Claim(3, 0, 5)]
     # Two of three arrive: the third is claimed anew, and only that.
-    assert store.save(1, [Choice("a", "stop"), Choice("b", "length")], {}) == 2
-    assert store.claim(q, "cot", setting, 5) == [Claim(4, 2, 1)]
-    store.fail(2, "HTTP 500")
-    assert store.missing(q, "cot", setting, 5) == [2, 3, 4]
-    # More of them are wanted later: those under way are not asked for twice.
-    assert store.claim(q, "cot", setting, 7) == [Claim(5, 3, 4)]
-    store.release()
-    assert store.claim(q, "cot", setting, 5) == [Claim(6, 2, 3)]
+    assert store.claims.save(1, [Choice("a", "stop"), Choice("b", "length")], {}) == 2
+    assert granted(store, q, "cot", setting, 5) == [Claim(4, 2, 1)]
+    store.claims.fail(2, "HTTP 500")
+    assert store.claims.missing(q, "cot", setting, 5) == [2, 3, 4]
+    # More of them are wanted later: open ones are not requested twice.
+    assert granted(store, q, "cot", setting, 7) == [Claim(5, 3, 4)]
+    store.claims.release()
+    assert granted(store, q, "cot", setting, 5) == [Claim(6, 2, 3)]
 
 
-def test_arrival_order_does_not_matter(store):
-    setting = store.setting("m", "p", PARAMS)
-    claims = store.claim(question(0).id, "cot", setting, 6, at_most=2)
+def test_the_order_of_arrival_does_not_matter(store):
+    setting = store.settings.number("m", "p", PARAMS)
+    claims = granted(store, question(0).id, "cot", setting, 6, max_samples=2)
     for claim in reversed(claims):
-        store.save(claim.key, [Choice(f"text {claim.first_index + i}", "stop") for i in range(2)], {})
+        store.claims.save(claim.key, [Choice(f"text {claim.first_index + i}", "stop") for i in range(2)], {})
     assert [(t.index, t.text) for t in store.thoughts()] == [(i, f"text {i}") for i in range(6)]
 
 
 def test_surplus_and_late_choices(store):
-    setting = store.setting("m", "p", PARAMS)
+    setting = store.settings.number("m", "p", PARAMS)
     q = question(0).id
-    (claim,) = store.claim(q, "cot", setting, 2)
-    store.release()
-    (second,) = store.claim(q, "cot", setting, 2)
-    assert store.save(second.key, [Choice(text, "stop") for text in "abc"], {}) == 2
+    (claim,) = granted(store, q, "cot", setting, 2)
+    store.claims.release()
+    (second,) = granted(store, q, "cot", setting, 2)
+    assert store.claims.save(second.key, [Choice(text, "stop") for text in "abc"], {}) == 2
     # The first request answers after all: its samples are there already.
-    assert store.save(claim.key, [Choice(text, "stop") for text in "xy"], {}) == 0
+    assert store.claims.save(claim.key, [Choice(text, "stop") for text in "xy"], {}) == 0
     assert [t.text for t in store.thoughts()] == ["a", "b"]
 
 
-def test_text_is_stripped_and_failure_kept(store):
-    setting = store.setting("m", "p", PARAMS)
-    (claim,) = store.claim(question(0).id, "pot", setting, 1)
-    store.save(claim.key, [Choice("\n\n  x = 1\ny = 2 \n", "length")], {})
+def test_texts_are_stripped_and_finish_reasons_kept(store):
+    setting = store.settings.number("m", "p", PARAMS)
+    (claim,) = granted(store, question(0).id, "pot", setting, 1)
+    store.claims.save(claim.key, [Choice("\n\n  x = 1\ny = 2 \n", "length")], {})
     assert store.thoughts() == [Thought(question(0).id, "pot", 0, "x = 1\ny = 2", "m", "length")]
 
 
 def _claim_and_die(path):
     store = Store(path)
-    store.claim(question(0).id, "cot", store.setting("m", "p", PARAMS), 4)
+    granted(store, question(0).id, "cot", store.settings.number("m", "p", PARAMS), 4)
 
 
-def test_claims_of_the_dead_are_taken_over_and_of_the_living_not(store):
-    process = multiprocessing.get_context("fork").Process(target=_claim_and_die, args=(store.path,))
+def test_only_claims_of_dead_processes_are_taken_over(store):
+    process = multiprocessing.get_context("fork").Process(target=_claim_and_die, args=(store.file,))
     process.start()
     process.join()
-    setting = store.setting("m", "p", PARAMS)
-    with Store(store.path) as living:
-        assert living.claim(question(0).id, "cot", setting, 2) == [Claim(2, 0, 2)]
-        assert store.claim(question(0).id, "cot", setting, 4) == [Claim(3, 2, 2)]
-        assert store.claim(question(0).id, "cot", setting, 4) == []
+    setting = store.settings.number("m", "p", PARAMS)
+    with Store(store.file) as living:
+        assert granted(living, question(0).id, "cot", setting, 2) == [Claim(2, 0, 2)]
+        assert granted(store, question(0).id, "cot", setting, 4) == [Claim(3, 2, 2)]
+        assert granted(store, question(0).id, "cot", setting, 4) == []
 
 
 def test_claims_of_a_batch_outlive_their_process(store):
-    setting = store.setting("m", "p", PARAMS)
-    with Store(store.path) as other:
-        batch = other.add_batch("http://x/v1", "/v1/completions")
-        (claim,) = other.claim(question(0).id, "cot", setting, 2, batch=batch, most_prompt=30)
-        other.release()
-    assert store.claim(question(0).id, "cot", setting, 2) == []
-    (request,) = store.open_requests(batch)
-    assert request == (claim.key, question(0).id, "cot", 2, ())
+    setting = store.settings.number("m", "p", PARAMS)
+    with Store(store.file) as other:
+        batch = other.batches.add("http://x/v1", "/v1/completions")
+        (claim,) = granted(
+            other, question(0).id, "cot", setting, 2, batch=batch, max_prompt_tokens=30, max_completion_tokens=64
+        )
+        other.claims.release()
+    assert granted(store, question(0).id, "cot", setting, 2) == []
+    (request,) = store.batches.open_requests(batch)
+    assert request == (claim.key, question(0).id, "cot", 2, PARAMS)
     (spent,) = store.spending()
-    assert (spent.batch, spent.unknown, spent.most_prompt_tokens, spent.most_completion_tokens) == (True, 1, 30, 128)
-    assert store.finish_batch(batch, "expired", "too late") == 1
-    assert store.claim(question(0).id, "cot", setting, 2) == [Claim(claim.key + 1, 0, 2)]
+    assert (spent.batch, spent.unknown, spent.max_prompt_tokens, spent.max_completion_tokens) == (True, 1, 30, 128)
+    assert store.batches.finish(batch, "expired", "too late") == 1
+    assert granted(store, question(0).id, "cot", setting, 2) == [Claim(claim.key + 1, 0, 2)]
 
 
-def test_a_claim_that_is_not_allowed_claims_nothing(store):
-    setting = store.setting("m", "p", PARAMS)
+def test_requests_that_are_not_allowed_are_not_claimed(store):
+    setting = store.settings.number("m", "p", PARAMS)
     asked = []
-    assert store.claim(question(0).id, "cot", setting, 5, 2, allow=lambda samples: asked.append(samples)) == []
-    assert asked == [[2, 2, 1]]
-    assert len(store.claim(question(0).id, "cot", setting, 5, 2, allow=lambda samples: True)) == 3
-    assert store.claim(question(0).id, "cot", setting, 5, 2, allow=lambda samples: 1 / 0) == []  # Nothing to ask
+
+    def claim_allowing(count):
+        def allow(samples):
+            asked.append(samples)
+            return count
+
+        return store.claims.claim(question(0).id, "cot", setting, 5, max_samples=2, allow=allow)
+
+    assert claim_allowing(0) == Granted([], 3)
+    assert claim_allowing(1) == Granted([Claim(1, 0, 2)], 2)
+    assert claim_allowing(2) == Granted([Claim(2, 2, 2), Claim(3, 4, 1)], 0)
+    assert claim_allowing(1) == Granted([], 0)
+    assert asked == [[2, 2, 1], [2, 2, 1], [2, 1]]  # Not called where there is nothing to request
 
 
 def test_unknown_question_id(store):
     with pytest.raises(ValueError, match="no question 'svamp/train/nobody'"):
-        store.claim("svamp/train/nobody", "cot", store.setting("m", "p", PARAMS), 1)
+        granted(store, "svamp/train/nobody", "cot", store.settings.number("m", "p", PARAMS), 1)
 
 
 @given(
@@ -337,26 +276,26 @@ def test_unknown_question_id(store):
 )
 @settings(deadline=None, max_examples=60)
 def test_claims_against_a_plain_set(tmp_path_factory, n, moves):
-    """However requests end, a sample is claimed once at a time, and the store holds each at most once."""
+    """However requests end, a sample has one claim at a time and is stored at most once."""
     with Store(tmp_path_factory.mktemp("claims") / "t.db") as store:
-        store.add_questions([question(0)])
-        q, setting = question(0).id, store.setting("m", "p", PARAMS)
-        stored, under_way = set(), set()
-        for at_most, given_back, ending in moves:
-            claims = store.claim(q, "cot", setting, n, at_most)
+        store.questions.add([question(0)])
+        q, setting = question(0).id, store.settings.number("m", "p", PARAMS)
+        stored, claimed_before = set(), set()
+        for max_samples, given_back, ending in moves:
+            claims = granted(store, q, "cot", setting, n, max_samples)
             claimed = [claim.first_index + i for claim in claims for i in range(claim.n)]
-            assert claimed == sorted(set(range(n)) - stored - under_way)
-            assert all(claim.n <= at_most for claim in claims)
+            assert claimed == sorted(set(range(n)) - stored - claimed_before)
+            assert all(claim.n <= max_samples for claim in claims)
             for claim in claims:
                 samples = range(claim.first_index, claim.first_index + min(claim.n, given_back))
                 if ending == "save":
-                    store.save(claim.key, [Choice(str(i), "stop") for i in samples], {})
+                    store.claims.save(claim.key, [Choice(str(i), "stop") for i in samples], {})
                     stored.update(samples)
                 elif ending == "fail":
-                    store.fail(claim.key, "no")
+                    store.claims.fail(claim.key, "no")
                 else:
-                    under_way.update(range(claim.first_index, claim.first_index + claim.n))
-            assert store.missing(q, "cot", setting, n) == sorted(set(range(n)) - stored)
+                    claimed_before.update(range(claim.first_index, claim.first_index + claim.n))
+            assert store.claims.missing(q, "cot", setting, n) == sorted(set(range(n)) - stored)
         assert [(t.index, t.text) for t in store.thoughts()] == [(i, str(i)) for i in sorted(stored)]
 
 
@@ -364,7 +303,7 @@ def test_claims_against_a_plain_set(tmp_path_factory, n, moves):
 
 
 def test_thoughts_in_order_and_selected(store):
-    store.add_questions([question(7, "gsm8k", "test")])
+    store.questions.add([question(7, "gsm8k", "test")])
     for q in (question(2), question(0), question(7, "gsm8k", "test")):
         for path in ("pot", "cot"):
             fill(store, q.id, path, [f"{path} {i}" for i in range(11)])
@@ -375,60 +314,168 @@ def test_thoughts_in_order_and_selected(store):
         for i in range(11)
     ]
     assert [(t.question_id, t.path, t.index) for t in store.thoughts()] == expected
-    assert [(t.question_id, t.path, t.index) for t in store.thoughts("svamp", path="pot")] == [
+    assert [(t.question_id, t.path, t.index) for t in store.thoughts(Selection("svamp", paths=["pot"]))] == [
         e for e in expected if e[0].startswith("svamp") and e[1] == "pot"
     ]
-    assert {t.question_id for t in store.thoughts(split="test")} == {question(7, "gsm8k", "test").id}
+    assert {t.question_id for t in store.thoughts(Selection(splits=["test"]))} == {question(7, "gsm8k", "test").id}
 
 
-def test_mixed_models_temperatures_and_settings(store, tmp_path):
+def test_several_models_temperatures_and_settings(store, tmp_path):
     q = question(0).id
     first = fill(store, q, "cot", ["a"], model="big")
     fill(store, question(1).id, "cot", ["a"], model="small")
-    assert len(store.thoughts()) == 2  # One model a question is no mixture.
+    assert len(store.thoughts()) == 2  # One model per question is not a mixture.
     fill(store, q, "cot", ["b"], model="small")
-    with pytest.raises(ValueError, match=r"model='big'(.|\n)*model='small'(.|\n)*Pick with `model=` or `settings=`"):
+    with pytest.raises(
+        ValueError, match=r"model='big'(.|\n)*model='small'(.|\n)*Pick one with `models=` or `settings=`"
+    ):
         store.thoughts()
-    assert [t.text for t in store.thoughts(model="big")] == ["a"]
+    assert [t.text for t in store.thoughts(Selection(models="big"))] == ["a"]
 
-    fill(store, q, "cot", ["c"], model="big", params=PARAMS | {"temperature": 0.2})
-    with pytest.raises(ValueError, match=r"temperature=0\.\d(.|\n)*Pick with `temperature=` or `settings=`"):
-        store.thoughts(model="big")
-    assert [t.text for t in store.thoughts(model="big", temperature=0.2)] == ["c"]
+    fill(store, q, "cot", ["c"], model="big", params=replace(PARAMS, temperature=0.2))
+    with pytest.raises(
+        ValueError, match=r"temperature=0\.\d(.|\n)*Pick one with `params={'temperature': ...}` or `settings=`"
+    ):
+        store.thoughts(Selection(models="big"))
+    assert [t.text for t in store.thoughts(Selection(models="big", params={"temperature": 0.2}))] == ["c"]
 
     fill(store, q, "cot", ["d"], model="big", prompt_hash="other")
-    with pytest.raises(ValueError, match=r"prompt=other(.|\n)*Pick with `settings=`"):
-        store.thoughts(model="big", temperature=0.7)
-    assert [t.text for t in store.thoughts(settings=[first])] == ["a"]
+    with pytest.raises(ValueError, match=r"prompt=other(.|\n)*Pick one with `settings=`"):
+        store.thoughts(Selection(models="big", params={"temperature": 0.7}))
+    assert [t.text for t in store.thoughts(Selection(settings=[first]))] == ["a"]
 
     store.import_thoughts(write(tmp_path / "own.jsonl", {"task": "svamp", "id": q, "path": "pot", "text": "p"}))
     fill(store, q, "pot", ["q"])
     with pytest.raises(ValueError, match=r"model=''(.|\n)*model='m'"):
-        store.thoughts(path="pot")
-    assert [t.text for t in store.thoughts(path="pot", model="")] == ["p"]
+        store.thoughts(Selection(paths=["pot"]))
+    assert [t.text for t in store.thoughts(Selection(paths=["pot"], models=""))] == ["p"]
+
+
+def test_one_teacher_per_path(store):
+    """Both paths have thoughts of two teachers; one is picked for each path."""
+    q = question(0).id
+    for path in ("cot", "pot", "label"):
+        for model in ("big", "small"):
+            fill(store, q, path, [f"{path} of {model}"], model=model)
+    picked = {"cot": "big", "pot": "small"}
+    with pytest.raises(
+        InputError, match="1 pairs of question and path, the first of them 'svamp/train/q-0' and label"
+    ):
+        store.thoughts(Selection(models=picked))  # A path that is not named keeps all its models.
+    assert [t.text for t in store.thoughts(Selection(paths=["cot", "pot"], models=picked))] == [
+        "cot of big",
+        "pot of small",
+    ]
+    assert {t.model for t in store.thoughts(Selection(models=picked | {"label": "small"}))} == {"big", "small"}
+    assert [t.text for t in store.thoughts(Selection(models={"cot": "small"}, paths=["cot"]))] == ["cot of small"]
+
+
+def test_teachers_and_imports_are_combined_on_purpose(store, tmp_path):
+    """Thoughts of several settings are numbered anew, by setting and then by sample index."""
+    q = question(0).id
+    fill(store, q, "cot", ["a", "b"], model="big")
+    row = {"task": "svamp", "id": q, "path": "cot"}
+    store.import_thoughts(
+        write(tmp_path / "own.jsonl", {**row, "text": "own 1"}, {**row, "text": "own 2", "index": 7})
+    )
+    fill(store, q, "cot", ["c"], model="big", params=replace(PARAMS, seed=1))
+    fill(store, question(1).id, "cot", ["d"], model="small")
+    with pytest.raises(InputError, match=r"settings=\[1\](.|\n)*settings=\[2\](.|\n)*combine=True"):
+        store.thoughts()
+    combined = store.thoughts(Selection(combine=True))
+    assert [(t.question_id, t.index, t.text, t.model) for t in combined] == [
+        (q, 0, "a", "big"),
+        (q, 1, "b", "big"),
+        (q, 2, "own 1", ""),
+        (q, 3, "own 2", ""),
+        (q, 4, "c", "big"),
+        (question(1).id, 0, "d", "small"),
+    ]
+    two = store.thoughts(Selection(models="big", combine=True))
+    assert [(t.index, t.text) for t in two] == [(0, "a"), (1, "b"), (2, "c")]
+    assert [t.text for t in store.thoughts(Selection(settings=[2]))] == ["own 1", "own 2"]
+
+
+def test_digest(store):
+    """It changes with each question and thought of the selection, and with no other."""
+    svamp, cot = Selection("svamp"), Selection("svamp", ["train"], ["cot"])
+    seen = {store.digest(), store.digest(Selection("gsm8k"))}
+    assert len(seen) == 2 and store.digest(svamp) == store.digest() == store.digest(cot)
+    fill(store, question(0).id, "pot", ["x = 1"])
+    assert store.digest(cot) in seen and store.digest(svamp) not in seen
+    seen |= {store.digest(svamp)}
+    store.questions.add([question(9, split="test")])
+    assert store.digest(cot) in seen and store.digest(svamp) not in seen
+    fill(store, question(0).id, "cot", ["a"])
+    assert store.digest(cot) not in seen
+    with Store(store.file) as again:
+        assert again.digest(cot) == store.digest(cot)
 
 
 def test_one_temperature_written_in_two_ways(store):
-    assert store.setting("m", "p", {"temperature": 1}) == store.setting("m", "p", {"temperature": 1.0})
+    number = store.settings.number("m", "p", SamplingParams(temperature=1.0))
+    assert store.settings.number("m", "p", SamplingParams(temperature=1)) == number
+    assert store.settings.number("m", "p", vars(SamplingParams(temperature=1))) == number
+    assert store.settings.number("m", "p", {"temperature": 1}) == store.settings.number("m", "p", {"temperature": 1.0})
 
 
 def test_status(store):
     usage = {"prompt_tokens": 10, "completion_tokens": 5}
     setting = fill(store, question(0).id, "cot", ["a", "b", "a", "x"], usage=usage)
-    (claim,) = store.claim(question(1).id, "cot", setting, 4)
-    store.save(claim.key, [Choice("x", "length"), Choice("y", "stop")], usage)
-    (claim,) = store.claim(question(2).id, "cot", setting, 3)
-    store.fail(claim.key, "HTTP 500")
+    (claim,) = granted(store, question(1).id, "cot", setting, 4)
+    store.claims.save(claim.key, [Choice("x", "length"), Choice("y", "stop")], usage)
+    (claim,) = granted(store, question(2).id, "cot", setting, 3)
+    store.claims.fail(claim.key, "HTTP 500")
     (row,) = store.status()
-    assert (row.task, row.split, row.path, row.model, row.params) == ("svamp", "train", "cot", "m", PARAMS)
+    assert (row.task, row.split, row.path, row.model, row.params) == ("svamp", "train", "cot", "m", PARAMS_AS_JSON)
     assert (row.questions, row.thoughts, row.distinct, row.n, row.missing) == (2, 6, 5, 4, 3 * 4 - 6)
     assert (row.unusable, row.requests, row.failed) == ({"length": 1}, 3, 1)
     assert (row.prompt_tokens, row.completion_tokens) == (20, 10)
 
 
+def test_status_does_not_miss_what_no_run_wants(store):
+    """As adaptive sampling leaves it: four samples of one question are wanted, two of the others."""
+    setting = store.settings.number("m", "p", PARAMS)
+    store.claims.want([(question(i).id, "cot", setting) for i in range(3)], 2)
+    fill(store, question(0).id, "cot", ["a", "b"])
+    store.claims.want([(question(0).id, "cot", setting)], 4)
+    fill(store, question(0).id, "cot", ["a", "b", "c", "d"])
+    fill(store, question(1).id, "cot", ["a", "b"])
+    (row,) = store.status()
+    assert (row.n, row.thoughts, row.missing) == (
+        4,
+        6,
+        2,
+    )  # Both samples of question 2, which a run was stopped before
+    store.claims.want([(question(1).id, "cot", setting)], 1)  # Fewer than before
+    assert store.status() == [row]
+    store.claims.want([(question(2).id, "cot", setting)], 4)
+    assert store.status()[0].missing == 4
+
+
+def test_status_of_a_selection_in_one_query(store):
+    store.questions.add([question(7, "gsm8k", "test")])
+    for q in (question(0), question(7, "gsm8k", "test")):
+        for path in ("cot", "pot"):
+            fill(store, q.id, path, ["a", "b"])
+    statements = []
+    store._db.set_trace_callback(statements.append)
+    everything = store.status()
+    store._db.set_trace_callback(None)
+    assert len(statements) == 1
+    keys = [(row.task, row.split, row.path, row.missing) for row in everything]
+    assert keys == [("gsm8k", "test", "cot", 0), ("gsm8k", "test", "pot", 0)] + [
+        ("svamp", "train", "cot", 4),
+        ("svamp", "train", "pot", 4),
+    ]
+    assert store.status(Selection("svamp", paths=["pot"])) == everything[3:]
+    assert store.status(Selection(models="other")) == []
+
+
 # Thought files
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"])).map(str.strip)
+LOGPROBS = st.none() | st.floats(max_value=0.0, allow_infinity=False, allow_nan=False)
 USAGES = st.fixed_dictionaries(
     {}, optional={"prompt_tokens": st.integers(0, 9), "completion_tokens": st.integers(0, 9)}
 )
@@ -442,8 +489,8 @@ USAGES = st.fixed_dictionaries(
             st.integers(0, 2),
             st.sampled_from(["cot", "pot", "label"]),
             st.sampled_from(["m", "", "\u00e9"]),
-            st.sampled_from([PARAMS, PARAMS | {"temperature": 0.0}, {}]),
-            st.lists(st.tuples(TEXTS, st.sampled_from(["stop", "length"])), max_size=4),
+            st.sampled_from([PARAMS, replace(PARAMS, temperature=0.0), {}]),
+            st.lists(st.tuples(TEXTS, st.sampled_from(["stop", "length"]), LOGPROBS), max_size=4),
             USAGES,
         ),
         max_size=6,
@@ -451,22 +498,22 @@ USAGES = st.fixed_dictionaries(
 )
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 def test_export_import_export(tmp_path_factory, answers, texts, sampled):
-    """Through JSONL and through Parquet, in any order, the same file comes out."""
+    """Thoughts that went through JSONL and Parquet are exported as the same file."""
     folder = tmp_path_factory.mktemp("export")
     questions = [Question(f"svamp/test/{i}", "svamp", "test", texts[i], answers[i]) for i in range(3)]
     with Store(folder / "a.db") as store:
-        store.add_questions(questions)
+        store.questions.add(questions)
         for number, path, model, params, choices, usage in sampled:
-            setting = store.setting(model, "", params)
-            for claim in store.claim(questions[number].id, path, setting, 5)[:1]:
-                store.save(claim.key, [Choice(*choice) for choice in choices], usage)
+            setting = store.settings.number(model, "", params)
+            for claim in granted(store, questions[number].id, path, setting, 5)[:1]:
+                store.claims.save(claim.key, [Choice(*choice) for choice in choices], usage)
         written = store.export_thoughts(folder / "a.jsonl")
         expected = store._db.execute("SELECT count(*) FROM thoughts").fetchone()[0]
         assert written == expected == len(lines(folder / "a.jsonl"))
     with Store(folder / "b.db") as store:
         summary = store.import_thoughts(folder / "a.jsonl")
         assert (summary.thoughts, summary.known) == (written, 0)
-        assert set(store.questions()) <= set(questions)
+        assert set(store.questions.load()) <= set(questions)
         store.export_thoughts(folder / "b.jsonl")
         assert (folder / "a.jsonl").read_bytes() == (folder / "b.jsonl").read_bytes()
         assert store.export_thoughts(folder / "b.parquet") == written
@@ -485,7 +532,7 @@ def test_export_line(store, tmp_path):
     fill(store, question(0).id, "cot", ["one\u2028two", "three"], usage=usage)
     assert store.export_thoughts(tmp_path / "t.jsonl") == 2
     common = {"task": "svamp", "id": question(0).id, "question": question(0).question, "gold": "1", "path": "cot"}
-    params = {**PARAMS, "prompt_hash": "p"}
+    params = {**PARAMS_AS_JSON, "prompt_hash": "p"}
     last = {"finish_reason": "stop", "model": "m", "params": params}
     assert lines(tmp_path / "t.jsonl") == [
         {**common, "index": 0, "text": "one\u2028two", **last, "usage": usage},
@@ -493,18 +540,39 @@ def test_export_line(store, tmp_path):
     ]
 
 
-def test_sampling_goes_on_after_an_import(store, tmp_path):
+def test_logprobs_are_kept_exported_and_imported(store, tmp_path):
+    setting = store.settings.number("m", "p", PARAMS)
+    (open_claim,) = granted(store, question(0).id, "cot", setting, 2)
+    store.claims.save(open_claim.key, [Choice("a", "stop", -0.1), Choice("b", "stop")], {})
+    assert [t.logprob for t in store.thoughts()] == [-0.1, None]
+    for name in ("t.jsonl", "t.parquet"):
+        store.export_thoughts(tmp_path / name)
+        with Store(tmp_path / f"{name}.db") as other:
+            other.import_thoughts(tmp_path / name)
+            assert [t.logprob for t in other.thoughts()] == [-0.1, None]
+    assert [row.get("logprob") for row in lines(tmp_path / "t.jsonl")] == [-0.1, None]
+
+
+def test_export_of_a_selection(store, tmp_path):
+    for model in ("big", "small"):
+        fill(store, question(0).id, "cot", [f"of {model}"], model=model)
+    assert store.export_thoughts(tmp_path / "t.jsonl", Selection(models="small")) == 1
+    assert lines(tmp_path / "t.jsonl")[0]["text"] == "of small"
+    assert store.export_thoughts(tmp_path / "t.jsonl") == 2
+
+
+def test_sampling_continues_after_an_import(store, tmp_path):
     setting = fill(store, question(0).id, "cot", ["a", "b"])
-    (late,) = store.claim(question(0).id, "cot", setting, 3)
+    (late,) = granted(store, question(0).id, "cot", setting, 3)
     assert late.first_index == 2
     store.export_thoughts(tmp_path / "t.jsonl")
     with Store(tmp_path / "other.db") as other:
         other.import_thoughts(tmp_path / "t.jsonl")
-        (claim,) = other.claim(question(0).id, "cot", other.setting("m", "p", PARAMS), 3)
+        (claim,) = granted(other, question(0).id, "cot", other.settings.number("m", "p", PARAMS), 3)
         assert (claim.first_index, claim.n) == (2, 1)
 
 
-def test_import_counts_a_text_as_often_as_it_stands_there(store, tmp_path):
+def test_import_counts_repeated_texts(store, tmp_path):
     row = {"task": "svamp", "id": question(0).id, "path": "cot"}
     file = tmp_path / "t.jsonl"
     write(file, *({**row, "text": text} for text in ["same", "same", " same ", "other"]))
@@ -519,22 +587,22 @@ def test_import_counts_a_text_as_often_as_it_stands_there(store, tmp_path):
 
 
 def test_import_finds_questions_by_text(store, tmp_path):
-    store.add_questions([Question("svamp/test/9", "svamp", "test", "Who  is\nit?", "Ann")])
-    store.add_questions([Question("svamp/train/9", "svamp", "train", "Who is it?", "Ann")])
+    store.questions.add([Question("svamp/test/9", "svamp", "test", "Who  is\nit?", "Ann")])
+    store.questions.add([Question("svamp/train/9", "svamp", "train", "Who is it?", "Ann")])
     row = {"task": "svamp", "question": "  Who is  it? ", "path": "cot", "text": "a"}
     store.import_thoughts(write(tmp_path / "t.jsonl", row), split="test")
     store.import_thoughts(write(tmp_path / "t.jsonl", row), split="train")
     assert [t.question_id for t in store.thoughts()] == ["svamp/test/9", "svamp/train/9"]
 
 
-def test_import_adds_questions_that_bring_their_gold(store, tmp_path):
+def test_import_adds_questions_that_come_with_their_gold_answer(store, tmp_path):
     rows = [
         {"task": "svamp", "question": "How  many?", "path": "cot", "text": "a", "gold": 3, "answer": 3.0},
         {"task": "svamp", "question": "How many?", "path": "pot", "text": "b"},
         {"task": "gsm8k", "id": "gsm8k/test/5", "question": "What?", "path": "pot", "text": "c", "gold": "x"},
     ]
     assert store.import_thoughts(write(tmp_path / "t.jsonl", *rows), split="dev") == (2, 3, 0)
-    new, given = store.questions()[3:]
+    new, given = store.questions.load()[3:]
     assert re.fullmatch(r"svamp/dev/import-[0-9a-f]{12}", new.id)
     assert (new.task, new.split, new.question, new.answer) == ("svamp", "dev", "How  many?", "3")
     assert given == Question("gsm8k/test/5", "gsm8k", "test", "What?", "x")
@@ -547,10 +615,43 @@ def test_import_adds_questions_that_bring_their_gold(store, tmp_path):
     with Store(tmp_path / "other.db") as other:
         rows[0]["question"] = " How many? "
         other.import_thoughts(write(tmp_path / "t.jsonl", *rows), split="dev")
-        assert new.id in {q.id for q in other.questions()}
+        assert new.id in {q.id for q in other.questions.load()}
 
 
-def test_import_of_an_own_task_must_be_meant(store, tmp_path):
+def test_a_gold_answer_must_agree_with_the_store(store, tmp_path):
+    """A gold answer in another form is the same answer; another answer is an error, whichever field finds the row."""
+    file = tmp_path / "t.jsonl"
+    known = {"task": "svamp", "path": "cot", "text": "a", "gold": "$1.00"}
+    by_text = {**known, "question": question(0).question}
+    by_id = {**known, "id": question(0).id}
+    store.import_thoughts(write(file, by_id, {**by_text, "text": "b"}, {**by_id, "gold": " ", "text": "c"}))
+    for row in (by_id, by_text):
+        message = f"{file}, line 2: the gold answer of 'svamp/train/q-0' is '1' in the store, not '2'"
+        with pytest.raises(InputError, match=re.escape(message)):
+            store.import_thoughts(write(file, {**by_id, "text": "new"}, {**row, "gold": 2}))
+    # A question that the file itself has added is known from then on.
+    new = {"task": "svamp", "question": "New?", "path": "cot", "text": "d", "gold": "5"}
+    with pytest.raises(InputError, match="line 2: .* is '5' in the store, not '6'"):
+        store.import_thoughts(write(file, new, {**new, "gold": "6"}))
+    assert [t.text for t in store.thoughts()] == ["a", "b", "c"] and len(store.questions.load()) == 3
+
+
+def test_any_parameters_can_be_imported(store, tmp_path):
+    rows = [
+        {"task": "svamp", "id": question(0).id, "path": "cot", "text": text, "params": params}
+        for text, params in (("a", {"top_k": 5, "temperature": 1}), ("b", {"top_k": 5, "stop": ["é"]}), ("c", {}))
+    ]
+    store.import_thoughts(write(tmp_path / "t.jsonl", *rows))
+    assert [row.params for row in store.status()] == [
+        {"temperature": 1.0, "top_k": 5},
+        {"stop": ["é"], "top_k": 5},
+        {},
+    ]
+    for params, texts in (({"top_k": 5}, ["a", "b"]), ({"top_k": 5, "stop": ["é"]}, ["b"]), ({"top_k": None}, ["c"])):
+        assert [t.text for t in store.thoughts(Selection(params=params, combine=True))] == texts
+
+
+def test_a_task_of_your_own_must_be_named(store, tmp_path):
     file = write(tmp_path / "t.jsonl", {"task": "svmap", "question": "What?", "path": "cot", "text": "a", "gold": "1"})
     with pytest.raises(ValueError, match="line 1: the task 'svmap' is not one of .*svamp"):
         store.import_thoughts(file)
@@ -572,7 +673,7 @@ GOOD = {"task": "svamp", "id": "svamp/train/q-0", "path": "cot", "text": "a"}
         (json.dumps({**GOOD, "text": "half \ud800 pair"}), "is not JSON.*surrogates"),
         (b'{"task": "svamp\xff"}', "is not JSON.*utf-8"),
         ('{"task": "svamp", "params": {"temperature": 1e999}}', "is not JSON.*float"),
-        ('{"task": "svamp", "params": {"temperature": NaN}}', "NaN is no JSON value"),
+        ('{"task": "svamp", "params": {"temperature": NaN}}', "NaN is not a JSON value"),
         *(({k: v for k, v in GOOD.items() if k != name}, f"'{name}'.* is missing") for name in GOOD),
         ({**GOOD, "text": None}, "'text' is missing"),
         ({**GOOD, "text": 5}, "'text' is 5. Write it as a string"),
@@ -584,6 +685,8 @@ GOOD = {"task": "svamp", "id": "svamp/train/q-0", "path": "cot", "text": "a"}
         ({**GOOD, "params": {"temperature": "hot"}}, "'temperature' of 'params' is 'hot'"),
         ({**GOOD, "params": {"temperature": 10**400}}, "'temperature' of 'params' is 1000"),
         ({**GOOD, "index": -1}, "'index' is -1"),
+        ({**GOOD, "logprob": 0.5}, "'logprob' is 0.5. Write the mean log-probability per token"),
+        ({**GOOD, "logprob": "low"}, "'logprob' is 'low'"),
         ({**GOOD, "path": "cott"}, "unknown path 'cott'. Choose one of cot, pot, label"),
         ({**GOOD, "task": "chess"}, "the task 'chess' is not one of"),
         ({**GOOD, "id": "svamp/train/nobody"}, "unknown question id 'svamp/train/nobody'.*gold"),
@@ -600,8 +703,8 @@ GOOD = {"task": "svamp", "id": "svamp/train/q-0", "path": "cot", "text": "a"}
         ),
     ],
 )
-def test_bad_lines(store, tmp_path, line, message):
-    """The message names file, line, value and the way out, and nothing of the file is imported."""
+def test_bad_rows(store, tmp_path, line, message):
+    """The message names file, line, value and fix, and nothing of the file is imported."""
     file = tmp_path / "t.jsonl"
     new = {"task": "svamp", "question": "New?", "gold": "1", "path": "cot", "text": "b"}
     bad = line if isinstance(line, bytes) else (line if isinstance(line, str) else json.dumps(line)).encode()
@@ -609,11 +712,11 @@ def test_bad_lines(store, tmp_path, line, message):
     with pytest.raises(ValueError, match=rf"^{re.escape(str(file))}, line 3: .*({message})"):
         store.import_thoughts(file)
     assert store.thoughts() == []
-    assert len(store.questions()) == 3
+    assert len(store.questions.load()) == 3
 
 
-def test_parquet_of_others(store, tmp_path):
-    """Files written with other tools: columns left out, nulls, larger integers; a bad row is named."""
+def test_parquet_written_by_other_tools(store, tmp_path):
+    """Columns may be missing, null or of wider types; a bad row is named."""
     import pyarrow
     from pyarrow.parquet import write_table
 
@@ -623,7 +726,7 @@ def test_parquet_of_others(store, tmp_path):
         ("index", pyarrow.int64()), ("params", pyarrow.struct([("temperature", pyarrow.float64())])),
     ])), tmp_path / "t.parquet")  # fmt: skip
     assert store.import_thoughts(tmp_path / "t.parquet").thoughts == 2
-    found = [thought for setting in (1, 2) for thought in store.thoughts(settings=[setting])]
+    found = [thought for setting in (1, 2) for thought in store.thoughts(Selection(settings=[setting]))]
     assert [(t.index, t.text, t.stated) for t in found] == [(4, "a", None), (0, "b", "7")]
     for bad, message in (
         (GOOD | {"path": "cott"}, "row 2: unknown path 'cott'"),
@@ -633,7 +736,7 @@ def test_parquet_of_others(store, tmp_path):
         with pytest.raises(ValueError, match=f"bad.parquet, {message}"):
             store.import_thoughts(tmp_path / "bad.parquet")
     (tmp_path / "no.parquet").write_text("{}")
-    with pytest.raises(ValueError, match="no.parquet is not Parquet"):
+    with pytest.raises(ValueError, match="no.parquet is not a Parquet file"):
         store.import_thoughts(tmp_path / "no.parquet")
 
 
@@ -643,7 +746,7 @@ def test_import_ignores_blank_lines_and_a_byte_order_mark(store, tmp_path):
     assert store.import_thoughts(file).thoughts == 1
 
 
-def test_no_such_file(store, tmp_path):
+def test_a_missing_thought_file(store, tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere.jsonl"):
         store.import_thoughts(tmp_path / "nowhere.jsonl")
 
@@ -657,16 +760,16 @@ def test_a_failed_export_replaces_nothing(store, tmp_path, monkeypatch):
     assert (tmp_path / "t.jsonl").read_text() == "precious"
 
 
-def test_readers_and_writers_at_once(store):
-    """A reader sees whole requests only, while another connection writes."""
-    setting = store.setting("m", "p", PARAMS)
+def test_readers_and_writers_at_the_same_time(store):
+    """While another connection writes, a reader sees only whole requests."""
+    setting = store.settings.number("m", "p", PARAMS)
     errors = []
 
     def write_all():
-        with Store(store.path) as other:
+        with Store(store.file) as other:
             for i in range(3):
-                for claim in other.claim(question(i).id, "cot", setting, 60, at_most=3):
-                    other.save(claim.key, [Choice("x", "stop")] * 3, {})
+                for claim in granted(other, question(i).id, "cot", setting, 60, max_samples=3):
+                    other.claims.save(claim.key, [Choice("x", "stop")] * 3, {})
 
     writer = threading.Thread(target=write_all)
     writer.start()

@@ -6,9 +6,9 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from pathlib import Path
 
 import pytest
+from conftest import SHARED, needs_shared
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,11 +16,15 @@ from md_trl.tasks import TASKS, asdiv, gsm8k, load_questions, strategyqa, svamp
 from md_trl.tasks.loading import draw_test
 
 
-DATA = Path(__file__).parents[1].parent / "shared" / "data"
+DATA = SHARED / "data"
 SIZES = {"svamp": (700, 300), "gsm8k": (7473, 1319), "asdiv": (1610, 695), "strategyqa": (2061, 229)}
 MODULES = {"svamp": svamp, "gsm8k": gsm8k, "asdiv": asdiv, "strategyqa": strategyqa}
 
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs the original files in ../shared/data")
+needs_svamp = needs_shared("data/SVAMP.json")
+needs_gsm8k = needs_shared("data/gsm8k")
+needs_asdiv = needs_shared("data/ASDiv.xml")
+needs_strategyqa = needs_shared("data/strategyqa")
+needs_all = needs_shared("data/SVAMP.json", "data/gsm8k", "data/ASDiv.xml", "data/strategyqa")
 
 
 def both_splits(task, source=DATA, **options):
@@ -52,7 +56,7 @@ def test_importing_tasks_and_prompts_is_light():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
 
 
-def test_an_unknown_task_or_split_is_named_with_the_choices():
+def test_an_unknown_task_or_split_is_an_error():
     with pytest.raises(ValueError, match="'aqua'.*svamp, gsm8k, asdiv, strategyqa, stories"):
         load_questions("aqua", "train")
     for task in TASKS:
@@ -60,24 +64,24 @@ def test_an_unknown_task_or_split_is_named_with_the_choices():
             load_questions(task, "validation")
 
 
-@needs_data
+@needs_all
 @pytest.mark.parametrize("task", SIZES)
 def test_splits_have_the_published_sizes_and_are_disjoint(task):
     train, test = (load_questions(task, split, DATA) for split in ("train", "test"))
     assert (len(train), len(test)) == SIZES[task]
     assert len({question.id for question in train + test}) == sum(SIZES[task])
-    if task != "gsm8k":  # there a name is the row within its split
+    if task != "gsm8k":  # whose names are row numbers within a split
         assert not set(map(name, train)) & set(map(name, test))
     for split, questions in (("train", train), ("test", test)):
         for question in questions:
             assert (question.task, question.split) == (task, split)
             assert question.id.startswith(f"{task}/{split}/")
             assert question.question and question.answer
-            # Prompts put the trigger on the next line.
+            # In a prompt, the trigger is on the next line.
             assert "\n" not in question.question and question.question == question.question.strip()
 
 
-@needs_data
+@needs_all
 @pytest.mark.parametrize(
     ("task", "options", "first", "digest"),
     [
@@ -87,23 +91,23 @@ def test_splits_have_the_published_sizes_and_are_disjoint(task):
     ],
 )
 def test_drawn_splits_are_pinned(task, options, first, digest):
-    # Another draw would make every earlier figure incomparable: it must not change, whatever the version of Python.
+    # Results on different splits cannot be compared, so the draw must never change, in any version of Python.
     ids = [question.id for question in load_questions(task, "test", DATA, **options)]
     assert ids[0] == first
     assert hashlib.sha256("\n".join(ids).encode()).hexdigest()[:12] == digest
     assert ids != [question.id for question in load_questions(task, "test", DATA, seed=43, **options)]
 
 
-@needs_data
-def test_svamp_answers_are_those_of_its_equations():
+@needs_svamp
+def test_svamp_answers_match_its_equations():
     equations = {row["ID"]: row["Equation"] for row in read_svamp()}
     for question in both_splits("svamp"):
         assert re.fullmatch(r"\d+", question.answer)
-        if name(question) != "chal-680":  # whose answer is wrong in the file, and kept
+        if name(question) != "chal-680":  # whose answer in the file is wrong
             assert int(question.answer) == eval(equations[name(question)])
 
 
-@needs_data
+@needs_svamp
 def test_svamp_questions_keep_every_word():
     rows = {row["ID"]: row for row in read_svamp()}
     for question in both_splits("svamp", DATA / "SVAMP.json"):
@@ -126,14 +130,14 @@ def test_svamp_joins_a_body_without_a_period(body, question, joined):
     assert svamp.join(body, question) == joined
 
 
-@needs_data
+@needs_svamp
 def test_svamp_test_set_has_every_type_in_proportion():
     types = {row["ID"]: row["Type"].replace("Divison", "Division") for row in read_svamp()}
     drawn = Counter(types[name(question)] for question in load_questions("svamp", "test", DATA))
     assert all(abs(drawn[kind] - 0.3 * count) < 1 for kind, count in Counter(types.values()).items())
 
 
-@needs_data
+@needs_svamp
 def test_svamp_split_does_not_depend_on_the_order_of_the_file(tmp_path):
     rows = read_svamp()
     random.Random(0).shuffle(rows)
@@ -144,8 +148,8 @@ def test_svamp_split_does_not_depend_on_the_order_of_the_file(tmp_path):
     }
 
 
-@needs_data
-def test_gsm8k_answers_follow_the_mark():
+@needs_gsm8k
+def test_gsm8k_answers_are_the_numbers_after_the_mark():
     for split in ("train", "test"):
         questions = load_questions("gsm8k", split, DATA / "gsm8k" / f"{split}.jsonl")
         for n, (question, row) in enumerate(zip(questions, read_gsm8k(split), strict=True)):
@@ -154,22 +158,22 @@ def test_gsm8k_answers_follow_the_mark():
             assert question.answer == str(int(row["answer"].split("#### ")[1].replace(",", "")))
 
 
-@needs_data
+@needs_asdiv
 def test_asdiv_test_set_has_every_grade_in_proportion():
     grades = {problem.get("ID"): problem.get("Grade") for problem in read_asdiv()}
     drawn = Counter(grades[name(question)] for question in load_questions("asdiv", "test", DATA))
     assert all(abs(drawn[grade] - 695 / 2305 * count) < 1 for grade, count in Counter(grades.values()).items())
 
 
-@needs_data
-def test_asdiv_answers_lose_their_units_and_nothing_else():
+@needs_asdiv
+def test_asdiv_answers_lose_only_their_units():
     problems = {problem.get("ID"): problem for problem in read_asdiv()}
     answers = {name(question): question.answer for question in both_splits("asdiv", DATA / "ASDiv.xml")}
     assert answers.keys() == problems.keys()
     for key, problem in problems.items():
         original = problem.findtext("Answer")
         if re.match(r"[\d.]+ +\(", original):
-            # Independently of brackets: every number in front of a unit, in order.
+            # Every number in front of a unit, in order, whatever is in the brackets.
             assert answers[key].split("; ") == re.findall(r"([\d.]+) +\(", original)
         elif key != "nluds-1331":
             assert answers[key] == original
@@ -190,7 +194,7 @@ def test_asdiv_answers_lose_their_units_and_nothing_else():
         assert answers[key] == answer
 
 
-@needs_data
+@needs_strategyqa
 def test_strategyqa_dev_set_is_the_test_set():
     for split, file in (("train", "train"), ("test", "dev")):
         expected = [
@@ -201,7 +205,7 @@ def test_strategyqa_dev_set_is_the_test_set():
         assert [(question.id, question.question, question.answer) for question in questions] == expected
 
 
-@needs_data
+@needs_strategyqa
 def test_strategyqa_paper_split_draws_687_of_all():
     train, test = (load_questions("strategyqa", split, DATA, protocol="paper") for split in ("train", "test"))
     assert (len(train), len(test)) == (1603, 687)
@@ -229,7 +233,7 @@ def test_draw_test_gives_every_stratum_its_share(strata, share, seed):
 
 
 class TestHub:
-    """Copies on disk in the layout of the Hub's, opened by `load_dataset` as it opens the Hub's."""
+    """The loaders read datasets in the layout they have on the Hub, here from copies on disk."""
 
     @pytest.fixture(autouse=True)
     def cache(self, tmp_path, monkeypatch):
@@ -246,7 +250,7 @@ class TestHub:
             Dataset.from_list(rows).to_parquet(folder / f"{split}.parquet")
         return str(folder)
 
-    @needs_data
+    @needs_svamp
     def test_svamp(self, tmp_path, monkeypatch):
         rows = [{**row, "Answer": str(row["Answer"]), "question_concat": ""} for row in read_svamp()]
         folder = self.publish(tmp_path / "SVAMP", {"train": rows[300:], "test": rows[:300]})
@@ -259,13 +263,13 @@ class TestHub:
                 assert question.question == local[name(question)].question
                 assert question.answer == local[name(question)].answer
 
-    @needs_data
+    @needs_gsm8k
     def test_gsm8k(self, tmp_path, monkeypatch):
         splits = {split: read_gsm8k(split) for split in ("train", "test")}
         monkeypatch.setattr(gsm8k, "HUB", self.publish(tmp_path / "gsm8k", splits, config="main"))
         assert both_splits("gsm8k", None) == both_splits("gsm8k")
 
-    @needs_data
+    @needs_asdiv
     def test_asdiv_without_ids_and_grades(self, tmp_path, monkeypatch):
         rows = [
             {"body": p.findtext("Body"), "question": p.findtext("Question"), "answer": p.findtext("Answer")}
@@ -275,7 +279,7 @@ class TestHub:
         monkeypatch.setattr(asdiv, "HUB", folder)
         assert both_splits("asdiv", None) == both_splits("asdiv")
 
-    @needs_data
+    @needs_strategyqa
     @pytest.mark.parametrize("protocol", ["dev", "paper"])
     def test_strategyqa_in_one_split(self, tmp_path, monkeypatch, protocol):
         rows = [
@@ -296,7 +300,7 @@ class TestHub:
             load_questions("strategyqa", "train")
 
     @pytest.mark.parametrize("task", SIZES)
-    def test_out_of_reach(self, task, monkeypatch):
+    def test_a_hub_that_is_out_of_reach(self, task, monkeypatch):
         monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
         monkeypatch.setattr(MODULES[task], "HUB", "md-trl/nothing-here")
         with pytest.raises(ConnectionError, match="'md-trl/nothing-here' from the Hub.*Pass .* as `source`"):
@@ -307,7 +311,7 @@ FILES = {"svamp": "SVAMP.json", "gsm8k": "train.jsonl", "asdiv": "ASDiv.xml", "s
 
 
 def good_rows(task):
-    """As many made-up rows as the original file has."""
+    """Generate as many rows as the original file has."""
     if task == "svamp":
         row = {"Body": "Ann has 2 hens.", "Question": "How many hens has Ann?", "Answer": 2.0, "Type": "Addition"}
         return [{"ID": f"chal-{n}", **row} for n in range(1000)]
@@ -320,23 +324,23 @@ def good_rows(task):
 
 
 def write(folder, task, rows):
-    path = folder / FILES[task]
+    file = folder / FILES[task]
     if task == "gsm8k":
-        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+        file.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
     elif task == "asdiv":
         root = ElementTree.Element("ProblemSet")
         for row in rows:
             problem = ElementTree.SubElement(root, "Problem", {key: row[key] for key in ("ID", "Grade") if key in row})
             for column in [column for column in ("Body", "Question", "Answer") if column in row]:
                 ElementTree.SubElement(problem, column).text = row[column]
-        ElementTree.ElementTree(root).write(path, encoding="utf-8")
+        ElementTree.ElementTree(root).write(file, encoding="utf-8")
     else:
-        path.write_text(json.dumps(rows), encoding="utf-8")
-    return path
+        file.write_text(json.dumps(rows), encoding="utf-8")
+    return file
 
 
 def assert_fails(task, source, *words, error=ValueError):
-    """The error names the file, what is wrong with it, and where a good one is."""
+    """Check that the error names the file, what is wrong with it, and where to get the right one."""
     with pytest.raises(error) as raised:
         load_questions(task, "train", str(source))
         load_questions(task, "test", str(source))
@@ -351,13 +355,13 @@ def test_a_missing_file(task, tmp_path):
 
 
 @pytest.mark.parametrize("task", SIZES)
-def test_a_file_in_another_format(task, tmp_path):
+def test_a_file_in_the_wrong_format(task, tmp_path):
     (tmp_path / "page.html").write_text("<html>\nNot found", encoding="utf-8")
     assert_fails(task, tmp_path / "page.html", "XML" if task == "asdiv" else "JSON")
 
 
 @pytest.mark.parametrize("task", SIZES)
-def test_part_of_a_file(task, tmp_path):
+def test_an_incomplete_file(task, tmp_path):
     expected = "7,473" if task == "gsm8k" else f"{sum(SIZES[task]):,}"
     assert_fails(task, write(tmp_path, task, good_rows(task)[:12]), f"holds 12 rows, expected {expected}")
 
@@ -365,7 +369,7 @@ def test_part_of_a_file(task, tmp_path):
 @pytest.mark.parametrize(
     ("task", "column"), [("svamp", "ID"), ("gsm8k", "answer"), ("asdiv", "Grade"), ("strategyqa", "question")]
 )
-def test_a_row_without_a_column(task, column, tmp_path):
+def test_a_row_with_a_missing_column(task, column, tmp_path):
     rows = good_rows(task)
     del rows[4][column]
     assert_fails(task, write(tmp_path, task, rows), "row 5", f"no column {column!r}" if task != "asdiv" else "'grade'")
@@ -395,26 +399,26 @@ def test_a_row_with_a_wrong_value(task, column, value, tmp_path):
 
 
 @pytest.mark.parametrize(("task", "column"), [("svamp", "ID"), ("asdiv", "ID"), ("strategyqa", "qid")])
-def test_the_same_row_twice(task, column, tmp_path):
+def test_a_duplicate_row(task, column, tmp_path):
     rows = good_rows(task)
     rows[4][column] = rows[7][column]
     assert_fails(task, write(tmp_path, task, rows), f"{rows[7][column]!r} twice")
 
 
-def test_json_of_another_shape(tmp_path):
-    path = tmp_path / "SVAMP.json"
-    path.write_text('{"rows": 3}', encoding="utf-8")
-    assert_fails("svamp", path, "{'rows': 3}", "list of objects")
-    path.write_text('[{"ID": "chal-1"}, 17]', encoding="utf-8")
-    assert_fails("svamp", path, "row 2", "17 is not an object")
+def test_json_that_is_not_a_list_of_objects(tmp_path):
+    file = tmp_path / "SVAMP.json"
+    file.write_text('{"rows": 3}', encoding="utf-8")
+    assert_fails("svamp", file, "{'rows': 3}", "list of objects")
+    file.write_text('[{"ID": "chal-1"}, 17]', encoding="utf-8")
+    assert_fails("svamp", file, "row 2", "17 is not an object")
 
 
-def test_a_broken_line_is_counted(tmp_path):
-    path = write(tmp_path, "gsm8k", good_rows("gsm8k"))
-    path.write_text(path.read_text(encoding="utf-8").replace("#### 41", '"'), encoding="utf-8")
-    assert_fails("gsm8k", path, "row 42 is not JSON")
+def test_an_invalid_line_is_named(tmp_path):
+    file = write(tmp_path, "gsm8k", good_rows("gsm8k"))
+    file.write_text(file.read_text(encoding="utf-8").replace("#### 41", '"'), encoding="utf-8")
+    assert_fails("gsm8k", file, "row 42 is not JSON")
 
 
-def test_the_dev_set_alone_is_not_strategyqa(tmp_path):
+def test_strategyqa_needs_both_files(tmp_path):
     write(tmp_path, "strategyqa", good_rows("strategyqa")[:2061])
     assert_fails("strategyqa", tmp_path, "holds no dev.json", error=FileNotFoundError)

@@ -22,8 +22,7 @@ from transformers import TrainerCallback
 
 import md_trl
 from md_trl import MDConfig, MDTrainer, MixedReasoner
-from md_trl.prompts import student_prompt
-from md_trl.prompts.student import encode
+from md_trl.prompts import encode, student_text
 from md_trl.tasks import load_questions
 from md_trl.trainer.data_sampler import DrawnQuestions, QuestionSampler, draw
 from md_trl.trainer.preprocessing import prepare_questions, tokenize_thoughts
@@ -894,7 +893,7 @@ def test_path_rows_of_every_objective_have_the_gradients_of_the_mixed_rows(tmp_p
 
 def test_a_template_that_ends_the_question_in_eos_keeps_it_in_the_prompt():
     tokenizer = byte_tokenizer(chat_template="{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}")
-    prompt = student_prompt("Q?", "cot", tokenizer)
+    prompt = student_text("Q?", "cot", tokenizer)
     [found] = tokenize_thoughts("Q?", "cot", ["So 5."], tokenizer, "auto")
     assert tokenizer.decode(found["input_ids"][: found["start"]]) == prompt and prompt.endswith("</s>")
     assert tokenizer.decode(found["input_ids"][found["start"] :]) == "So 5.</s>"

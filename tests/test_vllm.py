@@ -1,4 +1,4 @@
-"""The engine `vllm`, over a stand-in for the module: there is no GPU to run vLLM itself on."""
+"""The engine `vllm` with a stand-in for the module, because there is no GPU to run vLLM itself on."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ import pytest
 from students import byte_tokenizer, tiny_llama
 
 from md_trl.cli.sample import SampleArguments, run
+from md_trl.records import SamplingParams
 from md_trl.sampling.engines import SampleRequest, derive_seed
 from md_trl.store import Store
 
@@ -30,9 +31,9 @@ def engine(vllm, folder):
     return VLLMEngine(folder, batch_size=4, gpu_memory_utilization=0.5)
 
 
-def requests(count, **kwargs):
-    kwargs = {"n": 3, "max_tokens": 8} | kwargs
-    return [SampleRequest(f"q{i}", "cot", f"How much is {i}?", **kwargs) for i in range(count)]
+def requests(count, n=3, max_tokens=8, **kwargs):
+    params = SamplingParams(max_tokens=max_tokens, **kwargs)
+    return [SampleRequest(f"q{i}", "cot", f"How much is {i}?", params, n) for i in range(count)]
 
 
 def test_not_installed(folder):
@@ -79,7 +80,7 @@ def test_prompts_without_room(engine):
     batch = [
         SampleRequest("long", "cot", "x" * 512),
         SampleRequest("empty", "cot", ""),
-        SampleRequest("tight", "cot", "x" * 509, max_tokens=50),
+        SampleRequest("tight", "cot", "x" * 509, SamplingParams(max_tokens=50)),
     ]
     results = {result.request.question_id: result for result in engine.generate(batch)}
     assert "512 tokens leaves no room" in results["long"].error and not results["long"].retry

@@ -6,12 +6,12 @@ from md_trl.answers import canonical
 from md_trl.voting import majority, score, score_flat, usable, vote, vote_two
 
 
-# Few values under several spellings, so that votes tie and group.
+# Few answers in several spellings, so that votes tie and spellings must be grouped.
 answers = st.lists(st.sampled_from(["5", "5.0", "$5", "6", "six", "2/3", "0.6667", "yes", "True", "", "nan", None]))
 
 
 def slow_vote(answers):
-    """METHOD, step 3: the most frequent answer; ties fall to the answer that comes first."""
+    """The most frequent answer; of equally frequent ones, the first (Sec. 3.1)."""
     candidates = [canonical(answer) for answer in answers if canonical(answer) not in ("", "nan")]
     best = None
     for candidate in candidates:
@@ -27,14 +27,14 @@ class TestVote:
         assert majority(cot) == slow_vote(cot)
 
     @given(answers, answers)
-    def test_spelling_does_not_matter(self, cot, pot):
+    def test_spellings_of_an_answer_vote_together(self, cot, pot):
         assert vote([canonical(answer) for answer in cot], pot) == vote(cot, pot)
 
     @pytest.mark.parametrize(
         ("cot", "pot", "expected"),
         [
             (["5", "6"], ["5"], "5"),
-            (["5"], ["6"], "5"),  # a tie: CoT stands first in the joined list
+            (["5"], ["6"], "5"),  # a tie: CoT comes first in the joined list
             (["5", "6"], ["6.0"], "6"),
             (["1/2", "0.5"], ["7"], "0.5000"),
             (["", None, "nan"], ["7"], "7"),
@@ -46,7 +46,7 @@ class TestVote:
     def test_table(self, cot, pot, expected):
         assert vote(cot, pot) == expected
 
-    def test_takes_iterators(self):
+    def test_accepts_iterators(self):
         assert vote(iter(["5"]), (answer for answer in ["6", "6"])) == "6"
 
 
@@ -55,7 +55,7 @@ class TestVoteTwo:
         ("pot", "cot", "expected"),
         [("5", "6", "5"), (5.0, None, "5"), (None, "6.0", "6"), ("", "6", "6"), ("nan", "6", "6"), (None, None, None)],
     )
-    def test_the_program_goes_first(self, pot, cot, expected):
+    def test_the_program_has_priority(self, pot, cot, expected):
         assert vote_two(pot, cot) == expected
 
 
@@ -81,16 +81,16 @@ class TestScore:
             "mean_votes": sum(len(usable(c + p)) for c, p, _ in questions) / n,
         }
 
-    def test_no_vote_is_wrong_even_for_an_empty_gold(self):
+    def test_a_question_without_votes_is_wrong_even_if_its_gold_is_empty(self):
         assert score([[""]], [[]], [""])["accuracy"] == 0
 
-    def test_unequal_lengths_are_named(self):
+    def test_lists_of_different_lengths_are_an_error(self):
         with pytest.raises(ValueError, match="have 2, 1 and 3 entries"):
             score([["5"], ["6"]], [["5"]], ["5", "6", "7"])
         with pytest.raises(ValueError, match="have 1, 1 and 2 entries"):
             score_flat(["5"], ["5", "6"])
 
-    def test_no_question(self):
+    def test_no_question_is_an_error(self):
         with pytest.raises(ValueError, match="no question to score"):
             score([], [], [])
 

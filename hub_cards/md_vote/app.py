@@ -1,4 +1,4 @@
-"""The Space of the metric: paste answers, read scores."""
+"""The Space of the metric: a form to paste answers into, which shows their scores."""
 
 import evaluate
 import gradio as gr
@@ -6,8 +6,8 @@ import gradio as gr
 
 metric = evaluate.load("md_vote.py")
 INTRODUCTION = """# md_vote
-One question a line. Separate the answers of a path by `|` and leave out what is unusable; a path without any answer is
-an empty line."""
+Enter one question per line. Separate the answers of a path with `|` and leave unusable answers empty. If a path has no
+answer for a question, leave its line empty."""
 
 
 def score(cot: str, pot: str, references: str) -> dict:

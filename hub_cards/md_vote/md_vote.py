@@ -22,28 +22,35 @@ from md_trl.voting import score, score_flat
 
 
 _DESCRIPTION = """
-Accuracy of a model that answers by vote over two reasoning paths, chain of thought (CoT) and program of thought (PoT),
-as in Mixed Distillation. The joint vote is the most frequent answer among both paths' answers (Eq. 5 of the paper).
-Answers are compared as numbers, yes/no, times or words in their canonical form, so `$1,080`, `1080.0` and
-`1080 dollars` are one answer, and votes group exactly as scoring does.
+Accuracy of a model that answers by voting over two reasoning paths, chain of thought (CoT) and program of thought
+(PoT), as in Mixed Distillation. The joint vote is the most frequent answer of both paths together (Eq. 5 of the
+paper). Answers are compared in a canonical form of numbers, yes/no, times and words, so `$1,080`, `1080.0` and
+`1080 dollars` are the same answer, and votes group answers exactly as scoring compares them.
 """
 
 _KWARGS_DESCRIPTION = """
 Args:
-    cot (list of list of str): for each question the answers of its CoT thoughts, in the order sampled. An unusable
-        thought is an empty string or None; a path that was not sampled is an empty list. Numbers are read like texts.
-    pot (list of list of str): the same for its PoT thoughts.
-    references (list of str): for each question the gold answer.
-    predictions (list of str): configuration "flat" only, instead of cot and pot: for each question one answer.
+    cot (list of list of str): for each question, the answers of its CoT thoughts in sample order. The answer of an
+        unusable thought is an empty string or None. A question without CoT thoughts has an empty list. Numbers are
+        accepted too.
+    pot (list of list of str): for each question, the answers of its PoT thoughts in sample order.
+    references (list of str): for each question, the gold answer.
+    predictions (list of str): for each question, one answer. Used by the configuration "flat" in place of cot and pot.
 Returns:
-    accuracy (float): share of questions whose joint vote is right. No usable answer counts as wrong.
-    cot_accuracy, pot_accuracy (float): the same for the vote of one path.
-    both, cot_only, pot_only, neither (float): shares of questions by the paths whose own vote is right. They sum to 1.
-    abstained (float): share of questions without any usable answer.
+    accuracy (float): share of questions whose joint vote is correct. No usable answer counts as wrong.
+    cot_accuracy (float): share of questions whose CoT vote is correct.
+    pot_accuracy (float): share of questions whose PoT vote is correct.
+    both (float): share of questions whose CoT and PoT votes are both correct.
+    cot_only (float): share of questions whose CoT vote alone is correct.
+    pot_only (float): share of questions whose PoT vote alone is correct.
+    neither (float): share of questions whose CoT and PoT votes are both wrong.
+    abstained (float): share of questions without a usable answer.
     n_questions (int): number of questions.
-    mean_votes (float): usable answers per question.
+    mean_votes (float): mean number of usable answers per question, both paths together.
     The configuration "flat" returns accuracy, abstained and n_questions.
 Examples:
+
+    Three questions. In the second, the votes tie and the CoT answer is seen first; in the third, CoT is wrong:
 
     >>> import evaluate
     >>> md_vote = evaluate.load("md/md_vote")
@@ -56,6 +63,8 @@ Examples:
     0.667 0.333 0.333
     >>> print(results["n_questions"], round(results["mean_votes"], 3))
     3 2.667
+
+    One answer per question:
 
     >>> flat = evaluate.load("md/md_vote", "flat")
     >>> print(flat.compute(predictions=["$5.00", "2/3", ""], references=["5", "0.6667", "7"]))
@@ -80,7 +89,7 @@ _FEATURES = {
 
 
 def _as_text(given):
-    """evaluate takes nothing but texts: a number is read like its text, and `None` is no answer."""
+    """Convert answers to strings, the only type that evaluate accepts here. `None` becomes the empty string."""
     if isinstance(given, Iterable) and not isinstance(given, str):
         return [_as_text(answer) for answer in given]
     return "" if given is None else str(given)

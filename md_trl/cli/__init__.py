@@ -1,4 +1,4 @@
-"""The command line: `md-trl VERB`, the same as `python -m md_trl VERB`. One file a verb."""
+"""The command line: `md-trl VERB`, also available as `python -m md_trl VERB`. One file per verb."""
 
 from __future__ import annotations
 
@@ -6,18 +6,24 @@ import difflib
 import logging
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
+from ..errors import InputError
+
+
+if TYPE_CHECKING:
+    from trl import TrlParser
 
 VERBS = {
     "teacher": "serve the simulated teacher of the task `stories` on loopback",
-    "sample": "sample thoughts of a teacher or a student into a store; import and export them",
+    "sample": "sample thoughts of a teacher or a student into a store",
+    "store": "show what a store holds (`status`), or move thoughts to and from files (`import`, `export`)",
     "mix": "judge and mix the thoughts of a store into a dataset",
-    "train": "run a recipe: build or load mixed thoughts, train a student, evaluate it",
+    "train": "run a recipe: load or build mixed thoughts, train a student, evaluate it",
     "eval": "sample a student and score its votes",
-    "report": "tables and a figure of evaluation results",
+    "report": "compare evaluation results in tables and figures",
 }
 
 USAGE = "usage: md-trl VERB [--config FILE.yaml] [--help] ...\n\n" + "\n".join(
@@ -26,7 +32,13 @@ USAGE = "usage: md-trl VERB [--config FILE.yaml] [--help] ...\n\n" + "\n".join(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse the arguments of a verb and run it. Errors in the input end in one message and exit code 1."""
+    r"""
+    Run the command line.
+
+    Args:
+        argv (`Sequence[str]`, *optional*):
+            Arguments, starting with the verb. Defaults to those of the process.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
@@ -41,35 +53,45 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run_verb(verb: str, arguments: Sequence[str]) -> None:
     r"""
-    Run one verb.
+    Run one verb. An error in the user's input ends in its message and exit status 1; any other keeps its traceback.
 
     Args:
         verb (`str`):
             Name of the verb.
         arguments (`Sequence[str]`):
-            Its command line.
+            Command-line arguments of the verb.
     """
-    # A kernel that bitsandbytes would like to have for CPUs is not what a user asked for
+    # On a CPU, bitsandbytes warns about an optional kernel, which has nothing to do with what the user asked for.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from trl import TrlParser
 
     module = import_module(f"md_trl.cli.{verb}")
     parser = TrlParser(module.ARGUMENTS, prog=f"md-trl {verb}", description=f"md-trl {verb}: {VERBS[verb]}.")
-    # `TrlParser` reads `--config` before it parses; here it is only for `--help`
-    parser.add_argument("--config", help="YAML file with values for these arguments; the command line wins.")
-    arguments = [part for argument in arguments for part in _split_config(argument)]
+    # `TrlParser` handles `--config` before argparse does, so this only documents it in `--help`.
+    parser.add_argument("--config", help="YAML file with values for these arguments. The command line wins.")
+    if verb == "store":  # dataclass fields cannot be positional
+        parser.add_argument("action", choices=module.ACTIONS, help="What to do with the store.")
     try:
-        *parsed, _ = parser.parse_args_and_config(arguments)
-        module.run(*parsed)
-    except (ValueError, OSError) as error:
-        # An error of a library keeps its traceback: it is more likely ours than the user's
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        if f"{os.sep}md_trl{os.sep}" not in frame.filename and not isinstance(error, OSError):
-            raise
+        module.run(*_parse(parser, arguments))
+    except (InputError, OSError) as error:
         sys.exit(f"md-trl {verb}: {error}")
     except KeyboardInterrupt:
         sys.exit(f"md-trl {verb}: interrupted; what is in a store or a checkpoint is kept")
+
+
+def _parse(parser: TrlParser, arguments: Sequence[str]) -> list[Any]:
+    """Parse the arguments of a verb. Whatever the parser rejects is the user's input."""
+    import yaml
+
+    arguments = [part for argument in arguments for part in _split_config(argument)]
+    if arguments[-1:] == ["--config"]:
+        raise InputError("`--config` needs a YAML file.")
+    try:
+        *parsed, other = parser.parse_args_and_config(arguments)
+    except (ValueError, yaml.YAMLError) as error:
+        raise InputError(str(error)) from error
+    return [*parsed, other.action] if "action" in other else parsed
 
 
 def _split_config(argument: str) -> list[str]:

@@ -1,8 +1,12 @@
-"""`md-trl mix`: judge and mix the thoughts of a store."""
+"""`md-trl mix`: judge and mix the thoughts of a store into a dataset."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+
+from ..errors import InputError
+from ..mixing import REPEAT_CAP
+from ..records import PATHS
 
 
 @dataclass
@@ -12,91 +16,74 @@ class MixArguments:
 
     Args:
         store (`str`):
-            The store to read.
+            Store of the thoughts.
         task (`str`):
-            Task to mix; the name of the dataset's config.
+            Task to mix, which becomes a configuration of the dataset.
         output (`str`):
             Folder to write, for `load_dataset(output, task)`.
         splits (`list[str]`, *optional*, defaults to `["train"]`):
             Splits to mix.
-        model (`str`, *optional*), temperature (`float`, *optional*):
-            Which thoughts to take, where the store has several for a question.
+        model (`str`, *optional*):
+            Use only thoughts of this model.
+        pick (`list[str]`, *optional*):
+            Use one teacher per path, as in `--pick cot=MODEL pot=MODEL`.
         settings (`list[int]`, *optional*):
-            The same by the numbers that `md-trl sample --status` shows.
+            Use only thoughts of these settings, by the numbers that `md-trl store status` shows.
+        combine (`bool`, *optional*, defaults to `False`):
+            Combine the thoughts of several settings of one question and path, instead of refusing to mix them.
         prices (`str`, *optional*):
-            Price table, as for `md-trl sample`: the summary says what each kept question has cost.
+            Price table, as for `md-trl sample`, to state what each kept question cost.
         repeat_cap (`int`, *optional*, defaults to `4`):
-            How often a question of type 1 or 2 may count at most.
+            Maximum number of times that a question of type 1 or 2 counts per epoch.
     """
 
-    store: str = field(metadata={"help": "The store to read."})
-    task: str = field(metadata={"help": "Task to mix; the name of the dataset's config."})
+    store: str = field(metadata={"help": "Store of the thoughts."})
+    task: str = field(metadata={"help": "Task to mix, which becomes a configuration of the dataset."})
     output: str = field(metadata={"help": "Folder to write, for `load_dataset(OUTPUT, TASK)`."})
     splits: list[str] = field(default_factory=lambda: ["train"], metadata={"help": "Splits to mix."})
-    model: str | None = field(default=None, metadata={"help": "Take the thoughts of this model only."})
-    temperature: float | None = field(default=None, metadata={"help": "Take the thoughts of this temperature only."})
+    model: str | None = field(default=None, metadata={"help": "Use only thoughts of this model."})
+    pick: list[str] | None = field(
+        default=None, metadata={"help": "Use one teacher per path, as in `--pick cot=MODEL pot=MODEL`."}
+    )
     settings: list[int] | None = field(
-        default=None, metadata={"help": "Take the thoughts of these settings only; `md-trl sample --status` has them."}
+        default=None,
+        metadata={"help": "Use only thoughts of these settings, by the numbers that `md-trl store status` shows."},
+    )
+    combine: bool = field(
+        default=False,
+        metadata={"help": "Combine the thoughts of several settings of one question and path, instead of refusing."},
     )
     prices: str | None = field(
-        default=None, metadata={"help": "Price table (YAML, per million tokens): what a kept question has cost."}
+        default=None, metadata={"help": "Price table (YAML, per million tokens), to state what each question cost."}
     )
-    repeat_cap: int = field(default=4, metadata={"help": "How often a question of type 1 or 2 may count at most."})
+    repeat_cap: int = field(
+        default=REPEAT_CAP,
+        metadata={"help": "Maximum number of times that a question of type 1 or 2 counts per epoch."},
+    )
 
 
 ARGUMENTS = MixArguments
 
 
 def run(args: MixArguments) -> None:
-    """Mixes, writes the dataset and prints a summary."""
-    from pathlib import Path
+    """Mix, write the dataset and print a summary."""
+    from ..dataset import build_dataset, open_store
+    from ..sampling.ledger import read_prices
+    from ..store import Selection
 
-    from ..dataset import rows_from_store, write_folder
-    from ..mixing import describe
-    from ..sampling.ledger import Ledger, read_prices
-    from ..store import Store
-
-    if not Path(args.store).is_file():
-        raise FileNotFoundError(
-            f"There is no store at {args.store}. Make one with `md-trl sample --store {args.store}`."
-        )
-    with Store(args.store) as store:
-        rows = {
-            split: rows_from_store(
-                store,
-                args.task,
-                split,
-                model=args.model,
-                temperature=args.temperature,
-                repeat_cap=args.repeat_cap,
-                settings=args.settings,
-                progress=True,
-            )
-            for split in args.splits
-        }
-        # The card and the cost speak of the thoughts that were mixed, not of all that the store holds
-        sampled = [
-            row
-            for row in store.status()
-            if row.task == args.task
-            and row.split in args.splits
-            and args.model in (None, row.model)
-            and args.temperature in (None, row.params.get("temperature"))
-            and (args.settings is None or row.setting in args.settings)
-        ]
-        spending = store.spending(args.task, args.splits, settings=sorted({row.setting for row in sampled}))
-    settings = {
-        "teacher": ", ".join(sorted({row.model for row in sampled})),
-        "temperature": ", ".join(sorted({str(row.params.get("temperature", "unknown")) for row in sampled})),
-        "thoughts a path (CoT)": ", ".join(sorted({str(row.n_cot) for of_split in rows.values() for row in of_split})),
-        "thoughts a path (PoT)": ", ".join(sorted({str(row.n_pot) for of_split in rows.values() for row in of_split})),
-        "repeat_cap": args.repeat_cap,
-    }
-    write_folder(args.output, args.task, rows, settings)
-    for split, of_split in rows.items():
-        print(f"{args.task}/{split}: {len(of_split):,} questions\n\n{describe(of_split)}\n")
-    if args.prices is not None:
-        ledger = Ledger(spending, read_prices(args.prices))
-        kept = sum(row.type != 4 for of_split in rows.values() for row in of_split)
-        print(f"Cost {ledger.cost:.4f}: {ledger.cost / max(kept, 1):.6f} for each of {kept:,} kept questions.\n")
+    models = args.model if args.pick is None else _parse_pick(args.pick, args.model)
+    selection = Selection(args.task, args.splits, models=models, settings=args.settings, combine=args.combine)
+    prices = None if args.prices is None else read_prices(args.prices)
+    with open_store(args.store) as store:
+        summary = build_dataset(store, args.output, selection, args.repeat_cap, prices, progress=True)
+    print(summary.format())
     print(f"Wrote {args.output}. Open it with `load_dataset({args.output!r}, {args.task!r})`.")
+
+
+def _parse_pick(pick: list[str], model: str | None) -> dict[str, str]:
+    if model is not None:
+        raise InputError("`--model` and `--pick` exclude each other. Name the model of each path with `--pick`.")
+    models = dict(pair.partition("=")[::2] for pair in pick)
+    if len(models) < len(pick) or not set(models) <= set(PATHS) or not all(models.values()):
+        raise InputError(f"Cannot read `--pick {' '.join(pick)}`. Write it as `--pick cot=MODEL pot=MODEL`.")
+    return models

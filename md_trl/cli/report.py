@@ -1,8 +1,10 @@
-"""`md-trl report`: tables and a figure of evaluation results."""
+"""`md-trl report`: compare the results of several students in tables and figures."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+
+from ..errors import InputError
 
 
 @dataclass
@@ -12,18 +14,40 @@ class ReportArguments:
 
     Args:
         results (`str`):
-            Folder of results from `md-trl eval`; `report.md`, `report.json` and `report.png` are written into it.
+            Folder of results from `md-trl eval`. The report is written to it: `report.md`, `report.json`,
+            `report.png` and `report.svg`.
+        baseline (`str`, *optional*):
+            Name of the student or ensemble that all others are compared with. Defaults to the ensembles.
+        ensemble (`list[str]`, *optional*):
+            Pairs of students that vote together, each written as `NAME=cot_student+pot_student`.
     """
 
-    results: str = field(metadata={"help": "Folder of results from `md-trl eval`; the report is written into it."})
+    results: str = field(metadata={"help": "Folder of results from `md-trl eval`. The report is written to it."})
+    baseline: str | None = field(
+        default=None,
+        metadata={"help": "Student or ensemble that all others are compared with. Defaults to the ensembles."},
+    )
+    ensemble: list[str] | None = field(
+        default=None,
+        metadata={"help": "Pairs of students that vote together, each written as `NAME=cot_student+pot_student`."},
+    )
 
 
 ARGUMENTS = ReportArguments
 
 
 def run(args: ReportArguments) -> None:
-    """Writes the report and prints its tables."""
+    """Write the report and print its tables."""
     from ..report import load_results, write_report
 
-    print(write_report(load_results(args.results), args.results))
-    print(f"\nWrote report.md, report.json and report.png in {args.results}.")
+    ensembles = dict(map(_parse_ensemble, args.ensemble or []))
+    print(write_report(load_results(args.results), args.results, args.baseline, ensembles))
+    print(f"\nWrote report.md, report.json, report.png and report.svg to {args.results}.")
+
+
+def _parse_ensemble(text: str) -> tuple[str, tuple[str, str]]:
+    name, _, students = text.partition("=")
+    cot_student, _, pot_student = students.partition("+")
+    if not (name and cot_student and pot_student):
+        raise InputError(f"Cannot read `--ensemble {text}`. Write it as `NAME=cot_student+pot_student`.")
+    return name, (cot_student, pot_student)

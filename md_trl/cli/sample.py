@@ -1,21 +1,26 @@
-"""`md-trl sample`: ask a model for thoughts, or look into, fill and empty a store."""
+"""`md-trl sample`: sample thoughts from a model into a store."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from ..adaptive import AdaptiveRule, sample_adaptively
 from ..errors import InputError
-from ..records import Question
-from ..sampling.engines import Engine, Prompt
+from ..execution import Executor, default_cache
+from ..prompts import STOP, Prompt, resolve_prompt_format, student_prompt, teacher_messages, teacher_prompt
+from ..records import PATHS, TEACHER_THOUGHTS, Question, SamplingParams
+from ..sampling import SampleSummary, sample
+from ..sampling.dry_run import PROBES, dry_run
+from ..sampling.engines import BATCH_SIZE, CONCURRENCY, MAX_RETRIES, POLL_SECONDS, TIMEOUT, Engine
 from ..sampling.ledger import Ledger, read_prices
-from ..sampling.sampler import SampleSummary
-from ..store.store import StatusRow, Store, describe
+from ..store import Store
+from ..tasks import load_questions
 
 
 PROMPTS = ("auto", "few_shot", "few_shot_text", "student")
+ENGINES = ("openai", "transformers", "vllm")
 
 
 @dataclass
@@ -27,94 +32,99 @@ class SampleArguments:
         task (`str`, *optional*):
             Task to sample, for example `svamp`.
         split (`str`, *optional*, defaults to `"train"`):
-            Its split; for an import, the split of new questions.
+            Split of the task.
         source (`str`, *optional*):
-            Local copy of the task's original file. The Hub is asked if left out.
+            Local copy of the task's original file. Loaded from the Hub by default.
         limit (`int`, *optional*):
-            Sample only so many questions, the first ones.
+            Sample only the first `limit` questions.
         data_seed (`int`, *optional*, defaults to `42`):
-            Seed of splits that are drawn from an original file, and of generated stories.
+            Seed of splits drawn from an original file, and of generated stories.
         paths (`list[str]`, *optional*, defaults to `["cot", "pot"]`):
-            `cot`, `pot`, `label`.
+            Paths to sample: `cot`, `pot`, or `label` for the bare answer.
         n (`int`, *optional*, defaults to `20`):
-            Samples of each question and path.
+            Samples per question and path.
         temperature (`float`, *optional*, defaults to `0.7`):
-            0 is greedy, and needs `--n 1`.
+            Sampling temperature. 0 is greedy and needs `--n 1`.
         top_p (`float`, *optional*, defaults to `1.0`):
-            Mass of the most likely tokens to sample from.
+            Cumulative probability of the tokens to sample from.
         max_tokens (`int`, *optional*, defaults to `512`):
-            Longest sample, in tokens.
+            Maximum number of tokens per sample.
         seed (`int`, *optional*, defaults to `42`):
             Seed of the samples.
         prompt (`str`, *optional*, defaults to `"auto"`):
             `few_shot` (worked examples as a chat), `few_shot_text` (the same as text, for models without a chat
-            template), `student` (the bare question and trigger), or `auto`: `few_shot` for the engine `openai`,
-            `student` for local models.
+            template), `student` (question and trigger only), or `auto`: `few_shot` for the engine `openai`, `student`
+            for local models.
         engine (`str`, *optional*, defaults to `"openai"`):
             `openai` (any OpenAI-compatible server), `transformers` or `vllm` (a local model).
         model (`str`, *optional*):
-            Name of the model at the server; folder or Hub id of a local one, which may be a PEFT adapter.
+            Name of the model on the server; folder or Hub id of a local model or PEFT adapter.
         base_url (`str`, *optional*):
-            Root of the server's API. OpenAI's own if left out. The key is taken from `OPENAI_API_KEY` or the keyring.
+            Root of the server's API. OpenAI's own by default. The key is read from `OPENAI_API_KEY` or the keyring.
         concurrency (`int`, *optional*, defaults to `16`):
-            Most requests under way at the same time (engine `openai`); fewer after a 429.
-        requests_per_minute (`float`, *optional*), tokens_per_minute (`float`, *optional*):
-            Limits of the server to keep to (engine `openai`).
+            Maximum number of requests in flight (engine `openai`). A 429 lowers it for a while.
+        requests_per_minute (`float`, *optional*):
+            Rate limit on requests (engine `openai`).
+        tokens_per_minute (`float`, *optional*):
+            Rate limit on tokens (engine `openai`).
         timeout (`float`, *optional*, defaults to `300.0`):
             Seconds after which a request counts as lost (engine `openai`).
         max_retries (`int`, *optional*, defaults to `6`):
-            How often a request that cost nothing is repeated (engine `openai`).
+            Maximum number of retries of a request that cost nothing (engine `openai`).
         batch_size (`int`, *optional*, defaults to `128`):
-            Samples under way at the same time (engine `transformers`).
+            Maximum number of samples in a batch (engine `transformers`).
         prices (`str`, *optional*):
             Price table, a YAML file: `MODEL: {prompt: 0.50, cached: 0.25, completion: 1.50}`, per million tokens.
         max_cost (`float`, *optional*):
-            What the whole store may cost, earlier runs included. Nothing is asked that could pass it.
+            Maximum cost of the whole store, including earlier runs. The run stops before any request that could exceed
+            it. Needs `prices`.
         dry_run (`bool`, *optional*, defaults to `False`):
-            Estimate tokens and cost from a few requests, whose thoughts are kept.
+            Estimate tokens and cost from a few requests. Their thoughts are kept.
         probes (`int`, *optional*, defaults to `8`):
-            Requests a path for `dry_run`.
+            With `dry_run`, number of requests per path.
         batch (`bool`, *optional*, defaults to `False`):
-            Use the Batch API: half the price, within a day. Run the same command again after an interruption.
+            Use the Batch API: half the price, results within a day. Run the same command again after an interruption.
         poll_seconds (`float`, *optional*, defaults to `60.0`):
-            Pause between two looks at a batch.
+            With `batch`, seconds between two status checks.
         adaptive (`bool`, *optional*, defaults to `False`):
-            Ask for a few thoughts first, and for more only where type or lambda are still open.
+            Sample a few thoughts first, and more only where type or lambda is still open.
         delta (`float`, *optional*, defaults to `0.1`):
-            With `adaptive`, the most that the probability may be that a question's type differs from that of n
-            thoughts.
+            With `adaptive`, maximum probability that the type of a question differs from its type after n thoughts.
         store (`str`, *optional*, defaults to `"thoughts.db"`):
-            File that keeps all thoughts.
-        status (`bool`, *optional*, defaults to `False`):
-            Show what the store holds, lacks and has cost.
-        import_path (`str`, *optional*):
-            Thought file (JSONL or Parquet) to read into the store; `--import`.
-        export (`str`, *optional*):
-            Thought file to write all thoughts of the store to: Parquet if it ends in `.parquet`, else JSONL.
+            File in which all thoughts are kept.
     """
 
     task: str | None = field(default=None, metadata={"help": "Task to sample, for example `svamp`."})
-    split: str = field(default="train", metadata={"help": "Its split; for an import, the split of new questions."})
+    split: str = field(default="train", metadata={"help": "Split of the task."})
     source: str | None = field(
-        default=None, metadata={"help": "Local copy of the task's original file. The Hub is asked if left out."}
+        default=None, metadata={"help": "Local copy of the task's original file. Loaded from the Hub by default."}
     )
-    limit: int | None = field(default=None, metadata={"help": "Sample only so many questions, the first ones."})
+    limit: int | None = field(default=None, metadata={"help": "Sample only the first `limit` questions."})
     data_seed: int = field(
-        default=42,
-        metadata={"help": "Seed of splits that are drawn from an original file, and of generated stories."},
+        default=42, metadata={"help": "Seed of splits drawn from an original file, and of generated stories."}
     )
-    paths: list[str] = field(default_factory=lambda: ["cot", "pot"], metadata={"help": "`cot`, `pot`, `label`."})
-    n: int = field(default=20, metadata={"help": "Samples of each question and path."})
-    temperature: float = field(default=0.7, metadata={"help": "0 is greedy, and needs `--n 1`."})
-    top_p: float = field(default=1.0, metadata={"help": "Mass of the most likely tokens to sample from."})
-    max_tokens: int = field(default=512, metadata={"help": "Longest sample, in tokens."})
-    seed: int = field(default=42, metadata={"help": "Seed of the samples."})
+    paths: list[str] = field(
+        default_factory=lambda: list(PATHS),
+        metadata={"help": "Paths to sample: `cot`, `pot`, or `label` for the bare answer."},
+    )
+    n: int = field(default=TEACHER_THOUGHTS, metadata={"help": "Samples per question and path."})
+    temperature: float = field(
+        default=SamplingParams.temperature,
+        metadata={"help": "Sampling temperature. 0 is greedy and needs `--n 1`."},
+    )
+    top_p: float = field(
+        default=SamplingParams.top_p, metadata={"help": "Cumulative probability of the tokens to sample from."}
+    )
+    max_tokens: int = field(
+        default=SamplingParams.max_tokens, metadata={"help": "Maximum number of tokens per sample."}
+    )
+    seed: int = field(default=SamplingParams.seed, metadata={"help": "Seed of the samples."})
     prompt: str = field(
         default="auto",
         metadata={
             "help": "`few_shot` (worked examples as a chat), `few_shot_text` (the same as text, for models without a "
-            "chat template), `student` (the bare question and trigger), or `auto`: `few_shot` for the engine "
-            "`openai`, `student` for local models.",
+            "chat template), `student` (question and trigger only), or `auto`: `few_shot` for the engine `openai`, "
+            "`student` for local models.",
             "choices": PROMPTS,
         },
     )
@@ -122,31 +132,32 @@ class SampleArguments:
         default="openai",
         metadata={
             "help": "`openai` (any OpenAI-compatible server), `transformers` or `vllm` (a local model).",
-            "choices": ("openai", "transformers", "vllm"),
+            "choices": ENGINES,
         },
     )
     model: str | None = field(
         default=None,
-        metadata={
-            "help": "Name of the model at the server; folder or Hub id of a local one, which may be a PEFT adapter."
-        },
+        metadata={"help": "Name of the model on the server; folder or Hub id of a local model or PEFT adapter."},
     )
     base_url: str | None = field(
         default=None,
         metadata={
-            "help": "Root of the server's API. OpenAI's own if left out. The key is taken from `OPENAI_API_KEY` or "
-            "the keyring."
+            "help": "Root of the server's API. OpenAI's own by default. The key is read from `OPENAI_API_KEY` or the "
+            "keyring."
         },
     )
     concurrency: int = field(
-        default=16, metadata={"help": "Most requests under way at the same time; fewer after a 429."}
+        default=CONCURRENCY,
+        metadata={"help": "openai: maximum number of requests in flight. A 429 lowers it for a while."},
     )
-    requests_per_minute: float | None = field(default=None, metadata={"help": "Limit of the server to keep to."})
-    tokens_per_minute: float | None = field(default=None, metadata={"help": "Limit of the server to keep to."})
-    timeout: float = field(default=300.0, metadata={"help": "Seconds after which a request counts as lost."})
-    max_retries: int = field(default=6, metadata={"help": "How often a request that cost nothing is repeated."})
+    requests_per_minute: float | None = field(default=None, metadata={"help": "openai: rate limit on requests."})
+    tokens_per_minute: float | None = field(default=None, metadata={"help": "openai: rate limit on tokens."})
+    timeout: float = field(default=TIMEOUT, metadata={"help": "openai: seconds after which a request counts as lost."})
+    max_retries: int = field(
+        default=MAX_RETRIES, metadata={"help": "openai: maximum number of retries of a request that cost nothing."}
+    )
     batch_size: int = field(
-        default=128, metadata={"help": "Samples under way at the same time (engine `transformers`)."}
+        default=BATCH_SIZE, metadata={"help": "transformers: maximum number of samples in a batch."}
     )
     prices: str | None = field(
         default=None,
@@ -158,170 +169,106 @@ class SampleArguments:
     max_cost: float | None = field(
         default=None,
         metadata={
-            "help": "What the whole store may cost, earlier runs included. Nothing is asked that could pass it."
+            "help": "Maximum cost of the whole store, including earlier runs. The run stops before any request that "
+            "could exceed it. Needs `--prices`."
         },
     )
     dry_run: bool = field(
-        default=False,
-        metadata={"help": "Estimate tokens and cost from a few requests, whose thoughts are kept."},
+        default=False, metadata={"help": "Estimate tokens and cost from a few requests. Their thoughts are kept."}
     )
-    probes: int = field(default=8, metadata={"help": "Requests a path for `dry_run`."})
+    probes: int = field(default=PROBES, metadata={"help": "With `--dry_run`, number of requests per path."})
     batch: bool = field(
         default=False,
         metadata={
-            "help": "Use the Batch API: half the price, within a day. Run the same command again after an "
+            "help": "Use the Batch API: half the price, results within a day. Run the same command again after an "
             "interruption."
         },
     )
-    poll_seconds: float = field(default=60.0, metadata={"help": "Pause between two looks at a batch."})
+    poll_seconds: float = field(
+        default=POLL_SECONDS, metadata={"help": "With `--batch`, seconds between two status checks."}
+    )
     adaptive: bool = field(
         default=False,
-        metadata={"help": "Ask for a few thoughts first, and for more only where type or lambda are still open."},
+        metadata={"help": "Sample a few thoughts first, and more only where type or lambda is still open."},
     )
     delta: float = field(
-        default=0.1,
+        default=AdaptiveRule.delta,
         metadata={
-            "help": "With `adaptive`, the most that the probability may be that a question's type differs from that "
-            "of n thoughts."
+            "help": "With `--adaptive`, maximum probability that the type of a question differs from its type after n "
+            "thoughts."
         },
     )
-    store: str = field(default="thoughts.db", metadata={"help": "File that keeps all thoughts."})
-    status: bool = field(default=False, metadata={"help": "Show what the store holds, lacks and has cost."})
-    import_path: str | None = field(
-        default=None,
-        metadata={"help": "Thought file (JSONL or Parquet) to read into the store.", "aliases": ["--import"]},
-    )
-    export: str | None = field(
-        default=None,
-        metadata={"help": "Thought file to write all thoughts to: Parquet if it ends in `.parquet`, else JSONL."},
-    )
+    store: str = field(default="thoughts.db", metadata={"help": "File in which all thoughts are kept."})
 
 
 ARGUMENTS = SampleArguments
 
 
 def run(args: SampleArguments) -> None:
-    """Sample; or show, import, export if one of these is asked for."""
-    if args.status + (args.import_path is not None) + (args.export is not None) > 1:
-        raise InputError("`--status`, `--import` and `--export` are different commands. Give one of them at a time.")
-    if args.status or args.export is not None:
-        if not Path(args.store).is_file():
-            raise FileNotFoundError(f"{args.store} does not exist. Name an existing file with `--store`.")
-        prices = None if args.prices is None else read_prices(args.prices)
-        with Store(args.store) as store:
-            if args.status:
-                print(format_status(store))
-                if prices is not None:
-                    print(f"\n{Ledger(store.spending(), prices).format()}")
-            else:
-                print(f"{store.export_thoughts(args.export):,} thoughts written to {args.export}")
-    elif args.import_path is not None:
-        with Store(args.store) as store:
-            if args.source is not None:
-                store.add_questions(_load_questions(args))
-            summary = store.import_thoughts(args.import_path, args.task, args.split)
-            print(
-                f"{summary.thoughts:,} thoughts and {summary.questions:,} questions added to {args.store}; "
-                f"{summary.known:,} thoughts were there already"
-            )
-    else:
-        _sample(args)
-
-
-def _load_questions(args: SampleArguments) -> list[Question]:
-    from ..tasks import load_questions
-
+    """Sample thoughts into a store and print what was done. Exit with status 1 if samples are missing at the end."""
+    if args.model is None:
+        raise InputError("`--model` is missing: name the model to sample from.")
     if args.task is None:
         raise InputError("`--task` is missing: name the task of the questions, for example `--task svamp`.")
     if args.limit is not None and args.limit < 1:
         raise InputError(f"`--limit` is {args.limit}. Use 1 or more, or leave it out.")
-    return load_questions(args.task, args.split, args.source, seed=args.data_seed)[: args.limit]
-
-
-def _sample(args: SampleArguments) -> None:
-    from ..prompts import STOP
-    from ..sampling.sampler import dry_run, sample
-
-    if args.model is None:
-        raise InputError("`--model` is missing: name the model to sample from.")
     if args.batch and (args.engine != "openai" or args.adaptive):
-        raise InputError("`--batch` works with `--engine openai`, and not with `--adaptive`: leave one out.")
-    if args.adaptive and sorted(args.paths) != ["cot", "pot"]:
-        raise InputError(f"`--adaptive` decides by both paths, not by {args.paths}: use `--paths cot pot`.")
-    prices = None if args.prices is None else read_prices(args.prices)
-    if args.max_cost is not None and prices is None:
-        raise InputError("`--max_cost` needs a price table: give `--prices`.")
-    questions = _load_questions(args)
-    engine, prompt = _engine_and_prompt(args)
-    parameters = {
-        "temperature": args.temperature,
-        "top_p": args.top_p,
-        "max_tokens": args.max_tokens,
-        "stop": STOP if args.prompt == "few_shot_text" else (),
-        "seed": args.seed,
-        "prices": prices,
+        raise InputError("`--batch` works with `--engine openai` only, and not with `--adaptive`. Leave one out.")
+    if args.adaptive and sorted(args.paths) != sorted(PATHS):
+        raise InputError(f"`--adaptive` compares both paths, not {args.paths}. Use `--paths {' '.join(PATHS)}`.")
+    if args.max_cost is not None and args.prices is None:
+        raise InputError("`--max_cost` needs a price table: pass `--prices`.")
+    options = {
+        "params": _params(args),
+        "prices": None if args.prices is None else read_prices(args.prices),
         "max_cost": args.max_cost,
     }
+    questions = load_questions(args.task, args.split, args.source, seed=args.data_seed)[: args.limit]
+    engine = _engine(args)
+    prompt = _prompt(args, engine)
     with Store(args.store) as store:
         if args.dry_run:
             job = (questions, args.paths, args.n, engine, store, prompt)
-            print(dry_run(*job, probes=args.probes, batch=args.batch, **parameters).format())
+            print(dry_run(*job, probes=args.probes, batch=args.batch, **options).format())
             return
-        if args.adaptive:
-            summary = _sample_adaptively(args, questions, engine, store, prompt, parameters)
-        elif args.batch:
-            from ..sampling.batch_api import sample_in_batches
-
-            job = (questions, args.paths, args.n, engine, store, prompt)
-            summary = sample_in_batches(*job, poll_seconds=args.poll_seconds, **parameters)
-        else:
-            summary = sample(questions, args.paths, args.n, engine, store, prompt, **parameters)
+        summary = _sample(args, questions, engine, store, prompt, options)
         print(format_summary(summary, args.store))
-        if prices is not None:
-            print(f"\n{Ledger(store.spending(), prices).format()}")
-    if summary.missing and summary.errors:
-        raise SystemExit(1)
+        if options["prices"] is not None:
+            print(f"\n{Ledger(store.spending(), options['prices']).format()}")
+    if summary.missing:
+        raise SystemExit(1)  # A warning has said why, and how to continue.
 
 
-def _sample_adaptively(
+def _params(args: SampleArguments) -> SamplingParams:
+    stop = STOP if args.prompt == "few_shot_text" else ()
+    return SamplingParams(args.temperature, args.top_p, args.max_tokens, stop, args.seed)
+
+
+def _sample(
     args: SampleArguments,
     questions: list[Question],
     engine: Engine,
     store: Store,
     prompt: Callable[[Question, str], Prompt],
-    parameters: dict[str, Any],
+    options: dict[str, Any],
 ) -> SampleSummary:
-    from ..adaptive import AdaptiveRule, sample_adaptively
-    from ..execution import Executor
-    from ..judging import mark, read_answers
+    if args.adaptive:
+        with Executor(cache=default_cache(store.file)) as executor:
+            rule = AdaptiveRule(delta=args.delta)
+            return sample_adaptively(questions, args.n, engine, store, prompt, executor, rule, **options)
+    job = (questions, args.paths, args.n, engine, store, prompt)
+    if args.batch:
+        from ..sampling.batch_api import sample_in_batches
 
-    gold = {question.id: question.answer for question in questions}
-    with Executor(cache=store.path) as executor:
-        return sample_adaptively(
-            questions,
-            args.n,
-            engine,
-            store,
-            prompt,
-            lambda thoughts: mark(read_answers(thoughts, executor), gold),
-            AdaptiveRule(delta=args.delta),
-            **parameters,
-        )
+        return sample_in_batches(*job, poll_seconds=args.poll_seconds, **options)
+    return sample(*job, **options)
 
 
-def _engine_and_prompt(args: SampleArguments) -> tuple[Engine, Callable[[Question, str], Prompt]]:
-    from ..prompts import is_chat, student_prompt, teacher_messages, teacher_prompt
-
-    prompts: dict[str, Callable[[Question, str], Prompt]] = {
-        "few_shot": teacher_messages,
-        "few_shot_text": teacher_prompt,
-        "student": lambda question, path: student_prompt(question.question, path),
-    }
+def _engine(args: SampleArguments) -> Engine:
     if args.engine == "openai":
         from ..sampling.engines.openai import OpenAIEngine
 
-        kind = "few_shot" if args.prompt == "auto" else args.prompt
-        engine = OpenAIEngine(
+        return OpenAIEngine(
             args.model,
             args.base_url,
             concurrency=args.concurrency,
@@ -330,25 +277,28 @@ def _engine_and_prompt(args: SampleArguments) -> tuple[Engine, Callable[[Questio
             requests_per_minute=args.requests_per_minute,
             tokens_per_minute=args.tokens_per_minute,
         )
-        return engine, prompts[kind]
-
     if args.engine == "vllm":
         from ..sampling.engines.vllm import VLLMEngine
 
-        engine = VLLMEngine(args.model)
-    else:
-        from ..sampling.engines.transformers import TransformersEngine
+        return VLLMEngine(args.model)
+    from ..sampling.engines.transformers import TransformersEngine
 
-        engine = TransformersEngine(args.model, batch_size=args.batch_size)
-    kind = "student" if args.prompt == "auto" else args.prompt
-    if kind == "student" and is_chat(engine.tokenizer):
-        engine.chat = True
-        return engine, lambda question, path: student_prompt(question.question, path, engine.tokenizer)
-    return engine, prompts[kind]
+    return TransformersEngine(args.model, batch_size=args.batch_size)
+
+
+def _prompt(args: SampleArguments, engine: Engine) -> Callable[[Question, str], Prompt]:
+    kind = args.prompt
+    if kind == "auto":
+        kind = "few_shot" if args.engine == "openai" else "student"
+    if kind != "student":
+        return teacher_messages if kind == "few_shot" else teacher_prompt
+    # A server does not tell whether its model has a chat template.
+    prompt_format = "plain" if args.engine == "openai" else resolve_prompt_format(engine.tokenizer)
+    return lambda question, path: student_prompt(question.question, path, prompt_format)
 
 
 def format_summary(summary: SampleSummary, store: str) -> str:
-    """What a run did, in a line or two."""
+    """Format what a run did in a line or two."""
     unusable = "".join(f", {count:,} of them unusable ({reason})" for reason, count in summary.unusable.items())
     parts = [
         f"{summary.thoughts:,} thoughts from {summary.requests:,} requests{unusable}",
@@ -360,42 +310,8 @@ def format_summary(summary: SampleSummary, store: str) -> str:
     parts.append(tokens + (f" ({summary.cached_tokens:,} of them cached)" if summary.cached_tokens else ""))
     if summary.cost is not None:
         parts.append(f"cost {summary.cost:.4f}")
-    if repeated := sum(summary.repeated.values()):
-        parts.append(f"{repeated:,} repetitions free of charge")
+    if retries := summary.retries.total():
+        parts.append(f"{retries:,} retries that cost nothing")
     if summary.lost:
-        parts.append(f"{summary.lost:,} answers lost that may have been billed")
+        parts.append(f"{summary.lost:,} lost answers that may have been billed")
     return "; ".join([*parts, f"{summary.seconds:.1f} s", store])
-
-
-def format_status(store: Store) -> str:
-    """The status of a store as a table."""
-    head = "task split path setting questions thoughts distinct missing unusable failed tokens".split()
-    rows = store.status()
-    table = [head, *(_cells(row) for row in rows)]
-    widths = [max(len(row[column]) for row in table) for column in range(len(head))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
-    if not rows:
-        lines = [f"{len(store.questions()):,} questions, no thoughts"]
-    settings = {
-        row.setting: f"setting {row.setting}: {describe(row.model, row.prompt_hash, row.params)}"
-        + (f" (answered by {row.served})" if row.served else "")
-        for row in rows
-    }
-    return "\n".join([*lines, *settings.values()])
-
-
-def _cells(row: StatusRow) -> tuple[str, ...]:
-    unusable = ", ".join(f"{count:,} {reason}" for reason, count in row.unusable.items()) or "0"
-    return (
-        row.task,
-        row.split,
-        row.path,
-        str(row.setting),
-        f"{row.questions:,}",
-        f"{row.thoughts:,}",
-        f"{row.distinct:,}",
-        f"{row.missing:,} of {row.n} each" if row.n else "imported",
-        unusable,
-        f"{row.failed:,} of {row.requests:,}" + (f", {row.lost:,} lost" if row.lost else ""),
-        f"{row.prompt_tokens:,} + {row.completion_tokens:,}",
-    )

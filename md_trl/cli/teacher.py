@@ -1,4 +1,4 @@
-"""`md-trl teacher`: the simulated teacher behind an OpenAI-compatible HTTP server."""
+"""`md-trl teacher`: serve the simulated teacher behind an OpenAI-compatible API."""
 
 from __future__ import annotations
 
@@ -9,18 +9,22 @@ from dataclasses import dataclass, field
 @dataclass
 class TeacherArguments:
     r"""
-    Serves the SIMULATED teacher of the task `stories` (`md_trl.simulated_teacher`): no language model is involved.
+    Arguments of `md-trl teacher`, which serves the SIMULATED teacher of the task `stories` (see
+    `md_trl.simulated_teacher`). No language model is involved.
 
     Args:
         port (`int`, *optional*, defaults to `8000`):
-            Port to listen on; 0 takes a free one.
+            Port to listen on; 0 picks a free one.
         host (`str`, *optional*, defaults to `"127.0.0.1"`):
             Address to listen on.
     """
 
     port: int = field(
         default=8000,
-        metadata={"help": "Port on which the SIMULATED teacher of the task `stories` listens; 0 takes a free one."},
+        metadata={
+            "help": "Port on which the SIMULATED teacher of the task `stories` (no language model) listens; 0 picks a "
+            "free one."
+        },
     )
     host: str = field(default="127.0.0.1", metadata={"help": "Address to listen on."})
 
@@ -36,9 +40,9 @@ def run(args: TeacherArguments) -> None:
         server = TeacherServer(args.host, args.port)
     except (OSError, OverflowError) as error:
         raise OSError(
-            f"cannot listen on {args.host}:{args.port} ({error}); another `--port` may be free, 0 finds one"
+            f"cannot listen on {args.host}:{args.port} ({error}). Choose another `--port`; 0 picks a free one."
         ) from None
-    # SIGTERM ends the server as Ctrl-C does.
+    # SIGTERM ends the server like Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with server:
         print(f"{server.url} is ready: {MODEL}, a simulated teacher of stories, not a language model", flush=True)

@@ -3,69 +3,104 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
+from ..records import PATHS, STUDENT_MAX_TOKENS, STUDENT_THOUGHTS, SamplingParams
 
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from trl import ModelConfig
 
-    from ..trainer import MDConfig
+    from ..student_evaluation import StudentEvaluation
+    from ..trainer import MDConfig, MDSeq2SeqTrainer, MDTrainer
 
 
 @dataclass
 class RecipeArguments:
     r"""
-    Data and evaluation of a recipe. The model is described by [`~trl.ModelConfig`], the training by [`MDConfig`].
+    Data and evaluation of a recipe. [`~trl.ModelConfig`] describes the model and [`MDConfig`] the training.
 
     Args:
         dataset (`str`):
-            Mixed thoughts: a folder or a Hub id. If there is none yet and `store` is given, it is built there.
+            Folder or Hub id of mixed thoughts.
         task (`str`):
-            Task; the dataset's config.
+            Task to train on, a configuration of the dataset.
         store (`str`, *optional*):
-            Store of teacher thoughts to build the dataset from.
+            Store of teacher thoughts. The dataset is built from it if it is missing or was built from other thoughts.
+        source (`str`, *optional*):
+            Local copy of the task's original file, for `objective: label_all`. Defaults to the questions in the store.
         train_limit (`int`, *optional*):
-            Train on the first questions only.
+            Train only on this many questions, the first ones.
         eval_task (`str`, *optional*):
-            Task to evaluate the student on after training; not evaluated if left out.
+            Task to evaluate the student on after training. There is no evaluation without it.
         eval_split (`str`, *optional*, defaults to `"test"`):
             Split to evaluate on.
         eval_source (`str`, *optional*):
-            Local copy of that task's original file.
+            Local copy of the original file of `eval_task`. Defaults to the Hub.
         eval_limit (`int`, *optional*):
-            Evaluate on the first questions only.
+            Evaluate only on this many questions, the first ones.
         eval_paths (`list[str]`, *optional*, defaults to `["cot", "pot"]`):
-            Paths to sample: `cot`, `pot`, `label`.
+            What to sample: `cot`, `pot`, `label`.
         eval_n (`int`, *optional*, defaults to `10`):
-            Thoughts a path.
+            Number of thoughts per path.
         eval_temperature (`float`, *optional*, defaults to `0.7`):
-            0 is greedy and needs `eval_n` 1.
+            Sampling temperature; `0` is greedy and needs `eval_n=1`.
         eval_max_tokens (`int`, *optional*, defaults to `256`):
-            Longest thought in tokens.
+            Maximum length of a thought in tokens.
         eval_store (`str`, *optional*):
-            Store for the student's thoughts; by default `student.db` in the output folder.
+            Store of the student's thoughts. Defaults to `student.db` in the output folder.
         eval_output (`str`, *optional*):
-            Folder for the results; by default `results` in the output folder.
+            Folder for the results. Defaults to `results` in the output folder.
     """
 
-    dataset: str = field(metadata={"help": "Mixed thoughts: a folder or a Hub id; built from `store` if missing."})
-    task: str = field(metadata={"help": "Task; the dataset's config."})
-    store: str | None = field(default=None, metadata={"help": "Store of teacher thoughts to build the dataset from."})
-    train_limit: int | None = field(default=None, metadata={"help": "Train on the first questions only."})
-    eval_task: str | None = field(default=None, metadata={"help": "Task to evaluate on; not evaluated if left out."})
-    eval_split: str = field(default="test", metadata={"help": "Split to evaluate on."})
-    eval_source: str | None = field(default=None, metadata={"help": "Local copy of that task's original file."})
-    eval_limit: int | None = field(default=None, metadata={"help": "Evaluate on the first questions only."})
-    eval_paths: list[str] = field(
-        default_factory=lambda: ["cot", "pot"], metadata={"help": "Paths to sample: cot, pot, label."}
+    dataset: str = field(metadata={"help": "Folder or Hub id of mixed thoughts."})
+    task: str = field(metadata={"help": "Task to train on, a configuration of the dataset."})
+    store: str | None = field(
+        default=None,
+        metadata={
+            "help": "Store of teacher thoughts. The dataset is built from it if it is missing or was built from other "
+            "thoughts."
+        },
     )
-    eval_n: int = field(default=10, metadata={"help": "Thoughts a path."})
-    eval_temperature: float = field(default=0.7, metadata={"help": "0 is greedy and needs eval_n=1."})
-    eval_max_tokens: int = field(default=256, metadata={"help": "Longest thought in tokens."})
-    eval_store: str | None = field(default=None, metadata={"help": "Store for the student's thoughts."})
-    eval_output: str | None = field(default=None, metadata={"help": "Folder for the results."})
+    source: str | None = field(
+        default=None,
+        metadata={
+            "help": "Local copy of the task's original file, for `objective: label_all`. Defaults to the store."
+        },
+    )
+    train_limit: int | None = field(
+        default=None, metadata={"help": "Train only on this many questions, the first ones."}
+    )
+    eval_task: str | None = field(
+        default=None, metadata={"help": "Task to evaluate the student on after training, if any."}
+    )
+    eval_split: str = field(default="test", metadata={"help": "Split to evaluate on."})
+    eval_source: str | None = field(
+        default=None, metadata={"help": "Local copy of the original file of `eval_task`. Defaults to the Hub."}
+    )
+    eval_limit: int | None = field(
+        default=None, metadata={"help": "Evaluate only on this many questions, the first ones."}
+    )
+    eval_paths: list[str] = field(
+        default_factory=lambda: list(PATHS), metadata={"help": "What to sample: `cot`, `pot`, `label`."}
+    )
+    eval_n: int = field(default=STUDENT_THOUGHTS, metadata={"help": "Number of thoughts per path."})
+    eval_temperature: float = field(
+        default=SamplingParams.temperature, metadata={"help": "Sampling temperature; 0 is greedy and needs eval_n=1."}
+    )
+    eval_max_tokens: int = field(
+        default=STUDENT_MAX_TOKENS, metadata={"help": "Maximum length of a thought in tokens."}
+    )
+    eval_store: str | None = field(
+        default=None,
+        metadata={"help": "Store of the student's thoughts. Defaults to `student.db` in the output folder."},
+    )
+    eval_output: str | None = field(
+        default=None, metadata={"help": "Folder for the results. Defaults to `results` in the output folder."}
+    )
 
 
 def _arguments():
@@ -80,73 +115,107 @@ ARGUMENTS = _arguments()
 
 
 def run(args: RecipeArguments, training_args: MDConfig, model_args: ModelConfig) -> None:
-    """Builds or loads the dataset, trains, saves, evaluates."""
-    from pathlib import Path
+    """Load or build the dataset, train, save, evaluate."""
+    output = Path(training_args.output_dir)
+    args.eval_store = args.eval_store or str(output / "student.db")
+    args.eval_output = args.eval_output or str(output / "results")
+    evaluation = None if args.eval_task is None else _prepare_evaluation(args, training_args.prompt_format)
+    trainer = _make_trainer(args, training_args, model_args)
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.save_model(training_args.output_dir)
+    trainer.save_state()
+    trainer.accelerator.print(f"Saved the student to {training_args.output_dir}.")
+    if training_args.push_to_hub:
+        trainer.push_to_hub(dataset_name=None if Path(args.dataset).is_dir() else args.dataset)
 
-    from datasets import load_dataset
+    is_main = trainer.accelerator.is_main_process
+    on_main_machine = training_args.process_index == training_args.local_process_index
+    trainer.accelerator.wait_for_everyone()
+    # From here on no process waits for another in a collective, which would time out in a long evaluation.
+    trainer.end()
+    if evaluation is not None and on_main_machine:
+        _evaluate(evaluation, args, training_args.output_dir, is_main)
+
+
+def _prepare_evaluation(args: RecipeArguments, prompt_format: str) -> StudentEvaluation:
+    """Check everything that the evaluation needs before the training begins."""
+    from ..store import Store
+    from ..student_evaluation import StudentEvaluation
+    from ..tasks import load_questions
+
+    Path(args.eval_output).mkdir(parents=True, exist_ok=True)
+    if Path(args.eval_store).exists():
+        Store(args.eval_store).close()
+    return StudentEvaluation(
+        load_questions(args.eval_task, args.eval_split, source=args.eval_source)[: args.eval_limit],
+        SamplingParams(temperature=args.eval_temperature, max_tokens=args.eval_max_tokens),
+        paths=args.eval_paths,
+        n=args.eval_n,
+        prompt_format=prompt_format,
+    )
+
+
+def _make_trainer(
+    args: RecipeArguments, training_args: MDConfig, model_args: ModelConfig
+) -> MDTrainer | MDSeq2SeqTrainer:
+    """Create the trainer of a causal or an encoder-decoder student."""
     from transformers import AutoConfig
     from trl import get_peft_config, get_quantization_config
 
     from ..trainer import MDSeq2SeqConfig, MDSeq2SeqTrainer, MDTrainer
-    from . import eval as evaluation
-    from . import mix
 
     if model_args.model_name_or_path is None:
         raise InputError("`model_name_or_path` is missing. Give the student's folder or Hub id.")
-    student = AutoConfig.from_pretrained(
+    config = AutoConfig.from_pretrained(
         model_args.model_name_or_path,
         revision=model_args.model_revision,
         trust_remote_code=training_args.trust_remote_code,
     )
-    trainer_class = MDTrainer
-    if student.is_encoder_decoder:
-        # Not `to_dict`, which hides every field whose name ends with `_token`
-        given = {f.name: getattr(training_args, f.name) for f in fields(training_args) if f.init}
-        training_args = MDSeq2SeqConfig(**given)
-        trainer_class = MDSeq2SeqTrainer
-    with training_args.main_process_first(local=False, desc="building mixed thoughts"):
-        if args.store is not None and not (Path(args.dataset) / args.task).is_dir():
-            mix.run(mix.MixArguments(store=args.store, task=args.task, output=args.dataset))
-    train_dataset = load_dataset(args.dataset, args.task, split="train")
-    if args.train_limit is not None:
-        train_dataset = train_dataset.select(range(min(args.train_limit, len(train_dataset))))
-
+    train_dataset = _load_rows(args, training_args)
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
         "dtype": model_args.dtype,
     } | (training_args.model_init_kwargs or {})
-    trainer = trainer_class(
+    trainer_class = MDTrainer
+    if config.is_encoder_decoder:
+        # `to_dict` would mask the values of all fields whose names end in `_token`.
+        training_args = MDSeq2SeqConfig(
+            **{f.name: getattr(training_args, f.name) for f in fields(training_args) if f.init}
+        )
+        trainer_class = MDSeq2SeqTrainer
+    return trainer_class(
         model=model_args.model_name_or_path,
         args=training_args,
         train_dataset=train_dataset,
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
-    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-    trainer.save_model(training_args.output_dir)
-    trainer.save_state()
-    trainer.accelerator.print(f"Saved the student to {training_args.output_dir}.")
-    if training_args.push_to_hub:
-        trainer.push_to_hub(dataset_name=args.dataset)
 
-    if args.eval_task is not None and trainer.accelerator.is_main_process:
-        output = Path(training_args.output_dir)
-        evaluation.run(
-            evaluation.EvalArguments(
-                model=training_args.output_dir,
-                task=args.eval_task,
-                split=args.eval_split,
-                source=args.eval_source,
-                limit=args.eval_limit,
-                paths=args.eval_paths,
-                n=args.eval_n,
-                temperature=args.eval_temperature,
-                max_tokens=args.eval_max_tokens,
-                prompt_format=training_args.prompt_format,
-                store=args.eval_store or str(output / "student.db"),
-                output=args.eval_output or str(output / "results"),
-            )
-        )
-    trainer.accelerator.wait_for_everyone()
-    trainer.end()
+
+def _load_rows(args: RecipeArguments, training_args: MDConfig) -> Dataset:
+    """Load what the objective trains on: mixed rows, or for `label_all` every training question of the task."""
+    from ..dataset import ensure_dataset, load_mixed_rows, load_question_rows
+
+    if training_args.objective == "label_all":
+        rows = load_question_rows(args.task, args.source, args.store)
+    else:
+        with training_args.main_process_first(local=False, desc="building the dataset"):
+            if args.store is not None and (summary := ensure_dataset(args.dataset, args.task, args.store)):
+                print(summary.format())
+        rows = load_mixed_rows(args.dataset, args.task)
+    return rows if args.train_limit is None else rows.select(range(min(args.train_limit, len(rows))))
+
+
+def _evaluate(evaluation: StudentEvaluation, args: RecipeArguments, student: str, is_main: bool) -> None:
+    """Evaluate the student. All processes of the main process's machine sample; the main process judges."""
+    from ..sampling.engines.transformers import TransformersEngine
+    from ..store import Store
+    from .eval import evaluate
+
+    engine = TransformersEngine(student)
+    with Store(args.eval_store) as store:
+        if is_main:
+            evaluate(evaluation, Path(student).name, engine, store, args.eval_output)
+        else:
+            evaluation.sample(engine, store, progress=False)

@@ -1,4 +1,4 @@
-r"""Run programs that a model wrote.
+r"""Running untrusted code: program texts that a model wrote come in, a [`Result`] each goes out.
 
 ```python
 >>> from md_trl.execution import Executor, Limits
@@ -9,34 +9,36 @@ r"""Run programs that a model wrote.
 [('ok', 42), ('error', None)]
 ```
 
-Two engines run them, and no program ever meets `exec` in this process:
+Programs never run in this process. Two engines run them:
 
-- **Monty** ([github.com/pydantic/monty](https://github.com/pydantic/monty)), a Python interpreter written in Rust, in
-  worker processes of its own. It has no files, sockets, processes, environment or imports from the host. It knows a
-  part of Python.
-- **The jail**, for what Monty lacks (numpy, sympy, fractions, classes, generators, `try`): a warm CPython forks a
-  child for every program. Before the program starts, the child closes all descriptors but its result pipe, gets hard
-  limits, and takes a seccomp filter for good: the kernel then refuses to open, connect, fork, execute, signal or trace
-  anything. It was started with `python -I` and no environment (but `LD_LIBRARY_PATH`, without which some builds of
-  Python do not start), so that no secret of the host is in its memory. If the host is root the jail becomes nobody; it
-  leaves the host's network where the kernel lets it. A module that was not loaded beforehand does not exist there.
-  Where there is no seccomp (macOS) there is no jail: the result is `unsupported`.
+- **Monty** ([github.com/pydantic/monty](https://github.com/pydantic/monty)), an interpreter for a subset of Python,
+  written in Rust. It runs in worker processes and gives programs no access to files, sockets, processes, the
+  environment or modules of the host.
+- **The jail**, for programs that need more (numpy, sympy, fractions, classes, generators, `try`). A CPython process
+  with preloaded modules forks a child for every program. Before the program starts, the child closes all file
+  descriptors but its result pipe, sets hard resource limits, and uses seccomp to block every system call that
+  computation does not need, such as those that open files, connect, start processes, send signals or trace. This
+  cannot be undone. The process was started with `python -I` and without an environment (except `LD_LIBRARY_PATH`,
+  which some builds of Python need to start), so no secret of the host is in its memory. It leaves the host's network
+  where the kernel allows it, and becomes the user `nobody` if the host is root. Modules that were not preloaded cannot
+  be imported. Where there is no seccomp (macOS), there is no jail and the result is `unsupported`.
 
-What this covers: reading, changing or leaking anything of the machine; starting processes or threads that outlive the
-program; running on, filling memory or the output; a trap for the next program (each starts from nothing); results that
-are forged or too large (a child writes JSON, which is checked, and never pickle).
+The sandbox protects against programs that read, change or leak data of the machine, start processes or threads that
+outlive them, run forever, exhaust memory or flood the output, tamper with later programs (each starts from a clean
+state), or forge results (a child writes JSON, never pickle, and the host checks it).
 
-What it does not cover: a bug in the Linux kernel's few system calls that a computation needs, or in Monty, which runs
-with the rights of its user and no filter. What a program can learn from timing. That programs slow the machine down:
-each may run for its time limit, and there is one worker more than processors, so N endless programs take at least `N *
-seconds / (processors + 1)`, whatever else is done. A program may also write its own result as it likes: that is as
-good as computing it.
+It does not protect against bugs in the few Linux system calls that computation needs, or in Monty, which runs with the
+rights of its user and without a filter. Nor does it hide timing, or keep programs from slowing the machine down: every
+program may run up to its time limit, and there is one worker more than processors, so N endless programs take at least
+`N * seconds / (processors + 1)`. A program can also report any result it likes, which is no different from computing
+it.
 
-`sleep` takes no time, and a program that draws random numbers draws the same ones every time.
+`sleep` returns at once, and random numbers are the same in every run.
 """
 
+from .cache import default_cache
 from .executor import Executor
 from .results import Limits, Result
 
 
-__all__ = ["Executor", "Limits", "Result"]
+__all__ = ["Executor", "Limits", "Result", "default_cache"]

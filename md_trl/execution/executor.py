@@ -1,4 +1,7 @@
-"""[`Executor`]: many programs, each distinct one run once, in a pool of workers."""
+"""[`Executor`] runs programs that a model wrote: texts come in, a [`Result`] each goes out.
+
+Each distinct text runs once, in a pool of workers.
+"""
 
 from __future__ import annotations
 
@@ -14,32 +17,33 @@ from ..errors import InputError
 from . import monty
 from .cache import Cache
 from .jail import JailEngine
-from .monty import MontyEngine
-from .programs import NotAProgram, prepare
-from .results import LOST, Limits, Result
+from .monty import MAYBE_UNSUPPORTED, MontyEngine
+from .programs import prepare
+from .results import Limits, Result
+from .source import InvalidProgramError
 
 
 ENGINES = ("auto", "monty", "jail")
-# Errors of a program in Monty that may be Monty's own: it may lack a method, an operator or a format that the program
-# rightly uses.
-DOUBTFUL = ("AttributeError:", "TypeError:", "ValueError:", "SyntaxError:", "SystemExit", LOST)
 
 
 class Executor:
     r"""
-    Runs programs that a model wrote. Use it as a context manager, in any thread or process.
+    Run programs that a model wrote, in a sandbox. Use it as a context manager, in any thread or process.
 
     Args:
         engine (`str`, *optional*, defaults to `"auto"`):
-            - `"monty"`: a sandboxed interpreter of a part of Python; what else a program needs is `unsupported`.
+            Engine that runs the programs, one of
+
+            - `"monty"`: a sandboxed interpreter of a subset of Python. Programs that need more are `unsupported`.
             - `"jail"`: CPython in a confined process, with its standard library, numpy and sympy. Linux only.
-            - `"auto"`: Monty, and the jail for the programs that Monty cannot run. In a fork of a process that has
-              used Monty, such as a worker of a DataLoader, the jail runs all.
+            - `"auto"`: Monty, and the jail for programs that Monty cannot run. In a fork of a process that has used
+              Monty, such as a `DataLoader` worker, the jail runs all programs.
         limits ([`Limits`], *optional*):
-            What one program may use.
+            Resources that one program may use. Defaults to those of [`Limits`].
         cache (`str` or `Path`, *optional*):
-            SQLite file that keeps results from run to run, by program text, engine and limits. It may be a thought
-            store's own file.
+            SQLite file that keeps results between runs, by program text, engine and limits. It belongs to the executor
+            alone: [`~md_trl.execution.default_cache`] names the one beside a thought store. If not given, results are
+            kept in memory only.
 
     Examples:
 
@@ -58,7 +62,7 @@ class Executor:
         self.engine = engine
         self.limits = limits or Limits()
         self.cache = Cache(cache, engine, self.limits) if cache else None
-        # One worker more than processors: it goes on while others run into their time limit.
+        # One worker more than processors, to go on while others wait for their time limit.
         self._workers = (os.cpu_count() or 1) + 1
         self._results: dict[str, Result] = {}
         self._process: int | None = None
@@ -76,7 +80,7 @@ class Executor:
         return self
 
     def __exit__(self, *exception) -> None:
-        if self._process != os.getpid():  # a fork of the process that has the workers
+        if self._process != os.getpid():  # this is a fork of the process that owns the workers
             return
         self._process = None
         self._jail.__exit__(*exception)
@@ -85,22 +89,25 @@ class Executor:
 
     def run_many(self, programs: Iterable[str], *, progress: bool = False) -> list[Result]:
         r"""
-        Run programs and return their results in the same order.
+        Run programs and return their results.
 
-        Equal texts run once: sampled programs repeat each other, and an executor remembers what it has run.
+        Equal texts run only once, because sampled programs are often the same. An executor remembers all results.
 
         Args:
             programs (`Iterable[str]`):
-                Texts as the model wrote them; [`~md_trl.execution.programs.prepare`] finds the program and its answer.
+                Texts as the model wrote them. [`~md_trl.execution.programs.prepare`] finds the program and its answer.
             progress (`bool`, *optional*, defaults to `False`):
                 Whether to show a progress bar.
+
+        Returns:
+            `list[Result]`: One result per text, in the same order.
         """
         if self._process is None:
             raise RuntimeError("The executor is not running. Use it as `with Executor() as executor:`.")
         if self._process != os.getpid():
-            # A fork, such as a worker of a DataLoader: the old workers are the parent's, so it gets its own. The old
-            # engines are kept, for to forget them is to end them.
-            self._of_parents = (self._monty, self._jail)
+            # This is a fork, such as a DataLoader worker. Its parent owns the workers, so it starts its own. The old
+            # engines are kept, because deleting them would stop the parent's workers.
+            self._parents_engines = (self._monty, self._jail)
             self.__enter__()
         programs = list(programs)
         pending = [text for text in dict.fromkeys(programs) if text not in self._results]
@@ -131,16 +138,16 @@ class Executor:
             try:
                 while running:
                     finished, running = wait(running, timeout=0.2)
-                    self._keep(done, bar)
+                    self._record(done, bar)
                     for thread in finished:
                         thread.result()
             finally:
-                # After Ctrl-C or an error the threads end with the program they are at.
+                # After Ctrl-C or an error, each thread finishes its current program and ends.
                 while not todo.empty():
                     todo.get_nowait()
-        self._keep(done, bar)
+        self._record(done, bar)
 
-    def _keep(self, done: queue.SimpleQueue, bar: tqdm) -> None:
+    def _record(self, done: queue.SimpleQueue, bar: tqdm) -> None:
         texts = [done.get_nowait() for _ in range(done.qsize())]
         bar.update(len(texts))
         if self.cache:
@@ -150,13 +157,13 @@ class Executor:
         engine = self._monty or self._jail
         try:
             program = prepare(text)
-        except NotAProgram as failure:
+        except InvalidProgramError as failure:
             return Result("error", error=str(failure), engine=engine.name)
         if engine is self._jail or self.engine == "auto" and program.needs:
             return self._jail.run(program)
         result = engine.run(program)
-        doubtful = result.status == "error" and result.error.startswith(DOUBTFUL)
-        if self.engine == "auto" and (doubtful or result.status == "unsupported"):
-            confined = self._jail.run(program)
-            return result if doubtful and confined.status == "unsupported" else confined
+        maybe_unsupported = result.status == "error" and result.error.startswith(MAYBE_UNSUPPORTED)
+        if self.engine == "auto" and (maybe_unsupported or result.status == "unsupported"):
+            second = self._jail.run(program)
+            return result if maybe_unsupported and second.status == "unsupported" else second
         return result

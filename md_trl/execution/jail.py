@@ -1,4 +1,7 @@
-"""The jail: CPython that can compute and do nothing else. Its other half is `jail_server.py`."""
+"""The jail engine runs programs in CPython processes that can compute and do nothing else.
+
+[`Program`]s come in, a [`Result`] each goes out. This is the host's side; `jail_server.py` is the jail's own process.
+"""
 
 from __future__ import annotations
 
@@ -14,34 +17,36 @@ from pathlib import Path
 from typing import NoReturn
 
 from . import seccomp
-from .programs import Program, printed_answer
-from .results import LOST, Limits, Result
-from .values import NoAnswer, to_json
+from .programs import Program
+from .results import WORKER_LOST, Limits, Result
+from .values import NoAnswerError, printed_answer, to_json
 
 
-_SERVER = Path(__file__).with_name("jail_server.py")
+_SERVER_FILE = Path(__file__).with_name("jail_server.py")
 _STATUSES = ("ok", "error", "memory", "unsupported", "no_result")
-# A worker is our own code and answers when a program's time is up. One that does not within this time is lost.
-_PATIENCE = 10.0
-_START_SECONDS = 120.0
+# A worker replies when a program's time is up. One that does not reply within this many seconds after that is lost.
+_REPLY_GRACE = 10.0
+_START_TIMEOUT = 120.0
 _SCIENTIFIC = re.compile("numpy|sympy|mpmath")
 
 
 class JailEngine:
     r"""
-    Warm CPythons that fork a confined child for every program. Use it as a context manager; `run` may be called from
-    several threads. One has numpy and sympy, which make a fork twice as dear; it serves the programs that name them.
-    Each starts with its first program.
+    CPython processes that fork a confined child for every program. Use it as a context manager. `run` may be called
+    from several threads.
+
+    There are two server processes, each started by its first program. One has preloaded numpy and sympy, which makes a
+    fork twice as expensive, and runs the programs that name them.
 
     Args:
         limits ([`Limits`]):
-            What one program may use.
+            Resources that one program may use.
     """
 
     name = "jail"
 
     def __init__(self, limits: Limits):
-        self._plain, self._scientific = _Jail(limits, "plain"), _Jail(limits, "scientific")
+        self._plain, self._scientific = _Server(limits, "plain"), _Server(limits, "scientific")
 
     def __enter__(self) -> JailEngine:
         return self
@@ -51,25 +56,25 @@ class JailEngine:
         self._scientific.stop()
 
     def run(self, program: Program) -> Result:
-        """Run one program in a child of its own."""
+        """Run one program in its own child process."""
         if _SCIENTIFIC.search(program.body):
             return self._scientific.run(program)
         result = self._plain.run(program)
-        # They bring other modules of the standard library along
+        # numpy and sympy import more of the standard library
         return self._scientific.run(program) if result.status == "unsupported" else result
 
 
-class _Jail:
-    """A server with its workers; `modules` is `"plain"` or `"scientific"`."""
+class _Server:
+    """A server process and its workers. `modules` says which it preloads, `"plain"` or `"scientific"`."""
 
     name = JailEngine.name
 
     def __init__(self, limits: Limits, modules: str):
         self.limits = limits
         self.modules = modules
-        self._server: subprocess.Popen | None = None
+        self._process: subprocess.Popen | None = None
         self._control: socket.socket | None = None
-        self._unsupported = seccomp.reason_against()
+        self._unsupported = seccomp.unavailable_reason()
         self._starting = threading.Lock()
         self._idle: queue.LifoQueue[socket.socket] = queue.LifoQueue()
 
@@ -78,31 +83,31 @@ class _Jail:
             self._stop()
 
     def run(self, program: Program) -> Result:
-        """Run one program in a child of its own."""
+        """Run one program in its own child process, and once more if its worker is lost."""
         for attempt in range(2):
             if self._unsupported is None:
                 self._start()
             if self._unsupported is not None:
                 return Result("unsupported", error=f"there is no jail here: {self._unsupported}", engine=self.name)
             try:
-                return self._ask(program, new=attempt > 0)
-            except OSError as failure:  # the worker was killed by someone else, say for want of memory
+                return self._run(program, new_worker=attempt > 0)
+            except OSError as failure:  # something else killed the worker, for example because memory ran out
                 if attempt:
-                    error = f"{LOST}: {failure or type(failure).__name__}"
+                    error = f"{WORKER_LOST}: {failure or type(failure).__name__}"
                     return Result("error", error=error, engine=self.name)
 
     # --------------------------------------------------------------------------------------------------- the server
 
     def _start(self) -> None:
         with self._starting:
-            if self._server is not None and self._server.poll() is None:
+            if self._process is not None and self._process.poll() is None:
                 return
             self._stop()
             self._control, theirs = socket.socketpair()
             with theirs:
-                self._server = subprocess.Popen(
-                    [sys.executable, "-I", str(_SERVER), str(theirs.fileno()), self.modules],
-                    # Where Python's own libraries are, for builds that need it.
+                self._process = subprocess.Popen(
+                    [sys.executable, "-I", str(_SERVER_FILE), str(theirs.fileno()), self.modules],
+                    # Some builds of Python need it to find their own libraries.
                     env={name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
                     | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
                     cwd="/",
@@ -112,30 +117,30 @@ class _Jail:
                     pass_fds=[theirs.fileno()],
                     start_new_session=True,
                 )
-            self._control.settimeout(_START_SECONDS)
+            self._control.settimeout(_START_TIMEOUT)
             greeting = self._control.recv(1_000)
             if not greeting:
-                self._server.wait()
+                self._process.wait()
                 raise RuntimeError(
-                    f"The jail ended with exit code {self._server.returncode} when it started. Run "
-                    f"`{sys.executable} -I {_SERVER} 0 {self.modules}` to see why, or use engine='monty'."
+                    f"The jail ended with exit code {self._process.returncode} when it started. Run "
+                    f"`{sys.executable} -I {_SERVER_FILE} 0 {self.modules}` to see why, or use engine='monty'."
                 )
             self._unsupported = json.loads(greeting)["unsupported"]
 
     def _stop(self) -> None:
         while not self._idle.empty():
             self._idle.get_nowait().close()
-        if self._server is not None:
+        if self._process is not None:
             self._control.close()
-            self._server.kill()  # the kernel ends its workers, and their children
-            self._server.wait()
-            self._server = None
+            self._process.kill()  # the kernel then kills its workers and their children
+            self._process.wait()
+            self._process = None
 
     # ------------------------------------------------------------------------------------------------ one program
 
-    def _ask(self, program: Program, new: bool) -> Result:
+    def _run(self, program: Program, new_worker: bool) -> Result:
         try:
-            worker = self._new_worker() if new else self._idle.get_nowait()
+            worker = self._new_worker() if new_worker else self._idle.get_nowait()
         except queue.Empty:
             worker = self._new_worker()
         task = {
@@ -153,7 +158,7 @@ class _Jail:
             worker.close()
             raise
         self._idle.put(worker)
-        return self._read(reply)
+        return self._result(reply)
 
     def _new_worker(self) -> socket.socket:
         ours, theirs = socket.socketpair()
@@ -163,28 +168,28 @@ class _Jail:
             except OSError:
                 ours.close()
                 raise
-        ours.settimeout(self.limits.seconds + _PATIENCE)
+        ours.settimeout(self.limits.seconds + _REPLY_GRACE)
         return ours
 
-    def _read(self, reply: bytes) -> Result:
+    def _result(self, reply: bytes) -> Result:
         verdict, _, report = reply.partition(b"\n")
         verdict = json.loads(verdict)
         end, seconds = verdict["end"], round(verdict["seconds"], 6)
         if end == "timeout":
             error = f"TimeoutError: the program ran for more than {self.limits.seconds} seconds"
             return Result("timeout", error=error, seconds=seconds, engine=self.name)
-        if end == "flood":
+        if end == "overflow":
             error = "the program wrote more than 1 MB of results"
             return Result("no_result", error=error, seconds=seconds, engine=self.name)
-        if end not in ("ended", "SIGKILL"):  # we kill what has closed its pipe and lives on
+        if end not in ("ended", "SIGKILL"):  # the worker kills a child that closed its pipe and is still running
             return Result("error", error=f"the program was ended by {end}", seconds=seconds, engine=self.name)
-        status, value, kind, error, stdout = self._check(report)
+        status, value, kind, error, stdout = self._checked(report)
         return Result(status, value, kind, error, stdout, seconds, self.name)
 
-    def _check(self, report: bytes) -> tuple:
-        """What the child wrote. A hostile program may have written it, so only its own result is taken from it."""
+    def _checked(self, report: bytes) -> tuple:
+        """Check the child's report, which a hostile program may have written."""
         try:
-            report = json.loads(report, parse_constant=_refuse)
+            report = json.loads(report, parse_constant=_refuse_constant)
             status, kind, error = report["status"], report.get("type"), report.get("error")
             if status not in _STATUSES or not isinstance(kind, str | None) or not isinstance(error, str | None):
                 raise ValueError(f"status {status!r}")
@@ -196,7 +201,7 @@ class _Jail:
             if value is None:
                 value, kind = printed_answer(stdout, report.get("complete") is True), "str"
             return "ok", value, kind, None, stdout
-        except NoAnswer as failure:
+        except NoAnswerError as failure:
             return "no_result", None, None, str(failure), ""
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return "error", None, None, "the program ended without a result", ""
@@ -212,5 +217,5 @@ def _receive(worker: socket.socket, size: int) -> bytes:
     return bytes(data)
 
 
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no strict JSON")
+def _refuse_constant(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not strict JSON")

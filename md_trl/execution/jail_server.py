@@ -1,11 +1,11 @@
-"""The jail's own process: a warm CPython that forks one confined child for every program.
+"""The jail's own process: a CPython with preloaded modules that forks a confined child process for every program.
 
-[`~md_trl.execution.jail.JailEngine`] starts this file with `python -I`, no environment and one socket. Nothing of the
-host is in its memory. It never runs a program itself:
+[`~md_trl.execution.jail.JailEngine`] starts this file with `python -I`, without an environment and with one socket, so
+no data of the host is in its memory. It never runs a program itself:
 
     host ── socket ──► server: imports modules once, forks a worker for each socket that the host sends
-      └──── socket ──────► worker: one program at a time, forks a child for it, kills it when its time is up
-                             └── pipe ──► child: limits, seccomp, then the program; writes one JSON object and ends
+      └──── socket ──────► worker: takes one program at a time, forks a child for it, kills the child at the time limit
+                             └── pipe ──► child: sets limits, enters seccomp, runs the program, writes one JSON object
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from fractions import Fraction
 
 sys.path.insert(0, os.path.dirname(__file__))
 import seccomp  # noqa: E402
-from values import MAX_ITEMS, NoAnswer, to_json  # noqa: E402
+from values import MAX_ITEMS, NoAnswerError, to_json  # noqa: E402
 
 
 sys.path.pop(0)
 
-MAX_REPLY = 2**20
+MAX_REPLY_BYTES = 2**20
 _HEADER = struct.Struct("!I")
 _NOBODY = 65534
 _NAMESPACES = 0x40000000 | 0x08000000 | 0x04000000  # CLONE_NEWNET, CLONE_NEWIPC, CLONE_NEWUTS
 _USER_NAMESPACE = 0x10000000
-# What a program may import: there is no way to read another module's file later.
+# Modules that a program may import. Others cannot be loaded later, because the files are out of reach then.
 _MODULES = (
     "abc array ast bisect calendar cmath collections collections.abc copy csv dataclasses datetime decimal enum "
     "fractions functools hashlib heapq inspect itertools json math numbers operator pprint random re statistics "
@@ -56,17 +56,18 @@ _SCIENTIFIC = (
 
 
 def serve(control: socket.socket, modules: str) -> None:
+    """Preload the modules, then fork a worker for each socket that arrives on `control`, until the host ends."""
     parent = os.getppid()
-    reason = seccomp.reason_against()
+    reason = seccomp.unavailable_reason()
     if reason is None:
-        _warm_up(_MODULES + (_SCIENTIFIC if modules == "scientific" else []))
-        _renounce()
-        reason = _try_filter()
+        _preload(_MODULES + (_SCIENTIFIC if modules == "scientific" else []))
+        _drop_privileges()
+        reason = _filter_failure()
     control.sendall(json.dumps({"unsupported": reason}).encode() + b"\n")
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel buries the workers
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the workers
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     gc.collect()
-    gc.freeze()  # a collection in a child would copy these pages
+    gc.freeze()  # or a collection in a child would copy all memory pages
     ready = select.poll()
     ready.register(control, select.POLLIN)
     while os.getppid() == parent:
@@ -84,16 +85,16 @@ def serve(control: socket.socket, modules: str) -> None:
         os.close(descriptors[0])
 
 
-def _warm_up(modules: list[str]) -> None:
+def _preload(modules: list[str]) -> None:
     for name in modules:
         try:
             __import__(name)
-        except ImportError:  # numpy and sympy are not required; a program that needs them is told
+        except ImportError:  # numpy and sympy are optional; programs that import them fail with a clear error
             pass
     if "sympy" in sys.modules:
         import sympy as sp
 
-        # sympy imports much of itself at first use.
+        # sympy imports many of its modules at first use.
         x, y = sp.symbols("x y")
         str([sp.solve([sp.Eq(x + y, 3), sp.Eq(x - y, 1)], [x, y]), sp.solve(x**2 - 2, x), sp.solve(2 * x - 3 > 0, x)])
         str([sp.solveset(x**2 - 1, x), sp.linsolve([x - 1], x), sp.nsolve(x**2 - 2, 1), sp.solve(x**3 - x - 1, x)])
@@ -107,7 +108,7 @@ def _warm_up(modules: list[str]) -> None:
         str([numpy.random.default_rng(0).normal(), numpy.roots([1, -3, 2]), numpy.median([1, 2]), numpy.std([1, 2])])
     time.strptime("2024", "%Y")
     sys.set_int_max_str_digits(0)
-    # From here on a module that is not loaded does not exist, sleep costs nothing, and chance is the same every time.
+    # From here on no other module can be imported, sleeping returns at once, and random numbers are always the same.
     sys.meta_path.clear()
     time.sleep = lambda seconds: None
     if "numpy" in sys.modules:
@@ -115,8 +116,8 @@ def _warm_up(modules: list[str]) -> None:
     warnings.simplefilter("ignore")
 
 
-def _renounce() -> None:
-    """Give up what rights can be given up. The filter is what confines; this is for what it may miss."""
+def _drop_privileges() -> None:
+    """Leave the host's namespaces and become `nobody` where possible: a second barrier behind the seccomp filter."""
     unshare = ctypes.CDLL(None, use_errno=True).unshare
     if unshare(_NAMESPACES) != 0:
         unshare(_NAMESPACES | _USER_NAMESPACE)
@@ -125,12 +126,12 @@ def _renounce() -> None:
             os.setgroups([])
             os.setresgid(_NOBODY, _NOBODY, _NOBODY)
             os.setresuid(_NOBODY, _NOBODY, _NOBODY)
-        except OSError:  # root in a container that may not change its user
+        except OSError:  # root in a container that is not allowed to change its user
             pass
 
 
-def _try_filter() -> str | None:
-    """Whether the kernel takes the filter, and whether it works: a child must not be able to open a file."""
+def _filter_failure() -> str | None:
+    """Return why seccomp does not work here, or `None` if a child process with the filter cannot open a file."""
     child = os.fork()
     if child == 0:
         try:
@@ -150,6 +151,7 @@ def _try_filter() -> str | None:
 
 
 def work(host: socket.socket) -> None:
+    """Run the programs that the host sends, one at a time."""
     with open("/proc/self/statm") as file:
         base = int(file.read().split()[0]) * resource.getpagesize()
     while True:
@@ -192,16 +194,16 @@ def _run_child(host: socket.socket, task: dict, base: int) -> tuple[str, bytes]:
         if reading in events:
             piece = os.read(reading, 65_536)
             reply += piece
-            end = "flood" if len(reply) > MAX_REPLY else None if piece else "ended"
+            end = "overflow" if len(reply) > MAX_REPLY_BYTES else None if piece else "ended"
         elif host.fileno() in events:
-            end = "abandoned"
+            end = "host gone"
         if end is None and time.monotonic() >= deadline:
             end = "timeout"
     os.close(reading)
-    # It may have closed the pipe and live on. Its number stays its own until it is waited for.
+    # The child may have closed the pipe and be still running. Its process id is not reused before `waitpid`.
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
-    if end == "abandoned":
+    if end == "host gone":
         os._exit(0)
     if end == "ended" and not reply and os.WIFSIGNALED(status):
         end = signal.Signals(os.WTERMSIG(status)).name
@@ -212,7 +214,7 @@ def _run_child(host: socket.socket, task: dict, base: int) -> tuple[str, bytes]:
 
 
 def run_program(task: dict, pipe: int, base: int) -> None:
-    """Confine this process for good, then run the program and write what became of it."""
+    """Confine this process irrevocably, then run the program and write its report to the pipe."""
     seccomp.die_with_parent()
     os.dup2(pipe, 3)
     os.closerange(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
@@ -241,11 +243,11 @@ def _report(task: dict) -> bytes:
     main = sys.modules["__main__"] = types.ModuleType("__main__")
     output = sys.stdout = _Output(task["stdout"])
     sys.stderr = _Output(0)
-    random.seed(0)  # a fork has made it random again
+    random.seed(0)  # forking has reseeded it
     try:
         status, value, kind, error = _run(task, main.__dict__)
     except BaseException as failure:
-        # What it holds may be all the memory there is.
+        # The traceback and the namespace may hold all available memory.
         failure.__traceback__ = None
         main.__dict__.clear()
         status, error = _failure(failure)
@@ -269,11 +271,11 @@ def _run(task: dict, namespace: dict) -> tuple[str, object, str | None, str | No
     except SystemExit as end:
         if end.code not in (None, 0):
             raise
-        # Nothing more is run, but what it has named by then counts.
+        # No more code is run, but an answer that was assigned before counts.
         value = next((namespace[name] for name in task["expressions"] if namespace.get(name) is not None), None)
     try:
         return "ok", to_json(value, _simplify), type(value).__name__, None
-    except NoAnswer as failure:
+    except NoAnswerError as failure:
         return "no_result", None, None, str(failure)
 
 
@@ -289,7 +291,7 @@ def _failure(failure: BaseException) -> tuple[str, str]:
 
 
 class _Output(io.TextIOBase):
-    """Takes what a program prints, up to a number of characters."""
+    """Collects the output of a program, up to a number of characters."""
 
     def __init__(self, limit: int):
         self.limit = limit
@@ -310,14 +312,14 @@ class _Output(io.TextIOBase):
 
 
 def _simplify(value: object) -> object:
-    """Numbers and arrays of numpy and sympy as Python's own, or as text."""
+    """Convert numbers and arrays of numpy, mpmath and sympy to built-in types or text."""
     library = type(value).__module__.partition(".")[0]
     if library == "numpy":
         import numpy
 
         if isinstance(value, numpy.ndarray):
             if value.size > MAX_ITEMS:
-                raise NoAnswer(f"the result has more than {MAX_ITEMS:,} items")
+                raise NoAnswerError(f"the result has more than {MAX_ITEMS:,} items")
             return value.tolist()
         return value.item() if isinstance(value, numpy.generic) else value
     if library == "mpmath":

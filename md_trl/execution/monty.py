@@ -1,4 +1,7 @@
-"""The Monty engine: a Python interpreter written in Rust, in worker processes (https://github.com/pydantic/monty)."""
+"""The Monty engine runs programs in https://github.com/pydantic/monty, a Python interpreter written in Rust.
+
+[`Program`]s come in, a [`Result`] each goes out. The interpreters are worker processes.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,17 @@ from importlib.util import find_spec
 
 from pydantic_monty import Monty, MontyCrashedError, MontyError
 
-from .programs import Program, printed_answer
-from .results import LOST, Limits, Result
-from .values import MAX_DIGITS, MAX_INT_DIGITS, MAX_ITEMS, MAX_TEXT, to_json
+from .programs import Program
+from .results import WORKER_LOST, Limits, Result
+from .values import MAX_CHARS, MAX_DIGITS, MAX_INT_DIGITS, MAX_ITEMS, printed_answer, to_json
 
 
-# Monty 1.4.0 rounds near ties as if floats were decimals: its `round(2.675, 2)` is 2.68. CPython says 2.67, as the
-# exact value of the float does, and so does Monty's own format.
+MAYBE_UNSUPPORTED = ("AttributeError:", "TypeError:", "ValueError:", "SyntaxError:", "SystemExit", WORKER_LOST)
+"""Starts of errors that may be due to Monty: it may lack a method, operator or format that the program may use."""
+
+
+# Monty 1.4.0 rounds near ties as if floats were decimals: its `round(2.675, 2)` is 2.68. CPython returns 2.67, because
+# the exact value of the float is below the tie, and so does string formatting in Monty.
 _ROUND = '''
 _round = round
 def round(number, ndigits=None):
@@ -36,23 +43,23 @@ def round(number, ndigits=None):
     return -float(low) if number < 0 or str(number) == "-0.0" else float(low)
 '''
 
-# Monty hands over what it has no form for as its `repr`.
-_KINDS = (
+# Monty returns values of other types as their `repr`.
+_RETURNED_TYPES = (
     "NoneType bool int float complex str bytes list tuple set frozenset dict Decimal date datetime time timedelta"
 ).split()
-# Large results stay in the worker; a large int comes over in base 16, which Python reads at any length.
+# Too large results are refused inside the worker. A long int is returned in base 16, which Python reads at any length.
 _HAND_OVER = f"""
 def _hand_over(value):
     if isinstance(value, int) and not -(10**{MAX_INT_DIGITS}) < value < 10**{MAX_INT_DIGITS}:
         if not -(10**{MAX_DIGITS}) < value < 10**{MAX_DIGITS}:
             raise ValueError("the result has more than {MAX_DIGITS:,} digits")
         return {{"_int": hex(value)}}
-    if isinstance(value, (str, bytes)) and len(value) > {MAX_TEXT}:
-        raise ValueError("the result has more than {MAX_TEXT:,} characters")
+    if isinstance(value, (str, bytes)) and len(value) > {MAX_CHARS}:
+        raise ValueError("the result has more than {MAX_CHARS:,} characters")
     if isinstance(value, (list, tuple, set, frozenset, dict)) and len(value) > {MAX_ITEMS}:
         raise ValueError("the result has more than {MAX_ITEMS:,} items")
     kind = type(value).__name__
-    if kind not in {_KINDS}:
+    if kind not in {_RETURNED_TYPES}:
         raise ValueError(f"the result is of type {{kind}}")
     return value
 """
@@ -65,22 +72,22 @@ _UNSUPPORTED = re.compile(
 _UNKNOWN_NAME = re.compile(r"NameError: name '(\w+)' is not defined")
 
 
-# The process that runs Monty's threads. A fork does not have them, and Monty waits for them there for ever.
+# The process that runs Monty's threads. In a fork of it Monty would wait forever for threads that do not exist.
 _process: int | None = None
 
 
 def is_usable() -> bool:
-    """Whether Monty can run in this process: it cannot in a fork of a process that has used it."""
+    """Return whether Monty can run in this process. It cannot in a fork of a process that has used it."""
     return _process in (None, os.getpid())
 
 
 class MontyEngine:
     r"""
-    A pool of Monty workers. Use it as a context manager; `run` may be called from several threads.
+    A pool of Monty workers. Use it as a context manager. `run` may be called from several threads.
 
     Args:
         limits ([`Limits`]):
-            What one program may use.
+            Resources that one program may use.
         workers (`int`):
             Number of worker processes.
     """
@@ -89,7 +96,7 @@ class MontyEngine:
 
     def __init__(self, limits: Limits, workers: int):
         self.limits = limits
-        # `10**10**8` is one step that the interpreter cannot leave: the pool kills the worker after the grace.
+        # No step such as `10**10**8` can be interrupted: the pool kills its worker after the grace period.
         self._pool = Monty(
             min_processes=1,
             max_processes=workers,
@@ -103,15 +110,15 @@ class MontyEngine:
                 "max_suspensions": 100,
                 "max_total_sleep_secs": 0.0,
             },
-            # Sleeping costs nothing, and a program that draws random numbers draws the same ones every time.
+            # Sleeping returns at once, and random numbers are the same in every run.
             "os_policy": {"sleep": "zero", "random_start": {"seed": 0}},
             "assert_message_annotations": False,
         }
 
     def __enter__(self) -> MontyEngine:
         global _process
-        # Monty looks for it at every call. Where it is not installed, the search is a fifth of
-        # what a small program costs this process.
+        # Monty imports it at every call if it can. Where it is not installed, searching for it is a fifth of the time
+        # that a small program takes in this process.
         if find_spec("opentelemetry") is None:
             sys.modules["opentelemetry"] = None
         _process = os.getpid()
@@ -122,9 +129,9 @@ class MontyEngine:
         self._pool.__exit__(*exception)
 
     def run(self, program: Program) -> Result:
-        """Run one program in a fresh session; once more if its worker was lost: someone else may have killed it."""
+        """Run one program in a new session, and once more if its worker was lost."""
         result = self._run(program)
-        return self._run(program) if result.status == "error" and result.error.startswith(LOST) else result
+        return self._run(program) if result.status == "error" and result.error.startswith(WORKER_LOST) else result
 
     def _run(self, program: Program) -> Result:
         started = time.perf_counter()
@@ -133,7 +140,7 @@ class MontyEngine:
             with self._pool.checkout(**self._checkout) as session:
                 value = session.feed_run(_script(program), print_callback=output)
             status, value, kind, error = _outcome(value, program, output)
-        except ValueError as failure:  # `NoAnswer`, or an int inside a list has too many digits to come over
+        except ValueError as failure:  # `NoAnswerError`, or an int inside a list has too many digits to be returned
             status, value, kind, error = "no_result", None, None, str(failure)
         except MontyError as failure:
             value = kind = None
@@ -143,7 +150,7 @@ class MontyEngine:
 
 
 class _Output:
-    """Collects what a program prints, up to a number of characters."""
+    """Collects the output of a program, up to a number of characters."""
 
     def __init__(self, limit: int):
         self.limit = limit
@@ -165,7 +172,7 @@ def _script(program: Program) -> str:
         script += ["_hand_over(_answer)"]
     else:
         script += ["None"]
-    # Only programs that round pay for the replacement.
+    # The replacement takes time, so only programs that round get it.
     if any("round" in part for part in (program.body, *program.expressions)):
         script.insert(0, _ROUND)
     return "\n".join(script)
@@ -181,7 +188,7 @@ def _outcome(value, program: Program, output: _Output) -> tuple:
 
 def _failure(failure: MontyError) -> tuple[str, str]:
     if isinstance(failure, MontyCrashedError):
-        return ("timeout" if failure.timed_out else "error"), f"{LOST}: {failure}"[:500]
+        return ("timeout" if failure.timed_out else "error"), f"{WORKER_LOST}: {failure}"[:500]
     error = failure.display("type-msg")[:500]
     if error.startswith(("TimeoutError: feed time limit", "TimeoutError: sleep limit")):
         return "timeout", error

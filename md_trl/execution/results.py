@@ -1,4 +1,4 @@
-"""What goes into an execution and what comes out: [`Limits`] and [`Result`]."""
+"""[`Limits`], the resources that a program may use, and [`Result`], the outcome of running it."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any
 from ..errors import InputError
 
 
-# How the error of a program begins that did not fail itself: its worker was killed.
-LOST = "the worker was lost"
+WORKER_LOST = "the worker was lost"
+"""Start of the error of a program that did not fail by itself: something else killed its worker."""
 
 
 @dataclass(frozen=True)
 class Limits:
     r"""
-    What one program may use.
+    Resources that one program may use.
 
     Args:
         seconds (`float`, *optional*, defaults to `2.0`):
-            Seconds it may run. A program that cannot be interrupted is killed half a second later.
+            Time limit in seconds. A program that cannot be interrupted is killed half a second later.
         memory_mb (`int`, *optional*, defaults to `256`):
-            Megabytes of memory for its objects.
+            Memory limit in megabytes, for the objects of the program.
         stdout_chars (`int`, *optional*, defaults to `10_000`):
-            Characters of its printed output that are kept; the rest is dropped.
+            Number of characters of printed output to keep. The rest is dropped.
     """
 
     seconds: float = 2.0
@@ -40,25 +40,26 @@ class Limits:
 @dataclass(frozen=True)
 class Result:
     r"""
-    What became of one program.
+    Outcome of running one program.
 
     Args:
         status (`str`):
-            `ok`; `error` (it raised, or is no Python); `timeout`; `memory`; `unsupported` (it needs what the engine
-            lacks); `no_result` (it ran, but neither returned, named nor printed an answer).
+            One of `ok`, `error` (the program raised or is not Python), `timeout`, `memory`, `unsupported` (the program
+            needs a feature that the engine lacks) and `no_result` (the program ran, but neither returned, named nor
+            printed an answer).
         value (`Any`, *optional*):
-            The result as strict JSON, `None` unless the status is `ok`. What JSON cannot say exactly (nan, inf,
-            Decimal, Fraction, dates, ints over 4,000 digits) comes as a string. Tuples and sets are lists.
+            The result as strict JSON; `None` unless the status is `ok`. Values that JSON cannot represent exactly
+            (nan, inf, Decimal, Fraction, dates, ints over 4,000 digits) are strings. Tuples and sets are lists.
         type (`str`, *optional*):
-            Name of the Python type that `value` stands for, for example `int` or `Decimal`.
+            Name of the Python type that `value` represents, for example `int` or `Decimal`.
         error (`str`, *optional*):
-            `{exception}: {message}`, or why there is no value. `None` if the status is `ok`.
+            `{exception}: {message}`, or the reason why there is no value; `None` if the status is `ok`.
         stdout (`str`, *optional*, defaults to `""`):
-            Printed output, cut at [`Limits`]`.stdout_chars`.
+            Printed output, truncated to `Limits.stdout_chars` characters.
         seconds (`float`, *optional*, defaults to `0.0`):
-            Wall time of the run.
+            Wall time of the run in seconds.
         engine (`str`, *optional*, defaults to `"monty"`):
-            Engine that ran it, or that would have, had the text been a program.
+            Engine that ran the program, or the one that would have if the text had been a program.
     """
 
     status: str

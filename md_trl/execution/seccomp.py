@@ -1,7 +1,9 @@
-"""A seccomp filter for a process that only computes. It needs the standard library only; nothing here is undone.
+"""Use seccomp to block every system call that computation does not need.
 
-The kernel refuses every system call that is not on the list, for the process that called `confine` and all it starts,
-for good: https://www.kernel.org/doc/html/latest/userspace-api/seccomp_filter.html
+After [`confine`] the kernel refuses all system calls but those listed here, for the calling process and its children,
+and this cannot be undone: https://www.kernel.org/doc/html/latest/userspace-api/seccomp_filter.html
+
+The jail's own process imports this file without the rest of the package, so it needs the standard library only.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ import struct
 import sys
 
 
-# Numbers from asm/unistd.h, (x86_64, aarch64). What is not here does not happen: no open, socket, clone, exec, kill,
-# ptrace, ioctl, fcntl, prctl, prlimit, memfd_create, io_uring, ...
+# Numbers from asm/unistd.h, (x86_64, aarch64). Everything else is refused: open, socket, clone, exec, kill, ptrace,
+# ioctl, fcntl, prctl, prlimit, memfd_create, io_uring, ...
 _ALLOWED = {
     "read": (0, 63),
     "write": (1, 64),
@@ -45,14 +47,14 @@ _ALLOWED = {
     "exit_group": (231, 94),
     "getrandom": (318, 278),
 }
-# Allowed as long as they make no memory executable.
+# Allowed unless they make memory executable.
 _ALLOWED_WITHOUT_EXEC = {"mmap": (9, 222), "mprotect": (10, 226)}
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above, AUDIT_ARCH
 
 _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _SECCOMP_MODE_FILTER = 22, 38, 2
 _KILL, _ERRNO, _ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
 _PROT_EXEC = 4
-# Offsets in `struct seccomp_data`: the number, the architecture, the low half of the third argument.
+# Offsets in `struct seccomp_data` of the call's number, the architecture and the low half of the third argument.
 _NUMBER, _ARCHITECTURE, _THIRD_ARGUMENT = 0, 4, 32
 _LOAD, _JUMP_EQUAL, _JUMP_ANY_BIT, _RETURN = 0x20, 0x15, 0x45, 0x06
 
@@ -61,8 +63,8 @@ class _Program(ctypes.Structure):
     _fields_ = [("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p)]
 
 
-def reason_against() -> str | None:
-    """Why this machine has no filter, or `None` if it may have one: whether the kernel agrees shows in use."""
+def unavailable_reason() -> str | None:
+    """Return why this platform has no filter, or `None` if it has one. The kernel may still refuse it."""
     if sys.platform != "linux":
         return f"there is no seccomp on {sys.platform}"
     if platform.machine() not in _MACHINES or struct.calcsize("P") != 8:
@@ -97,8 +99,8 @@ def _instructions() -> bytes:
     return b"".join(program)
 
 
-if reason_against() is None:
-    # Made once, before there is anything to confine; a fork shares it.
+if unavailable_reason() is None:
+    # Built once, before anything is confined; forks share it.
     _CODE = _instructions()
     _FILTER = _Program(len(_CODE) // 8, _CODE)
     _PRCTL = ctypes.CDLL(None, use_errno=True).prctl
@@ -107,10 +109,10 @@ if reason_against() is None:
 
 def confine() -> None:
     r"""
-    Let this thread compute and nothing else, from now on.
+    Restrict the calling thread to the allowed system calls, irrevocably.
 
     Raises:
-        `OSError`: If the kernel refuses the filter. Nothing is confined then.
+        `OSError`: If the kernel refuses the filter. The thread is then not restricted.
     """
     if _PRCTL(_PR_SET_NO_NEW_PRIVS, 1, None, 0, 0):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), "PR_SET_NO_NEW_PRIVS")
@@ -119,5 +121,5 @@ def confine() -> None:
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill this process when the thread that started it ends."""
+    """Make the kernel kill this process when the thread that started it ends."""
     _PRCTL(1, 9, None, 0, 0)  # PR_SET_PDEATHSIG, SIGKILL

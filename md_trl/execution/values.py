@@ -1,4 +1,7 @@
-"""Values that programs compute, as strict JSON. The jail imports this file alone: it needs no other module of ours."""
+"""Convert what a program computed or printed to strict JSON.
+
+The jail's own process imports this file without the rest of the package, so it needs the standard library only.
+"""
 
 from __future__ import annotations
 
@@ -10,34 +13,36 @@ from fractions import Fraction
 from typing import Any
 
 
-# Above this an int is handed over as text: JSON readers and Python itself refuse to parse more than 4,300 digits.
+# Longer ints are written as strings: JSON readers and Python itself refuse to parse more than 4,300 digits.
 MAX_INT_DIGITS = 4_000
-# Above this it is no answer.
+# A result beyond these limits is not an answer, which is a number or a few words.
 MAX_DIGITS = 100_000
-# An answer is a number or a few words. A longer result is none.
-MAX_TEXT = 10_000
+MAX_CHARS = 10_000
 MAX_ITEMS = 1_000
 MAX_DEPTH = 20
 
-_TOO_LONG = 10**MAX_INT_DIGITS
+_FIRST_LONG_INT = 10**MAX_INT_DIGITS
 
 
-class NoAnswer(ValueError):
-    """A program's result is nothing that an answer could be."""
+class NoAnswerError(ValueError):
+    """A program ran, but its result cannot be an answer."""
 
 
 def to_json(value: Any, simplify: Callable[[Any], Any] | None = None) -> Any:
     r"""
-    A program's result as strict JSON.
+    Convert a program's result to strict JSON.
 
     Args:
         value (`Any`):
             The result.
         simplify (`Callable`, *optional*):
-            Makes a value of another library one of Python's own, where it can.
+            Converts values of other libraries to built-in types. Other values are returned as they are.
+
+    Returns:
+        `Any`: The result as `None`, bool, int, finite float, string, list or dictionary with string keys.
 
     Raises:
-        [`NoAnswer`]: If the value is too large, too deep, or of a type that no answer has.
+        [`NoAnswerError`]: If the value is too large, too deeply nested, or of a type that no answer has.
     """
     items = 0
 
@@ -45,16 +50,16 @@ def to_json(value: Any, simplify: Callable[[Any], Any] | None = None) -> Any:
         nonlocal items
         items += 1
         if items > MAX_ITEMS or depth > MAX_DEPTH:
-            raise NoAnswer(f"the result has more than {MAX_ITEMS:,} items or {MAX_DEPTH} levels")
+            raise NoAnswerError(f"the result has more than {MAX_ITEMS:,} items or {MAX_DEPTH} levels")
         if simplify:
             value = simplify(value)
         if value is None or isinstance(value, bool):
             return value
         if isinstance(value, int):
-            if -_TOO_LONG < value < _TOO_LONG:
+            if -_FIRST_LONG_INT < value < _FIRST_LONG_INT:
                 return value
             if value.bit_length() > MAX_DIGITS * math.log2(10):
-                raise NoAnswer(f"the result has more than {MAX_DIGITS:,} digits")
+                raise NoAnswerError(f"the result has more than {MAX_DIGITS:,} digits")
             # `Decimal` writes any number of digits, `str(int)` does not.
             return format(Decimal(value), "f")
         if isinstance(value, float):
@@ -67,10 +72,10 @@ def to_json(value: Any, simplify: Callable[[Any], Any] | None = None) -> Any:
         elif isinstance(value, (Fraction, complex, datetime.date, datetime.time, datetime.timedelta)):
             value = str(value).strip("()")
         if isinstance(value, str):
-            # The jail hands over large ints as text.
-            if len(value) > (MAX_DIGITS + 1 if value.lstrip("-").isdecimal() else MAX_TEXT):
-                raise NoAnswer(f"the result has more than {MAX_TEXT:,} characters")
-            # Half of a character is no text: it can be written to no file.
+            # Long ints arrive from the jail as strings.
+            if len(value) > (MAX_DIGITS + 1 if value.lstrip("-").isdecimal() else MAX_CHARS):
+                raise NoAnswerError(f"the result has more than {MAX_CHARS:,} characters")
+            # Lone surrogates cannot be written to any file.
             return value.encode("utf-8", "replace").decode()
         if isinstance(value, (list, tuple)):
             return [convert(item, depth + 1) for item in value]
@@ -78,9 +83,36 @@ def to_json(value: Any, simplify: Callable[[Any], Any] | None = None) -> Any:
             return sorted((convert(item, depth + 1) for item in value), key=repr)
         if isinstance(value, dict):
             return {_key(key, convert, depth): convert(item, depth + 1) for key, item in value.items()}
-        raise NoAnswer(f"the result is of type {type(value).__name__}")
+        raise NoAnswerError(f"the result is of type {type(value).__name__}")
 
     return convert(value, 0)
+
+
+def printed_answer(stdout: str, complete: bool) -> str:
+    r"""
+    Return the answer of a program that computed none: the last line it printed.
+
+    Args:
+        stdout (`str`):
+            Output of the program.
+        complete (`bool`):
+            Whether `stdout` is all of its output.
+
+    Returns:
+        `str`: The last line.
+
+    Raises:
+        [`NoAnswerError`]: If the program printed nothing, `None`, or so much that its last line is not known.
+    """
+    lines = stdout.strip().splitlines()
+    if not lines:
+        raise NoAnswerError("the program neither returned, named nor printed an answer")
+    if not complete:
+        raise NoAnswerError(f"the program printed more than {len(stdout):,} characters")
+    last = lines[-1].strip()
+    if last == "None":  # the program printed the value of a function without `return`
+        raise NoAnswerError("the program printed None")
+    return last
 
 
 def _key(key: Any, convert: Callable, depth: int) -> str:

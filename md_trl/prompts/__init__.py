@@ -1,8 +1,25 @@
-"""Prompts: a question and a path come in, messages or plain text go out. No prompt knows which model will read it."""
+"""Prompts (Sec. 3.1 and 3.2): a question and a path come in, chat messages or plain text go out.
 
-from .student import encode, is_chat, student_prompt
+A prompt says itself what it is: a `list` of messages or a `str`. Nothing in this room knows which model reads it.
+"""
+
+from .prompt import Prompt, encode, encode_prompt, max_prompt_tokens, render
+from .student import resolve_prompt_format, student_prompt, student_text
 from .teacher import STOP, teacher_messages, teacher_prompt
 from .triggers import TRIGGERS
 
 
-__all__ = ["STOP", "TRIGGERS", "encode", "is_chat", "student_prompt", "teacher_messages", "teacher_prompt"]
+__all__ = [
+    "STOP",
+    "TRIGGERS",
+    "Prompt",
+    "encode",
+    "encode_prompt",
+    "max_prompt_tokens",
+    "render",
+    "resolve_prompt_format",
+    "student_prompt",
+    "student_text",
+    "teacher_messages",
+    "teacher_prompt",
+]

@@ -1,10 +1,12 @@
-"""How a student is asked, in training and at inference alike (Sec. 3.2: the trigger embedded into the input)."""
+"""How a student is asked, in training and at inference alike: the question and the trigger (Sec. 3.2)."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
+from ..records import LABEL, PATHS_AND_LABEL
+from .prompt import Prompt, render
 from .triggers import TRIGGERS
 
 
@@ -14,18 +16,21 @@ if TYPE_CHECKING:
 PROMPT_FORMATS = ("auto", "plain", "chat")
 
 
-def is_chat(tokenizer: PreTrainedTokenizerBase | None, prompt_format: str = "auto") -> bool:
+def resolve_prompt_format(tokenizer: PreTrainedTokenizerBase | None, prompt_format: str = "auto") -> str:
     r"""
-    Whether the student is asked through its chat template.
+    Decide whether a student is asked in plain text or in a chat.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`] or `None`):
-            Tokenizer of the student.
+            Tokenizer of the student; `None` counts as one without a chat template.
         prompt_format (`str`, *optional*, defaults to `"auto"`):
             `"plain"`, `"chat"`, or `"auto"`: chat if the tokenizer has a chat template.
 
+    Returns:
+        `str`: `"plain"` or `"chat"`.
+
     Raises:
-        `ValueError`: an unknown `prompt_format`, or `"chat"` for a tokenizer without a chat template.
+        `ValueError`: Unknown `prompt_format`, or `"chat"` for a tokenizer without a chat template.
     """
     if prompt_format not in PROMPT_FORMATS:
         raise InputError(f"Unknown `prompt_format` {prompt_format!r}. Choose one of {', '.join(PROMPT_FORMATS)}.")
@@ -35,27 +40,27 @@ def is_chat(tokenizer: PreTrainedTokenizerBase | None, prompt_format: str = "aut
             "`prompt_format='chat'` needs a tokenizer with a chat template. Set `tokenizer.chat_template`, or use "
             "`prompt_format='plain'`."
         )
-    return has_template and prompt_format != "plain"
+    return "chat" if has_template and prompt_format != "plain" else "plain"
 
 
-def student_prompt(
-    question: str, path: str, tokenizer: PreTrainedTokenizerBase | None = None, prompt_format: str = "auto"
-) -> str:
+def student_prompt(question: str, path: str, prompt_format: str = "plain") -> Prompt:
     r"""
-    The student's prompt: `{question}\n{trigger}\n` for plain models, a user turn for chat models. The thought follows.
+    Build the prompt of a student. There are no few-shot examples.
 
     Args:
         question (`str`):
             Text of the question.
         path (`str`):
-            `cot`, `pot`, or `label` (no trigger).
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Tokenizer of the student; needed for a chat prompt.
-        prompt_format (`str`, *optional*, defaults to `"auto"`):
-            `"plain"`, `"chat"`, or `"auto"`: chat if the tokenizer has a chat template.
+            `cot`, `pot`, or `label`, which has no trigger.
+        prompt_format (`str`, *optional*, defaults to `"plain"`):
+            `"plain"` or `"chat"`, see [`resolve_prompt_format`].
 
     Returns:
-        `str`: the text to tokenize with [`encode`].
+        `str` or `list[dict[str, str]]`: `{question}\n{trigger}\n` in plain format, a single user turn
+        `{question}\n{trigger}` in chat format.
+
+    Raises:
+        `ValueError`: Unknown `path` or `prompt_format`.
 
     Examples:
 
@@ -64,35 +69,35 @@ def student_prompt(
 
     >>> student_prompt("What is 2 plus 3?", "cot")
     "What is 2 plus 3?\nLet's think step by step.\n"
+    >>> student_prompt("What is 2 plus 3?", "label", "chat")
+    [{'role': 'user', 'content': 'What is 2 plus 3?'}]
     ```
     """
-    if path not in ("cot", "pot", "label"):
-        raise InputError(f"Unknown path {path!r}. Choose one of cot, pot, label.")
-    text = question.strip() if path == "label" else f"{question.strip()}\n{TRIGGERS[path]}"
-    if is_chat(tokenizer, prompt_format):
-        return tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
-        )
-    return f"{text}\n"
+    if path not in PATHS_AND_LABEL:
+        raise InputError(f"Unknown path {path!r}. Choose one of {', '.join(PATHS_AND_LABEL)}.")
+    if prompt_format not in ("plain", "chat"):
+        raise InputError(f"`prompt_format` is {prompt_format!r}. Use 'plain' or 'chat'.")
+    text = question.strip() if path == LABEL else f"{question.strip()}\n{TRIGGERS[path]}"
+    return [{"role": "user", "content": text}] if prompt_format == "chat" else f"{text}\n"
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], chat: bool) -> list[list[int]]:
+def student_text(
+    question: str, path: str, tokenizer: PreTrainedTokenizerBase | None = None, prompt_format: str = "auto"
+) -> str:
     r"""
-    Token ids of prompts, or of prompts with their thoughts, without a closing EOS.
+    Render the prompt of a student as the text that the thought is appended to.
 
     Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer of the student.
-        texts (`list[str]`):
-            Whole texts: a prompt and its thought are never tokenized apart.
-        chat (`bool`):
-            Whether the prompts came out of a chat template, which writes its own special tokens.
+        question (`str`):
+            Text of the question.
+        path (`str`):
+            `cot`, `pot` or `label`.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Tokenizer of the student; needed for the chat format.
+        prompt_format (`str`, *optional*, defaults to `"auto"`):
+            As in [`resolve_prompt_format`].
 
     Returns:
-        `list[list[int]]`: one list of ids a text.
+        `str`: The text to tokenize with [`encode`].
     """
-    ids = tokenizer(texts, add_special_tokens=not chat, return_attention_mask=False, verbose=False)["input_ids"]
-    if chat:
-        return ids
-    # Some tokenizers (T5, Llama with `add_eos_token`) close every text by themselves.
-    return [i[:-1] if i and i[-1] == tokenizer.eos_token_id else i for i in ids]
+    return render(student_prompt(question, path, resolve_prompt_format(tokenizer, prompt_format)), tokenizer)

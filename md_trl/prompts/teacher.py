@@ -1,9 +1,9 @@
-"""How a teacher is asked: a few worked examples of the task, the question, the trigger (Sec. 3.1, Appendix B).
+"""How a teacher is asked: worked examples of the task, then the question and the trigger (Sec. 3.1, Appendix B).
 
-The examples are this project's own: `examples/{task}.json` lists questions, none of them from a data set, each with
-its answer and a thought of either path. A chain of thought ends with `The answer is X.`; a program, kept as a list of
-lines, puts its result in the variable `answer`. In the programs of StrategyQA the chain of thought stands in comments,
-after Chain of Code (https://huggingface.co/papers/2312.04474).
+The examples were written for this project: `examples/{task}.json` holds questions that appear in no dataset, each with
+its answer and one thought per path. A chain of thought ends with `The answer is X.`; a program, stored as a list of
+lines, assigns its result to the variable `answer`. The programs of StrategyQA carry the chain of thought as comments,
+following Chain of Code (https://huggingface.co/papers/2312.04474).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from .triggers import TRIGGERS
 
 
 STOP = ("\nQuestion:",)
-"""Stop strings for [`teacher_prompt`]: a completion server would go on to invent the next question."""
+"""Stop strings for [`teacher_prompt`]. Without them a completion model goes on to invent the next question."""
 
 
 def teacher_messages(question: Question, path: str) -> list[dict[str, str]]:
     r"""
-    The question as a chat, after the worked examples of its task.
+    Build a few-shot chat: the worked examples of the task, then the question.
 
     Args:
         question ([`~md_trl.records.Question`]):
@@ -33,8 +33,11 @@ def teacher_messages(question: Question, path: str) -> list[dict[str, str]]:
             `cot` or `pot`.
 
     Returns:
-        `list[dict[str, str]]`: user turns `{question}\n{trigger}`, assistant turns with a thought. The last turn is
-        the user's. There is no system turn, which some chat templates refuse.
+        `list[dict[str, str]]`: User turns `{question}\n{trigger}` and assistant turns with a thought; the last turn is
+        the user's. There is no system turn, because some chat templates reject one.
+
+    Raises:
+        `ValueError`: Unknown path, or a task without worked examples.
 
     Examples:
 
@@ -59,7 +62,7 @@ def teacher_messages(question: Question, path: str) -> list[dict[str, str]]:
 
 def teacher_prompt(question: Question, path: str) -> str:
     r"""
-    The chat of [`teacher_messages`] as plain text, for completion servers and base models.
+    Build the few-shot prompt of [`teacher_messages`] as plain text, for completion servers and base models.
 
     Args:
         question ([`~md_trl.records.Question`]):
@@ -68,8 +71,11 @@ def teacher_prompt(question: Question, path: str) -> str:
             `cot` or `pot`.
 
     Returns:
-        `str`: turns of the form `Question:\n{question}\n{trigger}\n{thought}`, with an empty line between them. The
-        thought of the last one is left for the teacher to write, up to [`STOP`].
+        `str`: Blocks of the form `Question:\n{question}\n{trigger}\n{thought}`, separated by blank lines. The teacher
+        writes the thought of the last block, up to [`STOP`].
+
+    Raises:
+        `ValueError`: Unknown path, or a task without worked examples.
     """
     turns = [message["content"] for message in teacher_messages(question, path)]
     thoughts = [f"{thought}\n\n" for thought in turns[1::2]]

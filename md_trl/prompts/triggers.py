@@ -1,4 +1,4 @@
-"""The phrases that ask for a path: they follow the question, for teacher and student alike (Sec. 3.2)."""
+"""The phrases that ask for a reasoning path. They follow the question, for teacher and student alike (Sec. 3.2)."""
 
 TRIGGERS = {
     "cot": "Let's think step by step.",

@@ -1,4 +1,4 @@
-"""Where keys come from. They go to the server and nowhere else: no store, log, message or traceback shows one."""
+"""Where API keys come from. A key is sent to its server only: no store, log, message or traceback shows one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..errors import InputError
 
 
 class Key(str):
-    """A key that does not show where a value is printed, as in a traceback with local variables."""
+    """A key whose `repr` hides it, so that tracebacks with local variables do not show it."""
 
     __slots__ = ()
 
@@ -21,30 +21,37 @@ class Key(str):
         return "'***'"
 
 
+NO_KEY = Key("none")
+"""What a server on this machine is sent if no key is set. OpenAI's client insists on sending one."""
+
+
 def find_key(base_url: str) -> Key:
     r"""
-    The key for a server: from the environment variable `OPENAI_API_KEY`, else from the system's keyring (`pip install
-    md_trl[keyring]`), which asks for it once if a person sits at the terminal. A server on this machine needs none.
+    Find the API key of a server.
+
+    The environment variable `OPENAI_API_KEY` comes first, then the system's keyring (`pip install md_trl[keyring]`).
+    If the keyring has no key and there is a terminal, it is asked for once and kept. A server on this machine needs no
+    key.
 
     Args:
         base_url (`str`):
             Root of the server's API.
 
     Returns:
-        `str`: the key.
+        `Key`: The key, or [`NO_KEY`] for a server on this machine if none is set.
 
     Raises:
-        `ValueError`: a URL that is none or has a key in it, or no key to be found.
+        `ValueError`: Invalid URL, a URL that contains a key, or no key for a server on another machine.
     """
     url = urlsplit(base_url)
     if url.username or url.password:
-        raise InputError("`base_url` holds a name or password. Put the key in `OPENAI_API_KEY` instead.")
+        raise InputError("`base_url` contains a name or password. Put the key in `OPENAI_API_KEY` instead.")
     if url.scheme not in ("http", "https") or not url.hostname:
-        raise InputError(f"`base_url` is {base_url!r}. Write it as `http://127.0.0.1:8000/v1`.")
+        raise InputError(f"`base_url` is {base_url!r}. Write it like `http://127.0.0.1:8000/v1`.")
     if key := os.environ.get("OPENAI_API_KEY"):
         return Key(key)
     if _is_loopback(url.hostname):
-        return Key("none")
+        return NO_KEY
     if find_spec("keyring") is not None:
         import keyring
 
@@ -56,9 +63,9 @@ def find_key(base_url: str) -> Key:
                     keyring.set_password("md_trl", url.hostname, key)
                     return Key(key)
         except keyring.errors.KeyringError:
-            pass  # A machine without a keyring of its own
+            pass  # A machine without a keyring
     raise InputError(
-        f"No key for {base_url}. Set the environment variable `OPENAI_API_KEY` (to any text if the server wants "
+        f"No key for {base_url}. Set the environment variable `OPENAI_API_KEY` (to any text if the server needs "
         f"none), or keep the key in the keyring: `pip install keyring`, `keyring set md_trl {url.hostname}`."
     )
 

@@ -1,6 +1,6 @@
-"""The form of a thought file (JSONL or Parquet, a thought a line), checked line by line, and whose thoughts they are.
+"""Thought files (JSONL or Parquet, one thought per row): reading, checking, writing.
 
-[`~md_trl.store.Store.import_thoughts`] says what the fields mean.
+[`~md_trl.store.Store.import_thoughts`] documents the fields.
 """
 
 from __future__ import annotations
@@ -8,40 +8,34 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..answers import equal
 from ..errors import InputError
-from ..records import PATHS, Question
+from ..records import PATHS_AND_LABEL, Question
+from .settings import FLOAT_PARAMS
 
 
 FORM = (
-    'Each line is an object: {"task": "svamp", "id": "svamp/train/chal-12", "path": "cot", "text": "..."}, or with '
+    'Each row is an object: {"task": "svamp", "id": "svamp/train/chal-12", "path": "cot", "text": "..."}, or with '
     '"question" instead of "id"'
 )
 COLUMNS = (
-    "task",
-    "id",
-    "question",
-    "gold",
-    "path",
-    "index",
-    "text",
-    "finish_reason",
-    "answer",
-    "model",
-    "params",
-    "usage",
+    *("task", "id", "question", "gold", "path", "index", "text", "finish_reason"),
+    *("answer", "logprob", "model", "params", "usage"),
 )
-_PATHS = (*PATHS, "label")
+_JSON_COLUMNS = ("params", "usage")
+_TOKEN_COUNTS = ("prompt_tokens", "cached_tokens", "completion_tokens")
 
 
 @dataclass
 class ThoughtLine:
-    """One line. `where` names the file and the line, for messages."""
+    """One row of a thought file. `where` names the file and the row in messages."""
 
     where: str
     task: str
@@ -51,6 +45,7 @@ class ThoughtLine:
     question: str | None = None
     gold: str | None = None
     answer: str | None = None
+    logprob: float | None = None
     model: str = ""
     prompt_hash: str = ""
     params: dict[str, Any] = field(default_factory=dict)
@@ -59,101 +54,107 @@ class ThoughtLine:
     finish_reason: str = "stop"
 
 
-def read_thought_file(path: str | Path, tasks: Collection[str]) -> Iterator[ThoughtLine]:
+def read_thought_file(file: str | Path, tasks: Collection[str]) -> Iterator[ThoughtLine]:
     r"""
     Read and check a thought file.
 
     Args:
-        path (`str` or [`~pathlib.Path`]):
-            The file: Parquet if its name ends in `.parquet`, else JSONL.
+        file (`str` or [`~pathlib.Path`]):
+            The file: Parquet if its name ends in `.parquet`, JSONL otherwise.
         tasks (`Collection[str]`):
-            Names that `task` may have.
+            Tasks that a row may belong to.
 
     Yields:
-        [`ThoughtLine`]: one for each line that is not blank.
+        [`ThoughtLine`]: One per row. Blank lines are skipped.
 
     Raises:
-        `ValueError`: a line that is malformed, or lacks a field. The message names file, line, value and the way out.
+        `InputError`: A row is malformed or lacks a field. The message names file, row, value and how to fix it.
     """
-    if Path(path).suffix == ".parquet":
-        yield from _read_parquet(path, tasks)
+    if Path(file).suffix == ".parquet":
+        yield from _read_parquet(file, tasks)
         return
-    with open(path, "rb") as file:
-        # Lines end at "\n" only: a text may hold other line separators, such as U+2028.
-        for number, line in enumerate(file, start=1):
+    with open(file, "rb") as stream:
+        # Lines end at "\n" only: a text may contain other line separators, such as U+2028.
+        for number, line in enumerate(stream, start=1):
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
             if line.strip():
-                where = f"{path}, line {number}"
+                where = f"{file}, line {number}"
                 yield _check(where, _parse(where, line.decode(errors="surrogateescape")), tasks)
 
 
-def _read_parquet(path: str | Path, tasks: Collection[str]) -> Iterator[ThoughtLine]:
+def _read_parquet(file: str | Path, tasks: Collection[str]) -> Iterator[ThoughtLine]:
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
-    with open(path, "rb") as stream:
+    with open(file, "rb") as stream:
         try:
             batches = ParquetFile(stream).iter_batches(1024)
             rows = enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
         except pyarrow.ArrowException as error:
-            raise InputError(f"{path} is not Parquet: {error}. Write JSONL under another name, or Parquet.") from None
+            raise InputError(
+                f"{file} is not a Parquet file: {error}. Write it as Parquet, or give a JSONL file another name."
+            ) from None
         for number, row in rows:
-            where = f"{path}, row {number}"
-            for name in ("params", "usage"):
+            where = f"{file}, row {number}"
+            for name in _JSON_COLUMNS:
                 if isinstance(row.get(name), str):
                     row[name] = _parse(f"{where}, column {name!r}", row[name])
             yield _check(where, row, tasks)
 
 
-def write_thought_file(path: str | Path, lines: Iterable[dict[str, Any]]) -> int:
+def write_thought_file(file: str | Path, rows: Iterable[dict[str, Any]]) -> int:
     r"""
     Write a thought file.
 
     Args:
-        path (`str` or [`~pathlib.Path`]):
-            The file; replaced if it exists. Parquet if its name ends in `.parquet`, else JSONL.
-        lines (`Iterable[dict]`):
-            The thoughts.
+        file (`str` or [`~pathlib.Path`]):
+            The file, replaced if it exists. Parquet if its name ends in `.parquet`, JSONL otherwise.
+        rows (`Iterable[dict[str, Any]]`):
+            The thoughts, with the columns of `COLUMNS` that are known.
 
     Returns:
-        `int`: how many thoughts were written.
+        `int`: The number of thoughts written.
     """
-    # A name of its own first, so that an export that is cut short replaces nothing.
-    partial = Path(f"{path}.partial")
-    count = 0
-    if Path(path).suffix == ".parquet":
-        import pyarrow
-        from pyarrow.parquet import ParquetWriter
-
-        schema = pyarrow.schema([(name, pyarrow.int32() if name == "index" else pyarrow.string()) for name in COLUMNS])
-        with ParquetWriter(partial, schema) as writer:
-            for chunk in _chunks(lines, 10_000):
-                for line in chunk:
-                    for name in ("params", "usage"):
-                        if name in line:
-                            line[name] = json.dumps(line[name], sort_keys=True, ensure_ascii=False)
-                writer.write_table(pyarrow.Table.from_pylist(chunk, schema))
-                count += len(chunk)
-    else:
-        with partial.open("w", encoding="utf-8", newline="\n") as file:
-            for line in lines:
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-                count += 1
-    partial.replace(path)
+    # Written under another name first, so that an interrupted export does not destroy the file it would replace.
+    partial = Path(f"{file}.partial")
+    count = _write_parquet(partial, rows) if Path(file).suffix == ".parquet" else _write_jsonl(partial, rows)
+    partial.replace(file)
     return count
 
 
-def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    iterator = iter(items)
-    while chunk := list(itertools.islice(iterator, size)):
-        yield chunk
+def _write_jsonl(file: Path, rows: Iterable[dict[str, Any]]) -> int:
+    count = 0
+    with file.open("w", encoding="utf-8", newline="\n") as stream:
+        for row in rows:
+            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+            count += 1
+    return count
+
+
+def _write_parquet(file: Path, rows: Iterable[dict[str, Any]]) -> int:
+    import pyarrow
+    from pyarrow.parquet import ParquetWriter
+
+    types = {"index": pyarrow.int32(), "logprob": pyarrow.float64()}
+    schema = pyarrow.schema([(name, types.get(name, pyarrow.string())) for name in COLUMNS])
+    count = 0
+    rows = iter(rows)
+    with ParquetWriter(file, schema) as writer:
+        while chunk := list(itertools.islice(rows, 10_000)):
+            for row in chunk:
+                for name in _JSON_COLUMNS:
+                    if name in row:
+                        row[name] = json.dumps(row[name], sort_keys=True, ensure_ascii=False)
+            writer.write_table(pyarrow.Table.from_pylist(chunk, schema))
+            count += len(chunk)
+    return count
 
 
 def _parse(where: str, line: str) -> Any:
     try:
         row = json.loads(line.encode(errors="surrogateescape").decode(), parse_constant=_refuse_constant)
-        # A lone surrogate ("\ud800") and 1e999 pass as JSON, but are no character and no number.
+        # Python reads a lone surrogate ("\ud800") and 1e999, but they are not a character and not a number.
         json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
         shown = _short(line.encode(errors="surrogateescape").decode(errors="replace"))
@@ -164,47 +165,20 @@ def _parse(where: str, line: str) -> Any:
 def _check(where: str, row: Any, tasks: Collection[str]) -> ThoughtLine:
     if not isinstance(row, dict):
         raise InputError(f"{where}: {_short(row)} is not an object. {FORM}.")
-
-    # A field that is null counts as left out.
-    row = {name: value for name, value in row.items() if value is not None}
-    for name in ("task", "path", "text"):
-        if name not in row:
-            raise InputError(f"{where}: {name!r} is missing in {_short(row)}. {FORM}.")
-    if "id" not in row and "question" not in row:
-        raise InputError(f"{where}: 'id' or 'question' is missing in {_short(row)}. {FORM}.")
-
-    for name in ("task", "path", "text", "id", "question", "model", "finish_reason"):
-        if not isinstance(row.get(name, ""), str):
-            raise InputError(f"{where}: {name!r} is {_short(row[name])}. Write it as a string.")
-    for name in ("gold", "answer"):
-        if not (isinstance(row.get(name, ""), str) or _is_number(row[name])):
-            raise InputError(f"{where}: {name!r} is {_short(row[name])}. Write it as a string or a number.")
-    for name in ("params", "usage"):
-        if not isinstance(row.get(name, {}), dict):
-            raise InputError(f"{where}: {name!r} is {_short(row[name])}. Write it as an object.")
-    index = row.get("index", 0)
-    if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < 2**31:
-        raise InputError(f"{where}: 'index' is {_short(index)}. Write a sample's number from 0 on, or leave it out.")
-    for name, value in row.get("usage", {}).items():
-        if name in ("prompt_tokens", "cached_tokens", "completion_tokens") and not (
-            _is_number(value) and 0 <= value < 2**53
-        ):
-            raise InputError(f"{where}: {name!r} of 'usage' is {_short(value)}. Write a number of tokens.")
-    params = row.get("params", {})
-    for name in ("temperature", "top_p"):
-        if name in params and not (_is_number(params[name]) and 0 <= params[name] < 1e6):
-            raise InputError(f"{where}: {name!r} of 'params' is {_short(params[name])}. Write a number.")
+    row = {name: value for name, value in row.items() if value is not None}  # null is the same as left out
+    _check_fields(where, row)
+    _check_numbers(where, row)
+    if row["task"] not in tasks:
+        raise InputError(
+            f"{where}: the task {_short(row['task'])} is not one of {', '.join(sorted(tasks))}. Correct it, or name a "
+            "task of your own with `--task`."
+        )
+    if row["path"] not in PATHS_AND_LABEL:
+        raise InputError(f"{where}: unknown path {_short(row['path'])}. Choose one of {', '.join(PATHS_AND_LABEL)}.")
+    params = dict(row.get("params", {}))
     prompt_hash = params.pop("prompt_hash", "")
     if not isinstance(prompt_hash, str):
         raise InputError(f"{where}: 'prompt_hash' of 'params' is {_short(prompt_hash)}. Write it as a string.")
-
-    if row["task"] not in tasks:
-        raise InputError(
-            f"{where}: the task {_short(row['task'])} is not one of {', '.join(sorted(tasks))}. Correct it, or import "
-            "a task of your own by its name with `--task`."
-        )
-    if row["path"] not in _PATHS:
-        raise InputError(f"{where}: unknown path {_short(row['path'])}. Choose one of {', '.join(_PATHS)}.")
     return ThoughtLine(
         where=where,
         task=row["task"],
@@ -214,6 +188,7 @@ def _check(where: str, row: Any, tasks: Collection[str]) -> ThoughtLine:
         question=row.get("question"),
         gold=str(row["gold"]) if str(row.get("gold", "")).strip() else None,
         answer=None if "answer" not in row else str(row["answer"]),
+        logprob=row.get("logprob"),
         model=row.get("model", ""),
         prompt_hash=prompt_hash,
         params=params,
@@ -223,67 +198,133 @@ def _check(where: str, row: Any, tasks: Collection[str]) -> ThoughtLine:
     )
 
 
+def _check_fields(where: str, row: dict[str, Any]) -> None:
+    """Check that the required fields are there and that every field has the right type."""
+    for name in ("task", "path", "text"):
+        if name not in row:
+            raise InputError(f"{where}: {name!r} is missing in {_short(row)}. {FORM}.")
+    if "id" not in row and "question" not in row:
+        raise InputError(f"{where}: 'id' or 'question' is missing in {_short(row)}. {FORM}.")
+    for name in ("task", "path", "text", "id", "question", "model", "finish_reason"):
+        if not isinstance(row.get(name, ""), str):
+            raise InputError(f"{where}: {name!r} is {_short(row[name])}. Write it as a string.")
+    for name in ("gold", "answer"):
+        if not (isinstance(row.get(name, ""), str) or _is_number(row[name])):
+            raise InputError(f"{where}: {name!r} is {_short(row[name])}. Write it as a string or a number.")
+    for name in _JSON_COLUMNS:
+        if not isinstance(row.get(name, {}), dict):
+            raise InputError(f"{where}: {name!r} is {_short(row[name])}. Write it as an object.")
+
+
+def _check_numbers(where: str, row: dict[str, Any]) -> None:
+    """Check that the numbers of a row are in their range."""
+    index = row.get("index", 0)
+    if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < 2**31:
+        raise InputError(f"{where}: 'index' is {_short(index)}. Write the index of a sample from 0, or leave it out.")
+    logprob = row.get("logprob", 0.0)
+    if not (_is_number(logprob) and -math.inf < logprob <= 0):
+        raise InputError(
+            f"{where}: 'logprob' is {_short(logprob)}. Write the mean log-probability per token, a number up to 0, or "
+            "leave it out."
+        )
+    for name in _TOKEN_COUNTS:
+        value = row.get("usage", {}).get(name, 0)
+        if not (_is_number(value) and 0 <= value < 2**53):
+            raise InputError(f"{where}: {name!r} of 'usage' is {_short(value)}. Write a number of tokens.")
+    for name in FLOAT_PARAMS:
+        value = row.get("params", {}).get(name, 0)
+        if not (_is_number(value) and 0 <= value < 1e6):
+            raise InputError(f"{where}: {name!r} of 'params' is {_short(value)}. Write a number.")
+
+
 class QuestionFinder:
-    """Finds the questions of a thought file among those known, which are given with a key each."""
+    r"""
+    Finds the question that a row of a thought file belongs to.
 
-    def __init__(self, questions: Iterable[tuple[int, Question]], split: str):
+    Args:
+        questions (`Iterable[Question]`):
+            Known questions.
+        split (`str`):
+            Split of new questions that come without an id, and the split to search first for a question's text.
+    """
+
+    def __init__(self, questions: Iterable[Question], split: str):
         self.split = split
-        self.by_id: dict[str, tuple[int, Question]] = {}
-        self.by_text: dict[tuple[str, str], list[str]] = defaultdict(list)
-        for key, question in questions:
-            self.add(key, question)
+        self.by_id: dict[str, Question] = {}
+        self._by_text: dict[tuple[str, str], list[Question]] = defaultdict(list)
+        for question in questions:
+            self.add(question)
 
-    def add(self, key: int, question: Question) -> None:
-        self.by_id[question.id] = key, question
-        self.by_text[question.task, _normalize(question.question)].append(question.id)
+    def add(self, question: Question) -> None:
+        """Add a known question."""
+        self.by_id[question.id] = question
+        self._by_text[question.task, _normalize(question.question)].append(question)
 
-    def find(self, line: ThoughtLine) -> int | None:
-        """Key of the line's question, `None` if it is new. A line that cannot be placed is an error."""
-        if line.id is None:
-            # The same text may stand in several splits: the split that was asked for comes first.
-            ids = self.by_text.get((line.task, _normalize(line.question)), [])
-            ids = [id_ for id_ in ids if self.by_id[id_][1].split == self.split] or ids
-            if ids:
-                return self.by_id[ids[0]][0]
-            if line.gold is None:
-                raise InputError(
-                    f"{line.where}: no question of {line.task} in the store has the text {line.question!r}. Correct "
-                    'it, add the questions first (`--source`), or give the line its "gold" answer to add it.'
-                )
-            return None
-        if line.id not in self.by_id:
-            if line.question is None or line.gold is None:
-                raise InputError(
-                    f"{line.where}: unknown question id {line.id!r}. Correct it, add the questions first "
-                    '(`--source`), or give the line its "question" and "gold" answer to add it.'
-                )
-            return None
-        key, known = self.by_id[line.id]
-        if known.task != line.task:
+    def find(self, line: ThoughtLine) -> Question | None:
+        r"""
+        Find the question of a row.
+
+        Args:
+            line ([`ThoughtLine`]):
+                The row.
+
+        Returns:
+            `Question` or `None`: The known question, `None` if the row brings a new one for [`QuestionFinder.new`].
+
+        Raises:
+            `InputError`: The row contradicts the known question, or belongs to none and does not bring one.
+        """
+        known = self._find_by_text(line) if line.id is None else self._find_by_id(line)
+        if known is not None and line.gold not in (None, known.answer) and not equal(line.gold, known.answer):
             raise InputError(
-                f"{line.where}: {line.id!r} is a question of {known.task}, not of {line.task}. Correct one."
+                f"{line.where}: the gold answer of {known.id!r} is {known.answer!r} in the store, not {line.gold!r}. "
+                "Correct one of them."
             )
-        if line.question is not None and _normalize(line.question) != _normalize(known.question):
+        return known
+
+    def _find_by_text(self, line: ThoughtLine) -> Question | None:
+        # Several splits may contain the same text.
+        known = self._by_text.get((line.task, _normalize(line.question)), [])
+        known = [question for question in known if question.split == self.split] or known
+        if not known and line.gold is None:
+            raise InputError(
+                f"{line.where}: no question of {line.task} in the store has the text {line.question!r}. Correct it, "
+                'add the questions first (`--source`), or give the row its "gold" answer to add the question.'
+            )
+        return known[0] if known else None
+
+    def _find_by_id(self, line: ThoughtLine) -> Question | None:
+        known = self.by_id.get(line.id)
+        if known is None and (line.question is None or line.gold is None):
+            raise InputError(
+                f"{line.where}: unknown question id {line.id!r}. Correct it, add the questions first (`--source`), or "
+                'give the row its "question" and "gold" answer to add the question.'
+            )
+        if known is not None and known.task != line.task:
+            raise InputError(
+                f"{line.where}: {line.id!r} is a question of {known.task}, not of {line.task}. Correct one of them."
+            )
+        if None not in (known, line.question) and _normalize(line.question) != _normalize(known.question):
             raise InputError(
                 f"{line.where}: {line.id!r} is {known.question!r} in the store, not {line.question!r}. Correct the id "
                 "or the text."
             )
-        return key
+        return known
 
     def new(self, line: ThoughtLine) -> Question:
-        """The question that a line brings along."""
+        """Build the new question that a row brings."""
         if line.id is None:
             digest = hashlib.sha256(_normalize(line.question).encode()).hexdigest()[:12]
-            id_, split = f"{line.task}/{self.split}/import-{digest}", self.split
-        else:
-            id_ = line.id
-            task, split, name = (id_.split("/", 2) + ["", ""])[:3]
-            if task != line.task or not split or not name:
-                raise InputError(
-                    f"{line.where}: the id of a new question is {id_!r}. Write it as `{line.task}/SPLIT/NAME`, or "
-                    "leave it out."
-                )
-        return Question(id_, line.task, split, line.question, line.gold)
+            return Question(
+                f"{line.task}/{self.split}/import-{digest}", line.task, self.split, line.question, line.gold
+            )
+        task, split, name = (line.id.split("/", 2) + ["", ""])[:3]
+        if task != line.task or not split or not name:
+            raise InputError(
+                f"{line.where}: the id of a new question is {line.id!r}. Write it as `{line.task}/SPLIT/NAME`, or "
+                "leave it out."
+            )
+        return Question(line.id, line.task, split, line.question, line.gold)
 
 
 def _normalize(text: str) -> str:
@@ -295,10 +336,10 @@ def _is_number(value: Any) -> bool:
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON value")
+    raise ValueError(f"{name} is not a JSON value")
 
 
 def _short(value: Any) -> str:
-    """A value as it stands in a message."""
+    """Shorten a value for a message."""
     text = repr(value)
     return text if len(text) <= 120 else f"{text[:117]}..."

@@ -1,12 +1,12 @@
-"""Tasks: a Hub id or the original file comes in, [`~md_trl.records.Question`]s with a split and a gold answer go out.
+"""Tasks: a Hub dataset or its original file comes in, [`~md_trl.records.Question`]s of one split go out.
 
-| task | train / test | from |
+| task | train / test | source |
 | --- | --- | --- |
 | `svamp` | 700 / 300 | `ChilleD/SVAMP`, or `SVAMP.json` |
 | `gsm8k` | 7,473 / 1,319 | `openai/gsm8k`, or `train.jsonl`, `test.jsonl` |
 | `asdiv` | 1,610 / 695 | `EleutherAI/asdiv`, or `ASDiv.xml` |
 | `strategyqa` | 2,061 / 229, or 1,603 / 687 | `tasksource/strategy-qa`, or `train.json`, `dev.json` |
-| `stories` | any size | made on the spot |
+| `stories` | any size | generated |
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def load_questions(
     r"""
     Load one split of a task.
 
-    Train and test share no question if both come from the same source with the same seed and options. An id says which
-    split a question is in, not how the split was drawn: keep to one way of splitting per store.
+    Train and test share no question if both are loaded from the same source with the same seed and options. The id of
+    a question contains its split but not how the split was drawn, so a store should hold one way of splitting only.
 
     Args:
         task (`str`):
@@ -37,20 +37,21 @@ def load_questions(
         split (`str`):
             `train` or `test`.
         source (`str`, *optional*):
-            Path of a local copy of the original file, or of the folder that holds it. The Hub is asked if left out.
+            Local copy of the original file, or the folder that holds it. If not given, the dataset is loaded from the
+            Hub.
         seed (`int`, *optional*, defaults to `42`):
-            Seed of the splits that are drawn here, and of generated stories.
+            Seed of splits that are not published, and of generated stories.
         **task_options:
-            Further arguments of the task's own `load`: `protocol` of [`~md_trl.tasks.strategyqa.load`], `size` of
+            Other arguments of the task's own `load`: `protocol` of [`~md_trl.tasks.strategyqa.load`], `size` of
             [`~md_trl.tasks.stories.load`].
 
     Returns:
-        `list[Question]`: the questions in the order of the source.
+        `list[Question]`: The questions in the order of the source.
 
     Raises:
-        `ValueError`: an unknown task or split, or data that are not what the task expects.
-        `FileNotFoundError`: a `source` that is not there.
-        `ConnectionError`: the Hub does not give the data set.
+        [`~md_trl.errors.InputError`]: If the task or split is unknown, or the data are not what the task expects.
+        `FileNotFoundError`: If `source` does not exist.
+        `ConnectionError`: If the dataset cannot be loaded from the Hub.
 
     Examples:
 

@@ -1,9 +1,9 @@
 """ASDiv: word problems of grades 1 to 6 (Miao et al. 2020, https://huggingface.co/papers/2106.15772).
 
 The original, https://github.com/chaochun/nlu-asdiv-dataset, is one XML file of 2,305 problems without a split. As in
-the paper (Appendix A), 695 of them are drawn as test set by the distribution of grades; the paper's own are not known.
+the paper (Appendix A), 695 of them are drawn as the test set, stratified by grade. The paper's own draw is not known.
 
-Gold answers are the file's, with these changes and no others:
+Gold answers are those of the file, with these changes only:
 
 | kind | rows | in the file | here |
 | --- | --- | --- | --- |
@@ -25,13 +25,13 @@ from .loading import Row, check_names, draw_test, find_file, hub_rows
 
 HUB, CONFIG = "EleutherAI/asdiv", "asdiv"
 SIZES = {"train": 1610, "test": 695}
-REMEDY = (
+HINT = (
     "Pass ASDiv.xml of https://github.com/chaochun/nlu-asdiv-dataset as `source`, or leave `source` out to load "
     "EleutherAI/asdiv from the Hub."
 )
 
-# The Hub's copy has neither ids nor grades, but the order of the file: ids count from 1, grades come in these runs
-# (`2x143`: grade 2, 143 times).
+# The copy on the Hub has neither ids nor grades, but it has the order of the file: ids count from 1, and these are the
+# runs of grades (`2x143` means 143 problems of grade 2).
 _GRADES = """
     1x57 2x143 3x450 4x3 3x1 5x2 4x1 3x1 5x1 4x2 3x1 5x1 3x1 5x1 4x2 3x1 4x6 5x11 2x52 1x7 4x29 3x20 5x20 4x10 3x8
     4x18 6x17 5x9 2x2 5x3 6x2 3x1 2x1 6x1 5x2 6x1 5x1 4x1 6x2 5x3 4x1 5x1 3x1 5x3 6x1 3x2 4x2 6x1 4x1 6x1 5x1 4x1 6x1
@@ -45,37 +45,37 @@ _GRADES = """
 
 def load(split: str, source: str | None = None, seed: int = 42) -> list[Question]:
     r"""
-    Load ASDiv. The same seed gives the same splits from the Hub and from the file.
+    Load ASDiv. A seed gives the same splits from the Hub and from the file.
 
     Args:
         split (`str`):
             `train` or `test`.
         source (`str`, *optional*):
-            Path of `ASDiv.xml` or of its folder. Left out, the Hub's `EleutherAI/asdiv` is loaded: the same file in
-            the same order, as one split `validation` with the columns `body`, `question` and `answer`.
+            `ASDiv.xml` or the folder that holds it. If not given, `EleutherAI/asdiv` is loaded from the Hub, which
+            holds the same problems in the same order as one split `validation`.
         seed (`int`, *optional*, defaults to `42`):
             Seed of the split.
 
     Returns:
-        `list[Question]`: with ids as `asdiv/train/nluds-0001`.
+        `list[Question]`: Questions with ids such as `asdiv/train/nluds-0001`.
     """
     if source is None:
-        where, rows = HUB, hub_rows(HUB, CONFIG, "validation", REMEDY)
+        where, rows = HUB, hub_rows(HUB, CONFIG, "validation", HINT)
         names = [f"nluds-{n:04d}" for n in range(1, len(rows) + 1)]
         runs = [run.split("x") for run in _GRADES.split()]
         grades = [grade for grade, times in runs for _ in range(int(times))]
     else:
-        where = find_file(source, ["ASDiv.xml"], REMEDY)
+        where = find_file(source, ["ASDiv.xml"], HINT)
         rows = _xml_rows(str(where))
         names, grades = [row.text("id") for row in rows], [row.text("grade") for row in rows]
-    check_names(names, sum(SIZES.values()), str(where), REMEDY)
+    check_names(names, sum(SIZES.values()), str(where), HINT)
     test = draw_test(dict(zip(names, grades, strict=True)), SIZES["test"], seed)
     return [
         Question(
             id=f"asdiv/{split}/{name}",
             task="asdiv",
             split=split,
-            # Bodies end with a period, or with a comma before a question in lower case.
+            # A body ends with a period, or with a comma if the question is in lower case.
             question=" ".join(f"{row.text('body')} {row.text('question')}".split()),
             answer=_answer(row),
         )
@@ -84,17 +84,17 @@ def load(split: str, source: str | None = None, seed: int = 42) -> list[Question
     ]
 
 
-def _xml_rows(path: str) -> list[Row]:
-    """The problems of the original file under the column names of the Hub."""
+def _xml_rows(file: str) -> list[Row]:
+    """Load the problems of the original file, with the column names that they have on the Hub."""
     try:
-        problems = list(ElementTree.parse(path).iter("Problem"))
+        problems = list(ElementTree.parse(file).iter("Problem"))
     except ElementTree.ParseError as error:
-        raise InputError(f"{path} is not an XML file: {error}. {REMEDY}") from error
+        raise InputError(f"{file} is not an XML file: {error}. {HINT}") from error
     rows = []
     for n, problem in enumerate(problems, 1):
         values = {name.lower(): value for name, value in problem.items()}
         values |= {element.tag.lower(): element.text for element in problem}
-        rows.append(Row(f"{path}, row {n}", values, REMEDY))
+        rows.append(Row(f"{file}, row {n}", values, HINT))
     return rows
 
 
@@ -104,5 +104,5 @@ def _answer(row: Row) -> str:
 
 def _without_unit(answer: str) -> str:
     number = re.fullmatch(r"(-?\d+(?:\.\d+)?)\s*\(.*\)", answer)
-    # The whole answer of nluds-1331, where the brackets are not a unit's.
+    # The answer of nluds-1331 is `-(1/3)`, where the brackets do not hold a unit.
     return number.group(1) if number else answer.replace("-(1/3)", "-1/3")

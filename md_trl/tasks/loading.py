@@ -1,4 +1,4 @@
-"""What the loaders of published data sets share: rows that know their place, and seeded splits."""
+"""What the loaders of published datasets share: rows that know where they come from, and seeded splits."""
 
 from __future__ import annotations
 
@@ -15,116 +15,116 @@ from ..errors import InputError
 @dataclass(frozen=True)
 class Row:
     r"""
-    One row of a data set, with what an error about it has to say.
+    One row of a dataset, with what an error about it must say.
 
     Args:
         where (`str`):
             File or Hub id, and the 1-based number of the row.
         values (`dict`):
-            The row by column.
-        remedy (`str`):
-            Sentence that says where good data are.
+            Values of the row by column.
+        hint (`str`):
+            Sentence that says where to get the right data.
     """
 
     where: str
     values: dict[str, Any]
-    remedy: str
+    hint: str
 
     def __getitem__(self, column: str) -> Any:
         if column not in self.values:
             raise InputError(
-                f"{self.where}: there is no column {column!r}, only {', '.join(map(repr, self.values))}. {self.remedy}"
+                f"{self.where}: there is no column {column!r}, only {', '.join(map(repr, self.values))}. {self.hint}"
             )
         return self.values[column]
 
     def text(self, column: str) -> str:
-        """The column's text, which must not be empty, without outer white space."""
+        """Return the text of a column without outer white space. It must not be empty."""
         if not isinstance(self[column], str) or not self[column].strip():
             raise self.error(column, "a text")
         return self[column].strip()
 
-    def error(self, column: str, expected: str) -> ValueError:
-        """The error to raise when the column holds something else than expected."""
-        return InputError(f"{self.where}: {column!r} is {self[column]!r:.200}, expected {expected}. {self.remedy}")
+    def error(self, column: str, expected: str) -> InputError:
+        """Return the error to raise if a column has another value than expected."""
+        return InputError(f"{self.where}: {column!r} is {self[column]!r:.200}, expected {expected}. {self.hint}")
 
 
-def hub_rows(repo: str, config: str | None, split: str, remedy: str) -> list[Row]:
-    """Rows of a split of a dataset on the Hub."""
+def hub_rows(repo: str, config: str | None, split: str, hint: str) -> list[Row]:
+    """Load the rows of one split of a dataset on the Hub."""
     from datasets import load_dataset
 
     try:
         dataset = load_dataset(repo, config, split=split)
-    # Not reachable or not there; no such config or split; kept as a loading script.
+    # The Hub is out of reach, there is no such dataset, config or split, or it is a loading script.
     except (OSError, ValueError, RuntimeError) as error:
-        raise ConnectionError(f"Could not load split {split!r} of {repo!r} from the Hub: {error} {remedy}") from error
-    return [Row(f"{repo}, split {split}, row {n}", values, remedy) for n, values in enumerate(dataset, 1)]
+        raise ConnectionError(f"Could not load split {split!r} of {repo!r} from the Hub: {error} {hint}") from error
+    return [Row(f"{repo}, split {split}, row {n}", values, hint) for n, values in enumerate(dataset, 1)]
 
 
-def find_file(source: str | Path, names: Sequence[str], remedy: str) -> Path:
-    """The file itself, or the first of `names` that the folder `source` holds."""
+def find_file(source: str | Path, names: Sequence[str], hint: str) -> Path:
+    """Return `source` if it is a file, or the first of `names` in the folder `source`."""
     source = Path(source)
-    for path in [source / name for name in names] if source.is_dir() else [source]:
-        if path.is_file():
-            return path
+    for file in [source / name for name in names] if source.is_dir() else [source]:
+        if file.is_file():
+            return file
     problem = f"holds no {' or '.join(names)}" if source.is_dir() else "does not exist"
-    raise FileNotFoundError(f"{source} {problem}. {remedy}")
+    raise FileNotFoundError(f"{source} {problem}. {hint}")
 
 
-def json_rows(path: Path, remedy: str) -> list[Row]:
-    """Rows of a file with one JSON list of objects."""
+def json_rows(file: Path, hint: str) -> list[Row]:
+    """Load the rows of a JSON file that holds one list of objects."""
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(f"{path} is not a JSON file: {error}. {remedy}") from error
+        raise InputError(f"{file} is not a JSON file: {error}. {hint}") from error
     if not isinstance(rows, list):
-        raise InputError(f"{path} holds {rows!r:.80}, expected a list of objects. {remedy}")
-    return [_object(values, f"{path}, row {n}", remedy) for n, values in enumerate(rows, 1)]
+        raise InputError(f"{file} holds {rows!r:.80}, expected a list of objects. {hint}")
+    return [_row(values, f"{file}, row {n}", hint) for n, values in enumerate(rows, 1)]
 
 
-def jsonl_rows(path: Path, remedy: str) -> list[Row]:
-    """Rows of a file with one JSON object a line."""
+def jsonl_rows(file: Path, hint: str) -> list[Row]:
+    """Load the rows of a file with one JSON object per line."""
     rows = []
-    with path.open(encoding="utf-8") as lines:
+    with file.open(encoding="utf-8") as lines:
         try:
             for line in lines:
-                rows.append(_object(json.loads(line), f"{path}, row {len(rows) + 1}", remedy))
+                rows.append(_row(json.loads(line), f"{file}, row {len(rows) + 1}", hint))
         except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise InputError(f"{path}, row {len(rows) + 1} is not JSON: {error}. {remedy}") from error
+            raise InputError(f"{file}, row {len(rows) + 1} is not JSON: {error}. {hint}") from error
     return rows
 
 
-def _object(values: Any, where: str, remedy: str) -> Row:
+def _row(values: Any, where: str, hint: str) -> Row:
     if not isinstance(values, dict):
-        raise InputError(f"{where}: {values!r:.80} is not an object. {remedy}")
-    return Row(where, values, remedy)
+        raise InputError(f"{where}: {values!r:.80} is not an object. {hint}")
+    return Row(where, values, hint)
 
 
-def check_names(names: list[str], size: int, where: str, remedy: str) -> None:
-    """Raises unless there are `size` different names: part of a data set would silently give other splits."""
+def check_names(names: list[str], size: int, where: str, hint: str) -> None:
+    """Raise an error unless there are `size` distinct names, because part of a dataset would be split differently."""
     if len(names) != size:
-        raise InputError(f"{where} holds {len(names):,} rows, expected {size:,}. {remedy}")
+        raise InputError(f"{where} holds {len(names):,} rows, expected {size:,}. {hint}")
     if len(set(names)) != size:
-        twice = next(name for n, name in enumerate(names) if name in names[:n])
-        raise InputError(f"{where} holds {twice!r} twice. {remedy}")
+        duplicate = next(name for n, name in enumerate(names) if name in names[:n])
+        raise InputError(f"{where} holds {duplicate!r} twice. {hint}")
 
 
 def draw_test(strata: dict[str, str], size: int, seed: int) -> set[str]:
     r"""
-    Draw a test set in which every stratum has its share.
+    Draw a stratified test set.
 
-    It depends on names, strata, size and seed alone: not on the order of the rows, nor on the version of Python, since
-    `random()` gives the same numbers in all of them.
+    The draw depends only on the names, strata, size and seed: not on the order of the rows, nor on the version of
+    Python, since `random()` gives the same numbers in all of them.
 
     Args:
         strata (`dict[str, str]`):
-            The stratum of every name.
+            Stratum of every name.
         size (`int`):
-            Number of names to draw. Shares are rounded by largest remainder, so that they add up to it.
+            Number of names to draw. Every stratum gets its share, rounded by largest remainder.
         seed (`int`):
             Seed of the draw.
 
     Returns:
-        `set[str]`: the names drawn.
+        `set[str]`: The names drawn.
     """
     rng = random.Random(seed)
     groups: dict[str, list[tuple[float, str]]] = {stratum: [] for stratum in sorted(set(strata.values()))}

@@ -1,7 +1,7 @@
 """StrategyQA: yes/no questions with implicit steps (Geva et al. 2021, https://huggingface.co/papers/2101.02235).
 
-The original, https://github.com/eladsegal/strategyqa, has 2,061 questions to train on and 229 as dev set; its test set
-is published without answers. Answers are booleans there, `yes` and `no` here.
+The original, https://github.com/eladsegal/strategyqa, has 2,061 questions for training and a dev set of 229. Its test
+set is published without answers. Answers are booleans in the original and `yes` or `no` here.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from .loading import Row, check_names, draw_test, find_file, hub_rows, json_rows
 HUB = "tasksource/strategy-qa"
 SIZE = 2290
 PROTOCOLS = ("dev", "paper")
-REMEDY = (
+HINT = (
     "Pass the folder data/strategyqa (train.json, dev.json) of https://github.com/eladsegal/strategyqa as `source`, "
     "or leave `source` out to load tasksource/strategy-qa from the Hub."
 )
 
-# How the `qid`s of the original dev set begin; none of the other set begins like that. The Hub's copy has both in one.
+# First characters of the `qid`s in the original dev set, which no question of the training set shares. The copy on the
+# Hub has both sets in one split.
 _DEV = frozenset(
     """
     018cb1 042463 088eb1 09734b 0abc04 0ad62a 0dc86c 0de278 0ec75b 0edac4 0f172d 0f2883 0ff680 117c27 11d009 12b0bb
@@ -45,39 +46,39 @@ _DEV = frozenset(
 
 def load(split: str, source: str | None = None, seed: int = 42, protocol: str = "dev") -> list[Question]:
     r"""
-    Load StrategyQA. The Hub and the files give the same splits.
+    Load StrategyQA. The splits are the same from the Hub and from the files.
 
     Args:
         split (`str`):
             `train` or `test`.
         source (`str`, *optional*):
-            Folder of `train.json` and `dev.json`, or path of one file with all 2,290 questions
-            (`strategyqa_train.json` of the leaderboard). Left out, the Hub's `tasksource/strategy-qa` is loaded, as
-            one split `train`. Its columns `qid`, `question` and `answer` are known from code that uses it; should one
-            be missing, the error names it.
+            Folder with `train.json` and `dev.json`, or one file with all 2,290 questions (`strategyqa_train.json` of
+            the leaderboard). If not given, `tasksource/strategy-qa` is loaded from the Hub.
         seed (`int`, *optional*, defaults to `42`):
             Seed of the split of `protocol="paper"`.
         protocol (`str`, *optional*, defaults to `"dev"`):
-            How train and test are told apart. `"dev"`: 2,061 / 229, the original dev set is the test set, as
-            Appendix A of the paper says. `"paper"`: 1,603 / 687, 30% of all questions drawn at random, the size that
-            the paper's figure of 59.1% needs; the paper's own draw is not known.
+            How the questions are split, one of
+
+            - `"dev"`: 2,061 / 229. The original dev set is the test set, as in Appendix A of the paper.
+            - `"paper"`: 1,603 / 687. The test set is 30% of all questions, drawn at random, which is the size that the
+              paper's figure of 59.1% requires. The paper's own draw is not known.
 
     Returns:
-        `list[Question]`: with ids as `strategyqa/test/e0044a7b4d146d611e73`.
+        `list[Question]`: Questions with ids such as `strategyqa/test/e0044a7b4d146d611e73`.
     """
     if protocol not in PROTOCOLS:
         raise InputError(
             f"Unknown `protocol` {protocol!r} of task 'strategyqa'. Choose one of {', '.join(PROTOCOLS)}."
         )
     if source is None:
-        rows = hub_rows(HUB, None, "train", REMEDY)
+        rows = hub_rows(HUB, None, "train", HINT)
     elif Path(source).is_file():
-        rows = json_rows(Path(source), REMEDY)
+        rows = json_rows(Path(source), HINT)
     else:
-        paths = [find_file(source, [f"{name}.json", f"strategyqa/{name}.json"], REMEDY) for name in ("train", "dev")]
-        rows = [row for path in paths for row in json_rows(path, REMEDY)]
+        files = [find_file(source, [f"{name}.json", f"strategyqa/{name}.json"], HINT) for name in ("train", "dev")]
+        rows = [row for file in files for row in json_rows(file, HINT)]
     names = [row.text("qid") for row in rows]
-    check_names(names, SIZE, source or HUB, REMEDY)
+    check_names(names, SIZE, source or HUB, HINT)
     if protocol == "dev":
         test = {name for name in names if name[:6] in _DEV}
     else:

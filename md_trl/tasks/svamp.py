@@ -1,7 +1,7 @@
-"""SVAMP: varied elementary word problems (Patel et al. 2021, https://huggingface.co/papers/2103.07191).
+"""SVAMP: elementary word problems in varied wordings (Patel et al. 2021, https://huggingface.co/papers/2103.07191).
 
-The original, https://github.com/arkilpatel/SVAMP, is one file of 1,000 rows without a split; the copy on the Hub is
-split 700 / 300. From the original file a split of the same sizes is drawn here, which is not that of the Hub.
+The original, https://github.com/arkilpatel/SVAMP, is one file of 1,000 rows without a split. The copy on the Hub is
+split 700 / 300. The original file is split here into the same sizes, but not into the same questions as on the Hub.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .loading import Row, check_names, draw_test, find_file, hub_rows, json_rows
 
 HUB = "ChilleD/SVAMP"
 SIZES = {"train": 700, "test": 300}
-REMEDY = (
+HINT = (
     "Pass SVAMP.json of https://github.com/arkilpatel/SVAMP as `source`, or leave `source` out to load ChilleD/SVAMP "
     "from the Hub."
 )
@@ -29,21 +29,21 @@ def load(split: str, source: str | None = None, seed: int = 42) -> list[Question
         split (`str`):
             `train` or `test`.
         source (`str`, *optional*):
-            Path of `SVAMP.json` or of its folder. Left out, the Hub's `ChilleD/SVAMP` is loaded, whose columns are
-            those of the file (its `Answer` is a string).
+            `SVAMP.json` or the folder that holds it. If not given, `ChilleD/SVAMP` is loaded from the Hub, which has
+            the columns of the file.
         seed (`int`, *optional*, defaults to `42`):
-            Seed of the split of the original file, stratified by `Type`. The Hub's split is fixed.
+            Seed of the split of the original file, which is stratified by `Type`. The split on the Hub is fixed.
 
     Returns:
-        `list[Question]`: with ids as `svamp/train/chal-12`.
+        `list[Question]`: Questions with ids such as `svamp/train/chal-12`.
     """
     if source is None:
-        rows = hub_rows(HUB, None, split, REMEDY)
-        check_names([row.text("ID") for row in rows], SIZES[split], f"{HUB}, split {split}", REMEDY)
+        rows = hub_rows(HUB, None, split, HINT)
+        check_names([row.text("ID") for row in rows], SIZES[split], f"{HUB}, split {split}", HINT)
         return [_question(row, split) for row in rows]
-    path = find_file(source, ["SVAMP.json"], REMEDY)
-    rows = json_rows(path, REMEDY)
-    check_names([row.text("ID") for row in rows], sum(SIZES.values()), str(path), REMEDY)
+    file = find_file(source, ["SVAMP.json"], HINT)
+    rows = json_rows(file, HINT)
+    check_names([row.text("ID") for row in rows], sum(SIZES.values()), str(file), HINT)
     # One row has the type `Common-Divison`.
     types = {row.text("ID"): row.text("Type").replace("Divison", "Division") for row in rows}
     test = draw_test(types, SIZES["test"], seed)
@@ -62,10 +62,19 @@ def _question(row: Row, split: str) -> Question:
 
 def join(body: str, question: str) -> str:
     r"""
-    Body and question as one text.
+    Join the body of a problem and its question.
 
-    358 bodies come without a final period: 346 end in a clause with `If`, which the question goes on with, 12 in a
+    358 of the bodies have no final period: 346 end in a clause with `If`, which the question continues, and 12 in a
     sentence.
+
+    Args:
+        body (`str`):
+            Body of the problem.
+        question (`str`):
+            Its question.
+
+    Returns:
+        `str`: Both as one text.
 
     Examples:
 
@@ -83,7 +92,7 @@ def join(body: str, question: str) -> str:
 
 
 def _answer(row: Row) -> str:
-    """Answers are floats, all of them whole: 51.0 is given as 51. The wrong one, of chal-680, is kept."""
+    """Return 51 for 51.0: answers are floats, but all are integers. The wrong answer of chal-680 is kept."""
     try:
         number = float(row["Answer"])
     except (TypeError, ValueError):

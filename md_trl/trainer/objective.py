@@ -16,7 +16,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from ..prompts import is_chat
+from ..prompts import resolve_prompt_format
 from ..records import PATHS_AND_LABEL
 from .data_sampler import QuestionLoading
 from .md_config import MDConfig
@@ -196,7 +196,7 @@ class MixedObjective(QuestionLoading):
             self._card().save(folder / "README.md")
 
     def _student_settings(self) -> dict[str, Any]:
-        prompt_format = "chat" if is_chat(self.processing_class, self.args.prompt_format) else "plain"
+        prompt_format = resolve_prompt_format(self.processing_class, self.args.prompt_format)
         return student_settings(self.train_dataset, self.args.objective, prompt_format)
 
     def _card(

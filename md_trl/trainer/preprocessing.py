@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..errors import InputError
-from ..prompts import encode, is_chat, student_prompt
+from ..prompts import encode, resolve_prompt_format, student_text
 from ..records import LABEL, PATHS, PATHS_AND_LABEL, QuestionType
 from .md_config import MDConfig
 from .weighting import path_weights, thoughts_to_learn
@@ -114,8 +114,8 @@ def tokenize_thoughts(
     Returns:
         `list[dict]`: What `tokenize` returns.
     """
-    prompt = student_prompt(question, path, tokenizer, prompt_format)
-    return tokenize(prompt, texts, tokenizer, is_chat(tokenizer, prompt_format))
+    prompt = student_text(question, path, tokenizer, prompt_format)
+    return tokenize(prompt, texts, tokenizer, resolve_prompt_format(tokenizer, prompt_format) == "chat")
 
 
 def check_lossless(tokenizer: PreTrainedTokenizerBase, program: str, ids: list[int], where: str) -> None:

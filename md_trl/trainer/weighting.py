@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..answers import equal
 from ..errors import InputError
-from ..prompts import student_prompt
+from ..prompts import student_text
 from ..records import LABEL, PATHS, QuestionType
 from .md_config import OBJECTIVES
 
@@ -120,7 +120,7 @@ def path_rows(
         for path, weight in path_weights(objective, row["type"], row.get("lambda")).items():
             completions = texts[path] if path != LABEL else [row["answer"].strip()]
             shared = {name: row.get(name) for name in ("id", "task")} | {"path": path, "type": row["type"]}
-            shared["prompt"] = student_prompt(row["question"], path, tokenizer)
+            shared["prompt"] = student_text(row["question"], path, tokenizer)
             weight = (row.get("repeat") or 1) * weight / max(len(completions), 1)
             flat += [shared | {"completion": text, "weight": weight} for text in completions]
     return flat

@@ -1,12 +1,12 @@
 """Turn the GPT-3.5-Turbo rationales of mwp_ReFT (https://github.com/lqtrung1998/mwp_ReFT) into a thought file.
 
-Its `svamp` files hold 3,014 word problems of MAWPS and ASDiv with one CoT and one PoT each; none of them is one of
-SVAMP's own 1,000. This is the worked example for anybody's rationales: one JSON object a line,
+Its `svamp` files hold 3,014 word problems from MAWPS and ASDiv, with one CoT and one PoT each. None of them is among
+the 1,000 questions of SVAMP. To import rationales of your own, write one JSON object per line in the same way:
 
     {"task": "svamp", "question": "...", "gold": "203", "path": "cot", "text": "...", "model": "gpt-3.5-turbo"}
 
 Usage: python gpt35_to_thoughts.py FOLDER_WITH_cot.json_AND_pot.json > thoughts.jsonl
-       md-trl sample --store teacher.db --import thoughts.jsonl
+       md-trl store import --store teacher.db --file thoughts.jsonl
 """
 
 import ast
@@ -16,7 +16,7 @@ from pathlib import Path
 
 
 def without_docstring(program: str) -> str:
-    """Drop the docstring, which repeats the question word for word."""
+    """Remove the docstring, which repeats the question word for word."""
     first = ast.parse(program).body[0].body[0]
     if not (isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)):
         return program

@@ -1,7 +1,7 @@
 """Adaptive against full sampling of the quickstart's simulated teacher: thoughts saved, types and lambdas changed.
 
-For each seed the teacher is asked for 20 + 20 thoughts of each question, and again adaptively into a store of its own.
-Writes outputs/bench/adaptive.json.
+For each seed, 20 + 20 thoughts per question are sampled into one store, and adaptively into another one. Writes
+outputs/bench/adaptive.json.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from md_trl.execution import Executor
 from md_trl.judging import mark, read_answers
 from md_trl.mixing import mix
 from md_trl.prompts import teacher_messages
-from md_trl.records import MixedRow, Thought
+from md_trl.records import MixedRow, SamplingParams, Thought
 from md_trl.sampling import sample
 from md_trl.sampling.engines.openai import OpenAIEngine
 from md_trl.simulated_teacher import MODEL, TeacherServer
@@ -60,7 +60,7 @@ def main() -> None:
 def compare(url: str, count: int, seed: int) -> dict:
     questions = load_questions("stories", "train", seed=seed)[:count]
     gold = {question.id: question.answer for question in questions}
-    parameters = {"seed": seed, "progress": False}
+    options = {"params": SamplingParams(seed=seed), "progress": False}
     with Executor() as executor, tempfile.TemporaryDirectory() as folder:
 
         def judged(thoughts: list[Thought]) -> list[Thought]:
@@ -68,18 +68,18 @@ def compare(url: str, count: int, seed: int) -> dict:
 
         engine = OpenAIEngine(MODEL, url)
         with Store(f"{folder}/full.db") as store:
-            whole = sample(questions, ["cot", "pot"], N, engine, store, teacher_messages, **parameters)
+            whole = sample(questions, ["cot", "pot"], N, engine, store, teacher_messages, **options)
             thoughts = judged(store.thoughts())
         full = mix(questions, thoughts)
         with Store(f"{folder}/adaptive.db") as store:
-            summary = sample_adaptively(questions, N, engine, store, teacher_messages, judged, **parameters)
+            summary = sample_adaptively(questions, N, engine, store, teacher_messages, executor, **options)
             adaptive = mix(questions, judged(store.thoughts()))
         # A second full run with another seed: how much types and lambdas move by chance alone
         with Store(f"{folder}/again.db") as store:
-            parameters["seed"] = seed + 1000
-            sample(questions, ["cot", "pot"], N, engine, store, teacher_messages, **parameters)
+            options["params"] = SamplingParams(seed=seed + 1000)
+            sample(questions, ["cot", "pot"], N, engine, store, teacher_messages, **options)
             again = mix(questions, judged(store.thoughts()))
-    # The same rule on the beginnings of the full run: what it would have missed of this very run
+    # The same rule on the first thoughts of the full run: what it would have missed of this very run
     lengths = {row.id: row.n_cot for row in adaptive}
     beginnings = mix(questions, [thought for thought in thoughts if thought.index < lengths[thought.question_id]])
     assert summary.thoughts + summary.saved == whole.thoughts

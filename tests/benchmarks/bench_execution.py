@@ -1,11 +1,12 @@
-"""Programs per second and peak memory: md_trl's executor against evaluate's `code_eval` and one `python -I` a program.
+"""Compare the speed and peak memory of md_trl's executor, evaluate's `code_eval` and one `python -I` per program.
 
     python tests/benchmarks/bench_execution.py            # ordinary programs, all peers
     python tests/benchmarks/bench_execution.py --code_eval evaluate/metrics/code_eval    # without the Hub
-    python tests/benchmarks/bench_execution.py --large    # 100,000 programs in one call, with and without time-outs
+    python tests/benchmarks/bench_execution.py --large    # 100,000 programs in one call, with and without timeouts
 
-Every measurement is a process of its own. Peak memory is the largest sum, sampled ten times a second, of the private
-and shared memory (PSS) of the process and all it started.
+The ordinary programs are GPT-3.5's for word problems if `../shared/data/svamp_teacher` exists (see CONTRIBUTING.md),
+otherwise generated programs of the same form. Each measurement runs in its own process. Peak memory is the
+proportional set size (PSS) of this process and its children, sampled ten times per second.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ POT = Path(__file__).parents[2].parent / "shared" / "data" / "svamp_teacher" / "
 N = 2_000
 ENDLESS = {
     "spin": "while True:\n    pass  # {}",
-    # Waits for ever, and takes no processor.
+    # Waits forever without using a processor.
     "block": "import _thread\nlock = _thread.allocate_lock()\nlock.acquire()\nlock.acquire()  # {}",
 }
 
 
 def ordinary(n: int) -> list[str]:
-    """GPT-3.5's programs for word problems, or generated ones of the same form where there is no such file."""
+    """Return GPT-3.5's programs for word problems, completed with generated ones of the same form."""
     programs = []
     if POT.is_file():
         programs = list(dict.fromkeys(row["answer_cot"] for row in json.loads(POT.read_text())))
@@ -43,27 +44,27 @@ def ordinary(n: int) -> list[str]:
 
 
 class Memory:
-    """Watches the peak of this process and of what it starts, less what it was at first, in MB."""
+    """Measures the peak memory of this process and its children in MB."""
 
     def __enter__(self) -> Memory:
-        self.first = self.peak = self.now()
+        self.first = self.peak = self.current()
         self.over = threading.Event()
         self.thread = threading.Thread(target=self.watch)
         self.thread.start()
         return self
 
-    def now(self) -> float:
+    def current(self) -> float:
         total = 0
         for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
             try:
                 total += process.memory_full_info().pss
-            except psutil.Error:  # it has ended
+            except psutil.Error:  # the process has ended
                 pass
         return total / 2**20
 
     def watch(self) -> None:
         while not self.over.wait(0.1):
-            self.peak = max(self.peak, self.now())
+            self.peak = max(self.peak, self.current())
 
     def __exit__(self, *exception) -> None:
         self.over.set()
@@ -71,7 +72,7 @@ class Memory:
 
 
 def cpu_seconds() -> float:
-    """Of this process and all it started that still runs."""
+    """Return the CPU time of this process and its running children."""
     times = [process.cpu_times() for process in [psutil.Process(), *psutil.Process().children(recursive=True)]]
     return sum(t.user + t.system + t.children_user + t.children_system for t in times)
 
@@ -89,14 +90,14 @@ def run_md_trl(engine: str, programs: list[str]) -> dict:
 
 
 def run_code_eval(programs: list[str], folder: str) -> dict | None:
-    """evaluate's metric, or `None` where it cannot be had."""
+    """Measure evaluate's metric, or return `None` if it cannot be loaded."""
     os.environ["HF_ALLOW_CODE_EVAL"] = "1"
     tests = [f"assert {result_of(program)} is not None" for program in programs]
     try:
         import evaluate
 
         metric = evaluate.load(folder or "code_eval")
-    except Exception as failure:  # offline, each library raises what it likes
+    except Exception as failure:  # without a network, errors of many types are raised
         print(f"evaluate's code_eval cannot be loaded ({type(failure).__name__}): see --code_eval.", file=sys.stderr)
         return None
     with Memory() as memory:
@@ -128,7 +129,7 @@ def run_process_each(programs: list[str]) -> dict:
 
 
 def run_large(timeouts: str) -> dict:
-    """100,000 programs in one call; 0.3% of them do not end."""
+    """Measure 100,000 programs in one call, 0.3% of which do not end unless `timeouts` is `"none"`."""
     from md_trl.execution import Executor
 
     n = 100_000
@@ -156,7 +157,7 @@ def run_large(timeouts: str) -> dict:
 
 
 def samples(run_many, programs: list[str]) -> dict:
-    """Resident memory of this process and the workers at each tenth of the run, besides the results themselves."""
+    """Run programs, and return the results with the resident memory of this process and its workers during the run."""
     ours, theirs, over = [], [], threading.Event()
 
     def resident() -> tuple[float, float]:
@@ -203,7 +204,7 @@ def figures(n: int, seconds: float, memory: Memory) -> dict:
 
 
 def measure(what: str) -> dict:
-    """One measurement in a process of its own, which prints a line of JSON last."""
+    """Run one measurement in its own process, whose last line of output is JSON."""
     done = subprocess.run([sys.executable, __file__, "--measure", what], stdout=subprocess.PIPE, text=True, check=True)
     figures = json.loads(done.stdout.splitlines()[-1])
     print(f"{what}: {json.dumps(figures)}", flush=True)

@@ -1,7 +1,7 @@
-"""The sampler, with its store and its ledger, against the bare `AsyncOpenAI` client in a loop, on one loopback server.
+"""The sampler, with store and ledger, against the bare `AsyncOpenAI` client in a loop, on the same loopback server.
 
-Both ask 5,000 requests, 64 at a time, in turns of 1,000; the medians are compared. Then 100,000 thoughts are sampled
-into one store: memory must stay flat. Writes outputs/bench/sampling.json.
+Both send 5,000 requests, 64 at a time, in alternating runs of 1,000, and the medians are compared. Then 100,000
+thoughts are sampled into one store, which must not increase memory. Writes outputs/bench/sampling.json.
 """
 
 from __future__ import annotations

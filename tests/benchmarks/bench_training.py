@@ -52,10 +52,10 @@ def real_rows(count):
 def sampled_rows(count, n=10):
     """Return the first questions with thoughts sampled from a trained student, all of which count as correct here."""
     from md_trl.prompts import student_prompt
-    from md_trl.records import Question
+    from md_trl.records import Question, SamplingParams
     from md_trl.sampling.engines.transformers import TransformersEngine
     from md_trl.sampling.sampler import sample
-    from md_trl.store import Store
+    from md_trl.store import Selection, Store
 
     questions = [
         Question(f"svamp/train/{row['id']}", "svamp", "train", row["question"], "?") for row in real_rows(count)
@@ -69,9 +69,9 @@ def sampled_rows(count, n=10):
             engine,
             store,
             lambda question, path: student_prompt(question.question, path),
-            max_tokens=200,
+            params=SamplingParams(max_tokens=200),
         )
-        thoughts = store.thoughts(settings=summary.settings)
+        thoughts = store.thoughts(Selection(settings=summary.settings))
     by_path = {(q.id, path): [] for q in questions for path in ("cot", "pot")}
     for thought in thoughts:
         if (thought.question_id, thought.path) in by_path:

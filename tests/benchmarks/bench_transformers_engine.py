@@ -1,8 +1,8 @@
-"""The engine `transformers` against plain `generate`, a call a prompt: SmolLM2-135M and the student of the quickstart.
+"""The engine `transformers` against plain `generate`, for SmolLM2-135M and the student of the quickstart.
 
-Ten samples of each prompt, with the same prompts, temperature and longest sample. The peer is called in its two plain
-ways: once for each prompt with `num_return_sequences=10`, and once for each sample. Every pair of runs is repeated, in
-turns, and the medians are compared. Writes outputs/bench/transformers_engine.json.
+Ten samples per prompt, with the same prompts, temperature and `max_tokens`. The peer is called in its two plain ways:
+once per prompt with `num_return_sequences=10`, and once per sample. The runs alternate, and the medians are compared.
+Writes outputs/bench/transformers_engine.json.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 
 from md_trl.prompts import encode, student_prompt  # noqa: E402
+from md_trl.records import SamplingParams  # noqa: E402
 from md_trl.sampling.engines import SampleRequest  # noqa: E402
 from md_trl.sampling.engines.transformers import TransformersEngine  # noqa: E402
 from md_trl.tasks import load_questions  # noqa: E402
@@ -49,7 +50,7 @@ def main() -> None:
         else:
             print(f"No {folder}: {name} is left out.")
     result = {
-        "peer": f"transformers {transformers.__version__} generate, a call a prompt (num_return_sequences={N})",
+        "peer": f"transformers {transformers.__version__} generate, one call per prompt (num_return_sequences={N})",
         "models": figures,
         "ratio": {name: of_model["ratio"] for name, of_model in figures.items()},
         "load_average": os.getloadavg()[0],
@@ -63,12 +64,13 @@ def compare(folder: str, count: int, max_tokens: int, turns: int) -> dict:
     engine = TransformersEngine(folder, device="cpu")
     model, tokenizer = engine._model, engine.tokenizer
     questions = load_questions("stories", "test")[:count]
-    prompts = [student_prompt(question.question, "pot", prompt_format="plain") for question in questions]
+    params = SamplingParams(temperature=TEMPERATURE, max_tokens=max_tokens)
+    prompts = [student_prompt(question.question, "pot") for question in questions]
     ids = [torch.tensor([one]) for one in encode(tokenizer, prompts, False)]
 
     def ours() -> int:
         requests = (
-            SampleRequest(question.id, "pot", prompt, n=N, temperature=TEMPERATURE, max_tokens=max_tokens)
+            SampleRequest(question.id, "pot", prompt, params, n=N)
             for question, prompt in zip(questions, prompts, strict=True)
         )
         return sum(result.usage["completion_tokens"] for result in engine.generate(requests))
@@ -105,7 +107,7 @@ def compare(folder: str, count: int, max_tokens: int, turns: int) -> dict:
     for turn in range(turns):
         for name, run in runs.items():
             if name == "generate_per_sample" and turn:
-                continue  # Ten times as slow: once will do.
+                continue  # Ten times slower: one run is enough.
             start = time.perf_counter()
             tokens = run()
             rates[name].append(tokens / (time.perf_counter() - start))

@@ -1,12 +1,13 @@
-"""Programs that mean harm, by name: what each tries, its text, and the status it must get in the jail.
+"""Hostile programs by name: what each tries to do, its text, and the status it must get in the jail.
 
-`{canary}` is a file with a secret that anyone may read, `{folder}` a folder where anyone may write, `{port}` a port of
-this machine that listens, `{host}` the process that runs the programs, `{fd}` a descriptor of it that is inheritable
-and reads the secret. The environment variable MD_SECRET has the secret too.
+Placeholders: `{canary}` is a file with a secret that anyone may read, `{folder}` a folder where anyone may write,
+`{port}` a port of this machine that accepts connections, `{host}` the id of the process that runs the programs, and
+`{fd}` an inheritable file descriptor of it that reads the secret. The secret is also in its environment variable
+MD_SECRET.
 """
 
-REFUSED = "error"  # the system call is refused, so Python raises
-LACKS = "unsupported"  # the module does not exist in the jail
+REFUSED = "error"  # the kernel refuses the system call, so Python raises an error
+MISSING = "unsupported"  # the jail has no such module
 
 FILES = {
     "read a file": ("answer = open('{canary}').read()", REFUSED),
@@ -15,9 +16,9 @@ FILES = {
     "read a file with pathlib": ("import pathlib\nanswer = pathlib.Path('{canary}').read_text()", REFUSED),
     "read a file with numpy": ("import numpy\nanswer = numpy.fromfile('{canary}', 'u1').tolist()", REFUSED),
     "read a file with numpy's text reader": ("import numpy\nanswer = str(numpy.loadtxt('{canary}', str))", REFUSED),
-    "map a file with numpy": ("import numpy\nanswer = bytes(numpy.memmap('{canary}', mode='r')).decode()", LACKS),
+    "map a file with numpy": ("import numpy\nanswer = bytes(numpy.memmap('{canary}', mode='r')).decode()", MISSING),
     "read a file with linecache": ("import linecache\nanswer = linecache.getline('{canary}', 1)", "ok"),
-    "read a file with fileinput": ("import fileinput\nanswer = list(fileinput.input('{canary}'))", LACKS),
+    "read a file with fileinput": ("import fileinput\nanswer = list(fileinput.input('{canary}'))", MISSING),
     "read a file through sympify": ("import sympy\nanswer = str(sympy.sympify(\"open('{canary}').read()\"))", REFUSED),
     "read a file through eval": ("answer = eval(\"open('{canary}').read()\")", REFUSED),
     "read a file through the loader": (
@@ -51,7 +52,7 @@ NETWORK = {
     "connect with _socket": ("import _socket\ns = _socket.socket()\ns.connect(('127.0.0.1', {port}))", REFUSED),
     "fetch a page": (
         "import urllib.request as u\nanswer = u.urlopen('http://127.0.0.1:{port}/').read().decode()",
-        (REFUSED, LACKS),
+        (REFUSED, MISSING),
     ),
     "listen": (
         "import socket\ns = socket.socket()\ns.bind(('', 0))\ns.listen()\nanswer = s.getsockname()[1]",
@@ -68,7 +69,7 @@ ENVIRONMENT = {
     "dump the environment": ("import os\nprint(dict(os.environ))\nanswer = 1", "ok"),
     "dump the environment from C": (
         "import ctypes\nanswer = str(ctypes.CDLL(None).getenv(b'MD_SECRET'))",
-        ("ok", REFUSED, LACKS),
+        ("ok", REFUSED, MISSING),
     ),
     "read the arguments": ("import sys\nanswer = ' '.join(sys.orig_argv)", "ok"),
     "inherited descriptor": ("import os\nanswer = os.read({fd}, 99).decode()", REFUSED),
@@ -110,7 +111,7 @@ PROCESSES = {
     "become another program": ("import os\nos.execv('/bin/cat', ['cat', '{canary}'])", REFUSED),
     "multiprocessing": (
         "import multiprocessing\np = multiprocessing.Process(target=print)\np.start()\nanswer = 1",
-        (REFUSED, LACKS),
+        (REFUSED, MISSING),
     ),
     "thread": ("import threading\nthreading.Thread(target=print).start()\nanswer = 1", REFUSED),
     "thread bomb": ("import _thread\nwhile True:\n    _thread.start_new_thread(print, ())", REFUSED),
@@ -121,7 +122,7 @@ PROCESSES = {
     "interrupt the host": ("import os\nos.kill({host}, 2)\nanswer = 1", REFUSED),
     "signals through a descriptor": (
         "import fcntl\nfcntl.fcntl(3, 8, {host})\nfcntl.fcntl(3, 4, 0o20000)\nanswer = 1",
-        (REFUSED, LACKS),
+        (REFUSED, MISSING),
     ),
     "ignore signals": (
         "import signal\nfor n in range(1, 65):\n    try:\n        signal.signal(n, signal.SIG_IGN)\n"
@@ -134,11 +135,11 @@ PROCESSES = {
     "raise a limit": ("import resource\nresource.setrlimit(7, (99, 99))\nanswer = 1", REFUSED),
     "trace the host": (
         "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\nassert libc.ptrace(16, {host}, 0, 0) == 0",
-        (REFUSED, LACKS),
+        (REFUSED, MISSING),
     ),
     "leave the session": ("import os\nos.setsid()\nanswer = 1", REFUSED),
     "a lower priority": ("import os\nos.nice(-10)\nanswer = 1", REFUSED),
-    "namespaces": ("import ctypes\nassert ctypes.CDLL(None).unshare(0x10000000) == 0", (REFUSED, LACKS)),
+    "namespaces": ("import ctypes\nassert ctypes.CDLL(None).unshare(0x10000000) == 0", (REFUSED, MISSING)),
 }
 ENDINGS = {
     "exit": ("exit()", "no_result"),
@@ -190,12 +191,12 @@ MEMORY = {
     "formatting": ("answer = len('%10000000000d' % 1)", (REFUSED, "memory")),
     "padding": ("answer = len('x'.ljust(10 ** 10))", "memory"),
     "numpy": ("import numpy\nanswer = numpy.ones(10 ** 10).sum()", "memory"),
-    "a mapping": ("import mmap\nanswer = len(mmap.mmap(-1, 10 ** 10))", (REFUSED, "memory", LACKS)),
+    "a mapping": ("import mmap\nanswer = len(mmap.mmap(-1, 10 ** 10))", (REFUSED, "memory", MISSING)),
     "permutations": ("import itertools\nanswer = len(list(itertools.permutations(range(12))))", ("memory", "timeout")),
     "replace": ("s = 'a' * 10 ** 5\nanswer = len(s.replace('a', s))", "memory"),
     "shared memory": (
         "from multiprocessing import shared_memory as s\nanswer = s.SharedMemory(create=True, size=9).name",
-        (REFUSED, LACKS),
+        (REFUSED, MISSING),
     ),
 }
 LOOPS = {
@@ -334,19 +335,19 @@ TRAPS = {
     "the collector": ("import gc\ngc.set_threshold(1)\ngc.freeze()\ngc.disable()\nanswer = 1", "ok"),
     "executable memory": (
         "import ctypes, mmap\nm = mmap.mmap(-1, 4096, prot=7)\nm.write(b'\\xc3')\nanswer = 1",
-        (REFUSED, LACKS),
+        (REFUSED, MISSING),
     ),
     "writing over ints": (
         "import ctypes\nctypes.memset(id(7) + 24, 8, 1)\nanswer = 1",
-        ("ok", REFUSED, LACKS),
+        ("ok", REFUSED, MISSING),
     ),
     "a raw system call": (
         "import ctypes\nassert ctypes.CDLL(None).syscall(41, 2, 1, 0) >= 0",
-        (REFUSED, LACKS),
+        (REFUSED, MISSING),
     ),
     "a raw 32-bit system call": (
         "import ctypes\nassert ctypes.CDLL(None).syscall(0x40000000 + 2, b'{canary}', 0) >= 0",
-        (REFUSED, LACKS),
+        (REFUSED, MISSING),
     ),
 }
 

@@ -1,6 +1,7 @@
-"""Run the hostile programs, ordinary ones among them, and print as JSON what came of it: `run.py ENGINE SETTING`.
+"""Run hostile programs mixed with ordinary ones and print a report as JSON: `run.py ENGINE SETTING`.
 
-SETTING is `as is`, or `no unshare`: a seccomp filter of this process then refuses namespaces to all it starts.
+SETTING is `as is` or `no unshare`. With `no unshare`, a seccomp filter forbids this process and its children to create
+namespaces.
 """
 
 import ctypes
@@ -82,7 +83,7 @@ def main(engine, setting):
             "ordinary": len(ordinary),
             "signals": signals,
             "connected": connected,
-            "files": sorted(path.name for path in Path(folder).iterdir()),
+            "files": sorted(file.name for file in Path(folder).iterdir()),
             "canary": canary.read_text() == SECRET and canary.stat().st_nlink == 1,
             "children": Path(f"/proc/self/task/{os.getpid()}/children").read_text().split(),
         }

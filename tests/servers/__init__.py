@@ -1,1 +1,1 @@
-"""Servers on loopback that tests and benchmarks talk to."""
+"""Loopback servers for tests and benchmarks."""

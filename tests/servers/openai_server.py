@@ -1,7 +1,7 @@
-"""An OpenAI-compatible server on loopback: small, fast, and as well or badly behaved as a test asks for.
+"""An OpenAI-compatible loopback server that is small, fast, and misbehaves on request.
 
-The text of a choice depends on (prompt, seed, index of the choice) only. The server keeps books of what it sold, and
-has files and batches. Run it on its own with `python tests/servers/openai_server.py --port 8001`.
+The text of a choice depends only on the prompt, the seed and the index of the choice. The server keeps books of what
+it sold, and supports files and batches. Run it on its own with `python tests/servers/openai_server.py --port 8001`.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from typing import Any
 
 
 def text_of(prompt: Any, seed: int, index: int) -> str:
-    """What the server writes."""
+    """The text that the server returns."""
     return "The answer is " + hashlib.sha256(json.dumps([prompt, seed, index]).encode()).hexdigest()[:12]
 
 
 @dataclass
 class Reply:
     """
-    What goes over the wire. A status of 0 closes the connection without an answer.
+    An HTTP response. A status of 0 closes the connection without one.
 
-    `cut` sends only so many bytes of the body and closes the connection; `after` waits so many seconds first.
+    `cut` is the number of bytes of the body to send before closing the connection, `after` the seconds to wait first.
     """
 
     status: int
@@ -39,19 +39,20 @@ class Reply:
 
 
 def error(status: int, message: str = "no", code: str | None = None, **headers: str) -> Reply:
-    """An error in OpenAI's form."""
+    """An error in OpenAI's format."""
     body = {"error": {"message": message, "type": "test", "code": code}}
     return Reply(status, json.dumps(body).encode(), headers)
 
 
 class OpenAIServer:
     """
-    Runs in a thread from `with OpenAIServer() as server:` on, at `server.url`.
+    The server, which runs in a thread inside `with OpenAIServer() as server:`, at `server.url`.
 
-    `choices(body)` says how many choices a request gets, `finish(body, text)` may alter a text and names its finish
-    reason, `fault(number, body)` may answer the numbered request in another way; if it gives a function, the request
-    is answered and sold, and the function spoils the reply. `batch_steps` are the states that a batch goes through,
-    one a look; `batch_row(number, body, row)` may give a row of a batch another result, or `None` for none at all.
+    `choices(body)` returns the number of choices of a request; `finish(body, text)` returns a text, which it may
+    change, and its finish reason. `fault(number, body)` may return another reply to the numbered request, or a
+    function: then the request is answered and billed, and the function spoils the reply. `batch_steps` are the states
+    of a batch, one per status check. `batch_row(number, body, row)` returns the result of a row, which it may change,
+    or `None` for no result.
     """
 
     def __init__(
@@ -62,22 +63,21 @@ class OpenAIServer:
         models: Reply | None = None,
         delay: float = 0.0,
         port: int = 0,
-        most_under_way: int | None = None,
+        max_in_flight: int | None = None,
         batch_steps: tuple[str, ...] = ("validating", "in_progress", "finalizing", "completed"),
         batch_row: Callable[[int, dict, dict], dict | None] = lambda number, body, row: row,
     ):
         self.choices, self.finish, self.fault, self.delay, self.port = choices, finish, fault, delay, port
-        self.limit, self.batch_steps, self.batch_row = most_under_way, batch_steps, batch_row
+        self.limit, self.batch_steps, self.batch_row = max_in_flight, batch_steps, batch_row
         self.models = models or Reply(200, b'{"object": "list", "data": [{"id": "m", "object": "model"}]}')
         self.bodies: list[dict] = []
         self.sold: Counter[tuple[str, int]] = Counter()
         self.prompt_tokens = self.cached_tokens = self.completion_tokens = 0
-        self.unread: list[dict] = []  # Usage of answers that were sold and spoilt
+        self.unread: list[dict] = []  # Usage of answers that were billed and spoiled
         self.keys: set[str] = set()
-        self.under_way = self.most_under_way = self.too_many = 0
+        self.in_flight = self.peak_in_flight = self.too_many = 0
         self.files: dict[str, bytes] = {}
         self.batches: dict[str, dict] = {}
-        self.looks: Counter[str] = Counter()
 
     def __enter__(self) -> OpenAIServer:
         started = threading.Event()
@@ -115,12 +115,12 @@ class OpenAIServer:
                 if target.endswith("/models"):
                     reply = self.models
                 elif target.endswith("/completions"):
-                    self.under_way += 1
-                    self.most_under_way = max(self.most_under_way, self.under_way)
-                    crowded = self.limit is not None and self.under_way > self.limit
+                    self.in_flight += 1
+                    self.peak_in_flight = max(self.peak_in_flight, self.in_flight)
+                    crowded = self.limit is not None and self.in_flight > self.limit
                     if self.delay and not crowded:
                         await asyncio.sleep(self.delay)
-                    self.under_way -= 1
+                    self.in_flight -= 1
                     self.too_many += crowded
                     reply = error(429, "too many at once") if crowded else self._answer(target, json.loads(body))
                 else:
@@ -206,11 +206,11 @@ class OpenAIServer:
                 data = list(reversed(self.batches.values()))
                 return _json({"object": "list", "data": data, "has_more": False})
             case "GET", ["batches", id_]:
-                return _json(self._look(self.batches[id_]))
+                return _json(self._check_status(self.batches[id_]))
         return error(404, f"no {target}")
 
-    def _look(self, batch: dict) -> dict:
-        """Each look at a batch takes it a step on."""
+    def _check_status(self, batch: dict) -> dict:
+        """Move a batch on by one state per status check."""
         steps = self.batch_steps
         if batch["status"] == steps[-1]:
             return batch
@@ -250,7 +250,7 @@ def _json(body: dict) -> Reply:
 
 
 def _uploaded(content_type: str, body: bytes) -> bytes:
-    """The file in a multipart form."""
+    """Extract the file from a multipart form."""
     boundary = content_type.partition("boundary=")[2].encode()
     for part in body.split(b"--" + boundary):
         head, _, content = part.partition(b"\r\n\r\n")

@@ -1,6 +1,6 @@
-"""A stand-in for vLLM: the part of its documented interface that md_trl uses, over a Hugging Face model.
+"""A stand-in for vLLM: the part of its documented interface that md_trl uses, on top of a transformers model.
 
-Arguments that vLLM does not have are refused. `llm.calls` keeps what was asked.
+It accepts no arguments that vLLM does not have. `llm.calls` records the calls of `generate`.
 """
 
 from dataclasses import dataclass, field
@@ -68,7 +68,7 @@ class LLM:
             ids = prompt["prompt_token_ids"]
             if len(ids) + params.max_tokens > self.llm_engine.model_config.max_model_len:
                 raise ValueError("the prompt is longer than the maximum model length")
-            # A child of a request has the seed of the request plus its index. They may come in any order.
+            # The seed of a sample is the seed of the request plus its index. Samples may be in any order.
             samples = [self._sample(ids, params, index) for index in reversed(range(params.n))]
             outputs.append(RequestOutput(ids, samples, num_cached_tokens=2 if i else 0))
         return outputs

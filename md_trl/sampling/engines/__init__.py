@@ -1,8 +1,8 @@
-"""What samples: the protocol that every engine follows, and its two nouns.
+"""Engines: requests for samples come in, results go out.
 
 An engine knows a model and nothing of tasks, stores or answers. [`~md_trl.sampling.engines.openai.OpenAIEngine`] asks
-a server, [`~md_trl.sampling.engines.transformers.TransformersEngine`] and
-[`~md_trl.sampling.engines.vllm.VLLMEngine`] run a local model.
+a server; [`~md_trl.sampling.engines.transformers.TransformersEngine`] and
+[`~md_trl.sampling.engines.vllm.VLLMEngine`] run a local model. To add one, write a class that satisfies [`Engine`].
 """
 
 from __future__ import annotations
@@ -13,76 +13,85 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from ...records import Choice
+from ...errors import InputError
+from ...prompts import Prompt, max_prompt_tokens
+from ...records import Choice, SamplingParams
 
 
-Prompt = str | list[dict[str, str]]
-"""A text to go on with, or chat messages."""
+# Defaults that the command line shows too. The engines' own files import large libraries.
+CONCURRENCY, MAX_RETRIES, TIMEOUT, POLL_SECONDS = 16, 6, 300.0, 60.0
+BATCH_SIZE = 128
 
 
 @dataclass(frozen=True, slots=True)
 class SampleRequest:
     r"""
-    One prompt of which `n` samples are wanted.
+    A request for `n` samples of one prompt.
 
     Args:
-        question_id (`str`), path (`str`):
-            What is sampled; with `seed` and the sample index they decide the random numbers.
-        prompt (`str` or `list[dict]`):
-            A text to go on with, or chat messages.
+        question_id (`str`):
+            Id of the question.
+        path (`str`):
+            `cot`, `pot` or `label`. Together with the question id, the seed and the sample index it determines the
+            random numbers of a sample.
+        prompt (`str` or `list[dict[str, str]]`):
+            Text to continue, or chat messages. Engines render messages themselves.
+        params ([`~md_trl.records.SamplingParams`], *optional*, defaults to `SamplingParams()`):
+            How to sample. The engine cuts each sample before its first stop string.
         n (`int`, *optional*, defaults to `1`):
             Number of samples.
         first_index (`int`, *optional*, defaults to `0`):
             Sample index of the first one.
-        seed (`int`, *optional*, defaults to `42`):
-            Seed of the whole run.
-        temperature (`float`, *optional*, defaults to `0.7`):
-            0 is greedy.
-        top_p (`float`, *optional*, defaults to `1.0`):
-            Mass of the most likely tokens to sample from.
-        max_tokens (`int`, *optional*, defaults to `512`):
-            Longest sample, in tokens.
-        stop (`Sequence[str]`, *optional*, defaults to `()`):
-            Strings that end a sample. The engine cuts them off.
         key (`int`, *optional*, defaults to `0`):
-            Number of the request in the store. Engines hand it back and do not look at it.
+            Number of the request in the store. Engines pass it through.
     """
 
     question_id: str
     path: str
     prompt: Prompt
+    params: SamplingParams = SamplingParams()
     n: int = 1
     first_index: int = 0
-    seed: int = 42
-    temperature: float = 0.7
-    top_p: float = 1.0
-    max_tokens: int = 512
-    stop: Sequence[str] = ()
     key: int = 0
+
+    def seed(self, sample: int = 0) -> int:
+        """Seed of one of the samples, by default of the first one."""
+        return derive_seed(self.params.seed, self.question_id, self.path, self.first_index + sample)
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        """Upper bound on the tokens of the prompt."""
+        return max_prompt_tokens(self.prompt)
+
+    @property
+    def max_completion_tokens(self) -> int:
+        """Upper bound on the tokens of one sample."""
+        return self.params.max_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class SampleResult:
     r"""
-    What came of a [`SampleRequest`].
+    The outcome of a [`SampleRequest`].
 
     Args:
         request ([`SampleRequest`]):
             The request.
         choices (`list[Choice]`, *optional*, defaults to `[]`):
-            The samples, in sample order: the first has the index `request.first_index`. May be fewer than asked.
-        usage (`dict`, *optional*, defaults to `{}`):
-            Tokens as counted by the engine: `prompt_tokens`, `cached_tokens` (part of them), `completion_tokens`.
+            Samples in order: the first one has the index `request.first_index`. There may be fewer than requested.
+        usage (`dict[str, Any]`, *optional*, defaults to `{}`):
+            Token counts reported by the engine: `prompt_tokens`, `cached_tokens` (included in `prompt_tokens`) and
+            `completion_tokens`.
         error (`str`, *optional*):
             Why there are no choices.
         retry (`bool`, *optional*, defaults to `True`):
-            Whether asking once more could help; `False` if the server refused this very request.
+            Whether asking again may help. `False` if this very request was refused.
         lost (`bool`, *optional*, defaults to `False`):
-            Whether the request may have been billed though no answer could be read.
+            Whether the request may have been billed although no answer could be read.
         faults (`Sequence[str]`, *optional*, defaults to `()`):
-            What went wrong before, free of charge, until the request was repeated.
+            Errors of earlier attempts at the same request, none of which was billed.
         served (`str`, *optional*):
-            The model that the answer names.
+            Name of the model according to the answer.
     """
 
     request: SampleRequest
@@ -97,34 +106,55 @@ class SampleResult:
 
 class Engine(Protocol):
     r"""
-    Anything that samples.
+    Protocol of an engine.
 
     Attributes:
         model (`str`):
-            Name of the model, as the store keeps it.
+            Name under which the store keeps the samples of the model.
     """
 
     model: str
 
     def generate(self, requests: Iterable[SampleRequest]) -> Iterator[SampleResult]:
-        """Pull requests as they can be worked on, and yield each result as it is complete, in any order."""
+        """Pull requests when there is capacity for them and yield each result once it is complete, in any order."""
         ...
 
 
+def check_params(params: SamplingParams, n: int) -> None:
+    r"""
+    Check that `n` samples can be drawn.
+
+    Args:
+        params ([`~md_trl.records.SamplingParams`]):
+            How to sample.
+        n (`int`):
+            Number of samples.
+
+    Raises:
+        `ValueError`: Negative temperature, `n` below 1, or several samples at temperature 0, which are all the same.
+    """
+    if n < 1:
+        raise InputError(f"`n` is {n}. Use 1 or more.")
+    if params.temperature < 0:
+        raise InputError(f"`temperature` is {params.temperature}. Use 0 (greedy) or more.")
+    if params.temperature == 0 and n > 1:
+        raise InputError(f"`temperature=0` is greedy and gives one text, not n={n}. Use `n=1` or another temperature.")
+
+
 def derive_seed(seed: int, question_id: str, path: str, index: int) -> int:
-    """Seed of one sample (31 bits), independent of what else is sampled."""
+    """Derive the seed of one sample (31 bits). It does not depend on what else is sampled."""
     text = f"{seed}\0{question_id}\0{path}\0{index}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
 
 def cut_at_stop(choice: Choice, stop: Sequence[str]) -> Choice:
-    """Cut the text before its first stop string, which makes the finish reason `stop`: many servers leave it in."""
+    """Cut a text before its first stop string and set the finish reason to `stop`. Many servers do neither."""
     ends = [end for end in (choice.text.find(string) for string in stop) if end >= 0]
     return Choice(choice.text[: min(ends)], "stop") if ends else choice
 
 
-def name_of_folder(model: str) -> str:
-    """A local model as the store keeps it. A folder may hold other weights tomorrow: it is named with their digest."""
+def model_name(model: str) -> str:
+    """Name of a local model in the store: a Hub id as it is, a folder with a digest of the weights it holds now."""
     folder = Path(model)
     if not folder.is_dir():
         return model

@@ -1,35 +1,35 @@
-"""Samples from any server that speaks OpenAI's API: chat for messages, plain completions for texts."""
+"""Samples from any server that speaks OpenAI's API: chat completions for messages, plain completions for text."""
 
 from __future__ import annotations
 
 import asyncio
-import email.utils
 import itertools
-import json
 import math
 import os
 import queue
 import random
 import threading
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
 
 import httpx2
 import openai
 
 from ...errors import InputError
-from ..api_keys import find_key
-from . import Choice, SampleRequest, SampleResult, cut_at_stop, derive_seed
+from ..api_keys import NO_KEY, find_key
+from . import CONCURRENCY, MAX_RETRIES, TIMEOUT, SampleRequest, SampleResult, check_params
+from .openai_api import read_answer, request_body, retry_after
+from .throttle import Throttle
 
 
-# Pauses before a request is repeated: the first, and the longest; each is twice the one before, less up to a half.
+# Seconds before a request is repeated: the first pause and the longest one. Each pause doubles the one before, and
+# jitter shortens it by up to a half.
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0
-# A server that wants a longer pause than this is left alone.
+# A server that asks for a longer wait (in seconds) ends the run.
 LONGEST_RETRY_AFTER = 600.0
-# Requests under way that share a client.
+# Number of requests in flight that share one client.
 CONNECTIONS_PER_CLIENT = 8
 
 
@@ -37,33 +37,39 @@ class OpenAIEngine:
     r"""
     Samples from an OpenAI-compatible server.
 
-    The key comes from the environment variable `OPENAI_API_KEY` or the keyring and goes nowhere but to the server, see
-    [`~md_trl.sampling.api_keys.find_key`].
+    The API key is read from the environment variable `OPENAI_API_KEY` or the system's keyring and sent to the server
+    only, see [`~md_trl.sampling.api_keys.find_key`].
 
-    429, 5xx and refused connections cost nothing and are repeated, after the pause that the server asks for or one
-    that doubles each time, with jitter. On 429 half as many requests are kept under way; each answer brings back a
-    little. A request that may have been billed although no answer could be read (time-out, lost connection, half an
-    answer) is not repeated here: it comes back as a result with an `error` and `lost=True`, so that whoever keeps the
-    books decides. A server that is not there, a refused key, an exhausted account and an unknown model end the run:
-    nothing more is asked, what is under way is waited for.
+    What happens when something goes wrong depends on whether it may have cost money:
+
+    - 429, 5xx and refused connections cost nothing. They are retried after the pause that the server asks for, or with
+      exponential backoff and jitter. A 429 halves the number of requests in flight; every answer raises it a little.
+    - A timeout, a lost connection or a broken answer may have been billed. It is not retried here but returned as a
+      result with `error` and `lost=True`, so that the caller can account for it.
+    - A refused request (400 and the like) is returned with `retry=False`. If it asked for several samples and the
+      server has never returned several, it is first tried with `n=1`: some servers do not accept `n > 1`.
+    - No server, a refused key, an exhausted quota, an unknown model, or a server that refuses the first requests end
+      the run: nothing more is sent, and the requests in flight are waited for.
 
     Args:
         model (`str`):
-            Name of the model, as the server knows it.
+            Name of the model on the server.
         base_url (`str`, *optional*):
-            Root of the API, for example `http://127.0.0.1:8000/v1`. Defaults to the environment variable
-            `OPENAI_BASE_URL`, then to OpenAI's own.
+            Root of the API, for example `http://127.0.0.1:8000/v1`. The environment variable `OPENAI_BASE_URL`, then
+            OpenAI's own API, by default.
         concurrency (`int`, *optional*, defaults to `16`):
-            Most requests under way at the same time.
+            Maximum number of requests in flight.
         max_retries (`int`, *optional*, defaults to `6`):
-            How often a request is repeated.
+            Maximum number of retries per request.
         timeout (`float`, *optional*, defaults to `300.0`):
             Seconds after which a request counts as lost.
-        requests_per_minute (`float`, *optional*), tokens_per_minute (`float`, *optional*):
-            Limits of the server to keep to. Tokens are estimated from earlier answers.
+        requests_per_minute (`float`, *optional*):
+            Rate limit on requests.
+        tokens_per_minute (`float`, *optional*):
+            Rate limit on tokens, which are estimated from earlier answers.
 
     Raises:
-        `ValueError`: no key for a server on another machine, or a key inside `base_url`.
+        `ValueError`: No key for a server on another machine, or a key inside `base_url`.
 
     Examples:
 
@@ -82,9 +88,9 @@ class OpenAIEngine:
         self,
         model: str,
         base_url: str | None = None,
-        concurrency: int = 16,
-        max_retries: int = 6,
-        timeout: float = 300.0,
+        concurrency: int = CONCURRENCY,
+        max_retries: int = MAX_RETRIES,
+        timeout: float = TIMEOUT,
         requests_per_minute: float | None = None,
         tokens_per_minute: float | None = None,
     ):
@@ -101,47 +107,46 @@ class OpenAIEngine:
         self.requests_per_minute = requests_per_minute
         self.tokens_per_minute = tokens_per_minute
         self._key = find_key(self.base_url)
-        # Whether the server has accepted any request. While it has not, a refusal ends the run.
-        self._accepted = False
+        # What the server has shown so far: that it accepts requests, and that it accepts `n > 1`.
+        self._accepted = self._accepted_several = False
 
     def generate(self, requests: Iterable[SampleRequest]) -> Iterator[SampleResult]:
         r"""
-        Ask for all requests, a bounded number of them at a time.
+        Send all requests, a limited number of them at a time.
 
         Args:
             requests (`Iterable[SampleRequest]`):
-                Pulled one by one, when there is room.
+                Pulled one by one, when there is capacity.
 
         Yields:
-            [`SampleResult`]: as they arrive.
+            [`SampleResult`]: Each one as it arrives.
 
         Raises:
-            `ConnectionError`: no server answers at the URL.
-            `ValueError`: the server refuses the key, does not know the model, or refuses the first requests.
+            `ConnectionError`: No server answers at the URL.
+            `ValueError`: The server refuses the key, does not know the model, or refuses the first requests.
         """
         requests = iter(requests)
         arrived: queue.SimpleQueue[asyncio.Future] = queue.SimpleQueue()
-        self._throttle = _Throttle(self.concurrency, self.requests_per_minute, self.tokens_per_minute)
+        self._throttle = Throttle(self.concurrency, self.requests_per_minute, self.tokens_per_minute)
         with _event_loop() as loop:
             clients = self._clients()
             turns = itertools.cycle(clients)
             try:
                 asyncio.run_coroutine_threadsafe(self._probe(clients[0]), loop).result()
-                under_way: dict[asyncio.Future, SampleRequest] = {}
+                in_flight: dict[asyncio.Future, SampleRequest] = {}
                 fatal = None
                 while True:
-                    while (
-                        not fatal
-                        and len(under_way) < self.concurrency
-                        and (request := next(requests, None)) is not None
-                    ):
+                    while not fatal and len(in_flight) < self.concurrency:
+                        request = next(requests, None)
+                        if request is None:
+                            break
                         future = asyncio.run_coroutine_threadsafe(self._ask(next(turns), request), loop)
-                        under_way[future] = request
+                        in_flight[future] = request
                         future.add_done_callback(arrived.put)
-                    if not under_way:
+                    if not in_flight:
                         break
                     future = arrived.get()
-                    request = under_way.pop(future)
+                    request = in_flight.pop(future)
                     try:
                         yield future.result()
                     except (ConnectionError, ValueError) as error:
@@ -150,7 +155,7 @@ class OpenAIEngine:
                 if fatal:
                     raise fatal
             except KeyboardInterrupt:
-                # What has arrived is paid for.
+                # Answers that have arrived are paid for.
                 while not arrived.empty():
                     future = arrived.get()
                     if future.exception() is None:
@@ -160,8 +165,8 @@ class OpenAIEngine:
                 asyncio.run_coroutine_threadsafe(_cancel_and_close(clients), loop).result()
 
     def _clients(self) -> list[openai.AsyncOpenAI]:
-        # A client asks each of its idle connections whether it still stands, at every request: several clients with
-        # few connections each are much cheaper than one with all.
+        # At every request a client checks each of its idle connections. Several clients with few connections each are
+        # much cheaper than a single client with all of them.
         certificates = httpx2.create_ssl_context()
         return [
             openai.AsyncOpenAI(
@@ -175,103 +180,131 @@ class OpenAIEngine:
         ]
 
     async def _probe(self, client: openai.AsyncOpenAI) -> None:
-        """Find out before the first request whether there is a server that lets us in."""
+        """Check that there is a server and that it accepts the key."""
         try:
             await client.with_options(max_retries=1, timeout=10).models.list()
         except openai.APITimeoutError:
-            pass  # A busy server: it accepted the connection, and requests have a longer time-out.
+            pass  # The server accepted the connection but is busy. Requests have a longer timeout.
         except openai.APIConnectionError as error:
-            raise self.no_server(error) from None
+            raise self.connection_error(error) from None
         except openai.AuthenticationError as error:
-            raise self.no_entry(error) from None
+            raise self.authentication_error(error) from None
         except (openai.APIError, ValueError):
-            pass  # Not every server lists its models (`transformers serve` fails offline).
+            pass  # Not every server lists its models; `transformers serve` fails to when it is offline.
 
     async def _ask(self, client: openai.AsyncOpenAI, request: SampleRequest) -> SampleResult:
-        path, body = request_body(self.model, request)
+        """Ask for the samples of a request, or for the first of them if the server refuses `n > 1`."""
+        check_params(request.params, request.n)
+        result = await self._ask_until_answered(client, request)
+        if not result.retry and request.n > 1 and not self._accepted_several:
+            single = await self._ask_until_answered(client, replace(request, n=1))
+            if single.retry:
+                return replace(single, request=request)
+        if not result.retry and not self._accepted:
+            raise InputError(f"{self.base_url} refuses the requests: {result.error}. Nothing more was sent.")
+        return result
+
+    async def _ask_until_answered(self, client: openai.AsyncOpenAI, request: SampleRequest) -> SampleResult:
+        """Retry errors that cost nothing."""
         faults: list[str] = []
         while True:
             pause = min(FIRST_PAUSE * 2 ** len(faults), LONGEST_PAUSE) * random.uniform(0.5, 1)
-            estimate = await self._throttle.enter(request)
-            started = time.monotonic()
+            last = len(faults) >= self.max_retries
             try:
-                # The client's time-out is one between two packets.
-                answer = await asyncio.wait_for(client.post(path, cast_to=httpx2.Response, body=body), self.timeout)
-            except (asyncio.TimeoutError, openai.APITimeoutError):
-                return SampleResult(request, error=f"no answer within {self.timeout:g} s", lost=True, faults=faults)
-            except openai.APIConnectionError as error:
-                if not isinstance(error.__cause__, httpx2.ConnectError):
-                    await self._probe(client)
-                    return SampleResult(request, error="the connection was lost", lost=True, faults=faults)
-                fault = "no connection"
-                if len(faults) >= self.max_retries:
-                    await self._probe(client)
-            except openai.AuthenticationError as error:
-                raise self.no_entry(error) from None
-            except openai.NotFoundError as error:
-                raise InputError(
-                    f"{self.base_url} does not know the model {self.model!r} or has no such API "
-                    f"({self.message(error)}). Check `--model` and `--base_url` (it usually ends in /v1)."
-                ) from None
-            except openai.APIStatusError as error:
-                fault, wait = self.message(error), _retry_after(error.response.headers)
-                if error.code == "insufficient_quota" or (wait or 0) > LONGEST_RETRY_AFTER:
-                    raise InputError(
-                        f"{self.base_url} gives no more for now ({fault}). What has arrived is stored: run the same "
-                        "command again later."
-                    ) from None
-                if error.status_code == 429:
-                    self._throttle.slow_down(started, wait or 0.0)
-                elif error.status_code not in (408, 409) and error.status_code < 500:
-                    if not self._accepted:
-                        raise InputError(
-                            f"{self.base_url} refuses what it is asked: {fault}. Nothing more was asked."
-                        ) from None
-                    return SampleResult(request, error=fault, retry=False, faults=faults)
-                # Those who were told to come back at the same time do not.
-                pause = pause if wait is None else wait + 0.1 * pause
-            except openai.APIError as error:
-                return SampleResult(request, error=self.message(error), lost=True, faults=faults)
-            else:
-                return self._result(request, answer.content, faults, estimate)
-            finally:
-                self._throttle.leave()
-            if len(faults) >= self.max_retries:
-                return SampleResult(request, error=fault, faults=faults)
-            faults.append(fault)
-            await asyncio.sleep(pause)
+                return replace(await self._ask_once(client, request, last), faults=faults)
+            except _Retry as fault:
+                if last:
+                    return SampleResult(request, error=fault.message, faults=faults)
+                faults.append(fault.message)
+                # Jitter keeps clients apart that were told to come back at the same time.
+                await asyncio.sleep(pause if fault.seconds is None else fault.seconds + 0.1 * pause)
 
-    def _result(self, request: SampleRequest, data: bytes, faults: list[str], estimate: float) -> SampleResult:
+    async def _ask_once(self, client: openai.AsyncOpenAI, request: SampleRequest, last: bool) -> SampleResult:
+        endpoint, body = request_body(self.model, request)
+        expected = await self._throttle.enter(request)
+        started = time.monotonic()
         try:
-            choices, usage, served = read_answer(data, request)
+            # The client's own timeout is the one between two packets.
+            answer = await asyncio.wait_for(client.post(endpoint, cast_to=httpx2.Response, body=body), self.timeout)
+        except (asyncio.TimeoutError, openai.APITimeoutError):
+            return SampleResult(request, error=f"no answer within {self.timeout:g} s", lost=True)
+        except openai.APIConnectionError as error:
+            if not isinstance(error.__cause__, httpx2.ConnectError):
+                await self._probe(client)
+                return SampleResult(request, error="the connection was lost", lost=True)
+            if last:
+                await self._probe(client)
+            raise _Retry("no connection") from None
+        except openai.APIStatusError as error:
+            # Raised here and not in the method: a frame whose local variables hold `error`, which may repeat the key,
+            # would be part of the traceback.
+            refusal = self._refusal(error, started)
+            if isinstance(refusal, Exception):
+                raise refusal from None
+            return SampleResult(request, error=refusal, retry=False)
+        except openai.APIError as error:
+            return SampleResult(request, error=self.message(error), lost=True)
+        else:
+            return self._answered(request, answer.content, expected)
+        finally:
+            self._throttle.leave()
+
+    def _refusal(self, error: openai.APIStatusError, started: float) -> str | InputError | _Retry:
+        """What an HTTP error means: a message if this request is refused, else the exception to raise."""
+        if isinstance(error, openai.AuthenticationError):
+            return self.authentication_error(error)
+        message, seconds = self.message(error), retry_after(error.response.headers)
+        if isinstance(error, openai.NotFoundError):
+            return InputError(
+                f"{self.base_url} does not know the model {self.model!r} or has no such API ({message}). Check "
+                "`--model` and `--base_url` (which usually ends in /v1)."
+            )
+        if error.code == "insufficient_quota" or (seconds or 0) > LONGEST_RETRY_AFTER:
+            return InputError(
+                f"{self.base_url} gives no more for now ({message}). All samples received are stored: run the same "
+                "command again later."
+            )
+        if error.status_code == 429:
+            self._throttle.slow_down(started, seconds or 0.0)
+        elif error.status_code not in (408, 409) and error.status_code < 500:
+            return message
+        return _Retry(message, seconds)
+
+    def _answered(self, request: SampleRequest, data: bytes, expected: float) -> SampleResult:
+        try:
+            choices, usage, served = read_answer(data, not isinstance(request.prompt, str), request.params)
         except ValueError as error:
-            message = f"the answer cannot be read: {self.clean(str(error))}"
-            return SampleResult(request, error=message, lost=True, faults=faults)
+            return SampleResult(request, error=f"the answer cannot be read: {self.clean(str(error))}", lost=True)
         self._accepted = True
-        self._throttle.answered(request, estimate, usage, len(choices))
-        return SampleResult(request, choices, usage, faults=faults, served=served)
+        self._accepted_several |= len(choices) > 1
+        self._throttle.answered(request, expected, usage, len(choices))
+        return SampleResult(request, choices, usage, served=served)
 
     def sync_client(self) -> openai.OpenAI:
-        """A plain client, for what is not sampling."""
+        """A synchronous client, for everything that is not sampling."""
         return openai.OpenAI(
             api_key=self._key, base_url=self.base_url, max_retries=self.max_retries, timeout=self.timeout
         )
 
-    def no_server(self, error: openai.APIConnectionError) -> ConnectionError:
-        """What to raise if nobody answers."""
+    def connection_error(self, error: openai.APIConnectionError) -> ConnectionError:
+        """The error to raise if no server answers."""
         cause = f" ({self.clean(str(error.__cause__))})" if error.__cause__ else ""
         return ConnectionError(
-            f"No server answers at {self.base_url}{cause}. Start one there, for example `md-trl teacher --port 8000`, "
-            f"`vllm serve {self.model}` or `transformers serve`, or correct `--base_url`. What has arrived is stored: "
-            "run the same command again to go on."
+            f"No server answers at {self.base_url}{cause}. Start one there, for example with `md-trl teacher --port "
+            f"8000`, `vllm serve {self.model}` or `transformers serve`, or correct `--base_url`. All samples received "
+            "are stored: run the same command again to continue."
         )
 
-    def no_entry(self, error: openai.AuthenticationError) -> ValueError:
-        """What to raise if the key is refused."""
+    def authentication_error(self, error: openai.AuthenticationError) -> InputError:
+        """The error to raise if the server does not accept the key, or wants one and there is none."""
+        status = f"(HTTP {error.status_code})"
+        if self._key == NO_KEY:
+            problem = f"wants a key {status}, and the environment variable `OPENAI_API_KEY` is not set. Set it"
+        else:
+            problem = f"refuses the key {status}: it is wrong or has expired. Set `OPENAI_API_KEY`"
         return InputError(
-            f"{self.base_url} refuses the key (HTTP {error.status_code}): it is wrong or has expired. Set the "
-            "environment variable `OPENAI_API_KEY` to a valid one. What has arrived is stored: run the same command "
-            "again to go on."
+            f"{self.base_url} {problem} to a valid key. All samples received are stored: run the same command again "
+            "to continue."
         )
 
     def message(self, error: openai.APIError) -> str:
@@ -284,160 +317,24 @@ class OpenAIEngine:
         return self.clean(message)
 
     def clean(self, text: str) -> str:
-        """One line, not too long, and without the key, which some servers repeat."""
-        text = " ".join(text.replace(self._key, "***").split())
+        """Shorten a text to one line and remove the key, which some servers repeat."""
+        if self._key != NO_KEY:
+            text = text.replace(self._key, "***")
+        text = " ".join(text.split())
         return text if len(text) <= 300 else f"{text[:297]}..."
 
 
-def request_body(model: str, request: SampleRequest) -> tuple[str, dict[str, Any]]:
-    """Where a request goes, below the root of the API, and what it says."""
-    body = {
-        "model": model,
-        "n": request.n,
-        "temperature": request.temperature,
-        "top_p": request.top_p,
-        "max_tokens": request.max_tokens,
-        "seed": derive_seed(request.seed, request.question_id, request.path, request.first_index),
-    }
-    if request.stop:
-        body["stop"] = list(request.stop)
-    if isinstance(request.prompt, str):
-        return "/completions", body | {"prompt": request.prompt}
-    return "/chat/completions", body | {"messages": request.prompt}
+class _Retry(Exception):
+    """An error that cost nothing and may pass, with the seconds that the server asks to wait."""
 
-
-def read_answer(answer: bytes | dict[str, Any], request: SampleRequest) -> tuple[list[Choice], dict[str, int], str]:
-    r"""
-    Read the body of an answer.
-
-    Args:
-        answer (`bytes` or `dict`):
-            The body.
-        request ([`SampleRequest`]):
-            What was asked.
-
-    Returns:
-        `tuple[list[Choice], dict, str]`: the samples in the order of their indices, the tokens, the model named.
-
-    Raises:
-        `ValueError`: it is no answer.
-    """
-    try:
-        answer = json.loads(answer) if isinstance(answer, bytes) else answer
-        if not isinstance(answer, dict):
-            raise ValueError("it is no JSON object")
-        if answer.get("error") and not answer.get("choices"):
-            raise ValueError(f"it holds an error: {answer['error']}")
-        choices = []
-        for choice in sorted(answer.get("choices") or [], key=lambda choice: choice.get("index") or 0):
-            text = choice.get("text") if isinstance(request.prompt, str) else choice["message"].get("content")
-            # Half a surrogate pair passes as JSON, but is no character.
-            text = (text or "").encode(errors="replace").decode()
-            choices.append(cut_at_stop(Choice(text, str(choice.get("finish_reason") or "stop")), request.stop))
-        usage = answer.get("usage")
-        tokens = {}
-        if usage:
-            tokens = {name: int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")}
-            cached = int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
-            tokens |= {"cached_tokens": cached} if cached else {}
-    except (AttributeError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"it is not in the form of OpenAI's API ({type(error).__name__}: {error})") from None
-    return choices, tokens, str(answer.get("model") or "")
-
-
-def _retry_after(headers: httpx2.Headers) -> float | None:
-    """Seconds that the server asks to wait: `retry-after-ms`, or `Retry-After` in seconds or as a date."""
-    for name, scale in (("retry-after-ms", 1000), ("retry-after", 1)):
-        try:
-            return max(float(headers[name]) / scale, 0.0)
-        except (KeyError, ValueError):
-            continue
-    try:
-        return max(email.utils.parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time(), 0.0)
-    except (KeyError, ValueError):
-        return None
-
-
-class _Throttle:
-    """Holds requests back: so many at a time, so many and so many tokens a minute, fewer after a 429."""
-
-    def __init__(self, concurrency: int, requests_per_minute: float | None, tokens_per_minute: float | None):
-        self.most = self.allowed = float(concurrency)
-        self.requests_per_minute, self.tokens_per_minute = requests_per_minute, tokens_per_minute
-        self._under_way = 0
-        self._waiting: deque[asyncio.Future] = deque()
-        self._slowed_at = self._paused_until = 0.0
-        # When the next request may start, by either limit
-        self._request_at = self._token_at = 0.0
-        # Seen so far: tokens a character of the prompt, tokens a sample
-        self._per_character, self._per_sample = 0.25, None
-
-    async def enter(self, request: SampleRequest) -> float:
-        """Wait for a turn. Returns how many tokens the request is expected to take."""
-        if self._under_way >= int(self.allowed):
-            turn = asyncio.get_running_loop().create_future()
-            self._waiting.append(turn)
-            await turn  # Whoever ends it counts this request as under way.
-        else:
-            self._under_way += 1
-        estimate = self._estimate(request) if self.tokens_per_minute else 0.0
-        now = time.monotonic()
-        start = max(now, self._request_at, self._token_at)
-        if self.requests_per_minute:
-            self._request_at = start + 60 / self.requests_per_minute
-        if self.tokens_per_minute:
-            self._token_at = start + 60 * estimate / self.tokens_per_minute
-        try:
-            if start > now:
-                await asyncio.sleep(start - now)
-            while (pause := self._paused_until - time.monotonic()) > 0:
-                await asyncio.sleep(pause)
-        except asyncio.CancelledError:
-            self.leave()
-            raise
-        return estimate
-
-    def leave(self) -> None:
-        self._under_way -= 1
-        while self._waiting and self._under_way < int(self.allowed):
-            turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_result(None)
-                self._under_way += 1
-
-    def answered(self, request: SampleRequest, estimate: float, usage: dict[str, int], samples: int) -> None:
-        self.allowed = min(self.most, self.allowed + 1 / self.allowed)
-        if self.tokens_per_minute and usage and samples:
-            used = usage["prompt_tokens"] + usage["completion_tokens"]
-            self._token_at += 60 * (used - estimate) / self.tokens_per_minute
-            per_sample = usage["completion_tokens"] / samples
-            before = per_sample if self._per_sample is None else self._per_sample
-            self._per_sample = 0.9 * before + 0.1 * per_sample
-            per_character = usage["prompt_tokens"] / max(_characters(request), 1)
-            self._per_character = 0.9 * self._per_character + 0.1 * per_character
-
-    def slow_down(self, started: float, seconds: float) -> None:
-        """After a 429 to a request of that time. One burst of them halves the number once."""
-        now = time.monotonic()
-        self._paused_until = max(self._paused_until, now + seconds)
-        if started > self._slowed_at:
-            self._slowed_at = now
-            self.allowed = max(1.0, self.allowed / 2)
-
-    def _estimate(self, request: SampleRequest) -> float:
-        per_sample = request.max_tokens if self._per_sample is None else self._per_sample
-        return self._per_character * _characters(request) + per_sample * request.n
-
-
-def _characters(request: SampleRequest) -> int:
-    if isinstance(request.prompt, str):
-        return len(request.prompt)
-    return sum(len(message["content"]) for message in request.prompt)
+    def __init__(self, message: str, seconds: float | None = None):
+        super().__init__(message)
+        self.message, self.seconds = message, seconds
 
 
 @contextmanager
 def _event_loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """An event loop in a thread of its own: a notebook runs one in the main thread already."""
+    """An event loop in a thread of its own, because notebooks already run one in the main thread."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="md_trl-openai", daemon=True)
     thread.start()

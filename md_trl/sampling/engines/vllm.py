@@ -1,7 +1,7 @@
-"""Samples from a local model with vLLM (`pip install md_trl[vllm]`): `n` samples a prompt, prefixes computed once.
+"""Samples from a local model with vLLM (`pip install md_trl[vllm]`), which computes shared prefixes once.
 
-Written to vLLM's documented interface (`LLM`, `SamplingParams`). The project has had no GPU to run it on: its tests
-use a stand-in for the module.
+Written against vLLM's documented interface (`LLM`, `SamplingParams`). The project has had no GPU to run it on: the
+tests use a stand-in for the module.
 """
 
 from __future__ import annotations
@@ -11,30 +11,30 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ...errors import InputError
-from ...prompts import encode
-from . import Choice, SampleRequest, SampleResult, cut_at_stop, derive_seed, name_of_folder
+from ...prompts import encode_prompt
+from ...records import Choice
+from . import SampleRequest, SampleResult, check_params, cut_at_stop, model_name
 
 
 class VLLMEngine:
     r"""
     Samples from a local causal language model with vLLM.
 
-    The samples of a request share its seed, as in an OpenAI-compatible server: what it is batched with changes nothing
-    but float noise, and a request for fewer samples begins with the same ones.
+    The samples of a request share its seed, as on an OpenAI-compatible server. The rest of the batch changes nothing
+    but floating-point noise, and a request for fewer samples returns the first of them.
 
     Args:
         model (`str`):
             Folder or Hub id of a model.
-        chat (`bool`, *optional*, defaults to `False`):
-            Whether text prompts come out of a chat template, which writes its own special tokens.
         batch_size (`int`, *optional*, defaults to `256`):
-            Requests that are handed over together; their results are stored together.
+            Number of requests passed to vLLM at once. Their results are stored together.
         llm_kwargs (`Any`):
-            Other arguments of [`vllm.LLM`](https://docs.vllm.ai/en/stable/api/vllm/), such as `tensor_parallel_size`.
+            Further arguments of [`vllm.LLM`](https://docs.vllm.ai/en/stable/api/vllm/), such as
+            `tensor_parallel_size`.
 
     Raises:
         `ImportError`: vLLM is not installed.
-        `ValueError`: the model is an adapter.
+        `ValueError`: The model is an adapter.
 
     Examples:
 
@@ -49,12 +49,12 @@ class VLLMEngine:
     ```
     """
 
-    def __init__(self, model: str, chat: bool = False, batch_size: int = 256, **llm_kwargs):
+    def __init__(self, model: str, batch_size: int = 256, **llm_kwargs):
         try:
             from vllm import LLM
         except ImportError as error:
             raise ImportError(
-                "The engine `vllm` needs vLLM: `pip install md_trl[vllm]` on a machine that it supports, or use "
+                "The engine `vllm` needs vLLM: `pip install md_trl[vllm]` on a machine that vLLM supports, or use "
                 "`--engine transformers`."
             ) from error
         if batch_size < 1:
@@ -65,10 +65,9 @@ class VLLMEngine:
                 "(`AutoPeftModelForCausalLM.from_pretrained(...).merge_and_unload()`), or use `--engine transformers`."
             )
         self._llm = LLM(model=model, enable_prefix_caching=True, **llm_kwargs)
-        self.model = name_of_folder(model)
+        self.model = model_name(model)
         self.tokenizer = self._llm.get_tokenizer()
-        self._longest = self._llm.llm_engine.model_config.max_model_len
-        self.chat = chat
+        self._max_length = self._llm.llm_engine.model_config.max_model_len
         self.batch_size = batch_size
 
     def generate(self, requests: Iterable[SampleRequest]) -> Iterator[SampleResult]:
@@ -80,54 +79,44 @@ class VLLMEngine:
                 Pulled `batch_size` at a time.
 
         Yields:
-            [`SampleResult`]: in the order of the requests.
+            [`SampleResult`]: Each one, in the order of the requests.
+
+        Raises:
+            `ValueError`: Parameters that cannot be sampled with, see [`~md_trl.sampling.engines.check_params`].
         """
         from vllm import SamplingParams
 
         requests = iter(requests)
         while batch := list(itertools.islice(requests, self.batch_size)):
             fitting = []
-            for request, ids in zip(batch, self._encode(batch), strict=True):
-                if 0 < len(ids) < self._longest:
+            for request in batch:
+                check_params(request.params, request.n)
+                ids = encode_prompt(request.prompt, self.tokenizer)
+                if 0 < len(ids) < self._max_length:
                     fitting.append((request, ids))
                 else:
                     # vLLM would refuse the whole batch.
                     error = f"the prompt of {len(ids)} tokens leaves no room" if ids else "the prompt is empty"
                     yield SampleResult(request, error=error, retry=False)
-            parameters = [
+            params = [
                 SamplingParams(
                     n=request.n,
-                    temperature=request.temperature,
-                    top_p=request.top_p,
-                    max_tokens=min(request.max_tokens, self._longest - len(ids)),
-                    stop=list(request.stop) or None,
-                    seed=derive_seed(request.seed, request.question_id, request.path, request.first_index),
+                    temperature=request.params.temperature,
+                    top_p=request.params.top_p,
+                    max_tokens=min(request.params.max_tokens, self._max_length - len(ids)),
+                    stop=list(request.params.stop) or None,
+                    seed=request.seed(),
                 )
                 for request, ids in fitting
             ]
             prompts = [{"prompt_token_ids": ids} for _, ids in fitting]
-            outputs = self._llm.generate(prompts, parameters, use_tqdm=False)
+            outputs = self._llm.generate(prompts, params, use_tqdm=False)
             for (request, ids), output in zip(fitting, outputs, strict=True):
                 samples = sorted(output.outputs, key=lambda sample: sample.index)
-                # "stop" for the end of the text and for a stop string, "length" for too long a text
-                choices = [cut_at_stop(Choice(s.text, str(s.finish_reason)), request.stop) for s in samples]
+                # vLLM's finish reason is "stop" at EOS and at a stop string, "length" at the limit.
+                choices = [cut_at_stop(Choice(s.text, str(s.finish_reason)), request.params.stop) for s in samples]
                 completion_tokens = sum(len(sample.token_ids) for sample in samples)
                 usage = {"prompt_tokens": len(ids), "completion_tokens": completion_tokens}
                 if output.num_cached_tokens:
                     usage["cached_tokens"] = output.num_cached_tokens
                 yield SampleResult(request, choices, usage)
-
-    def _encode(self, requests: list[SampleRequest]) -> list[list[int]]:
-        ids = []
-        for request in requests:
-            text, chat = request.prompt, self.chat
-            if not isinstance(text, str):
-                if self.tokenizer.chat_template is None:
-                    raise InputError(
-                        f"{self.model} has no chat template for a prompt of messages. Use a prompt of text, for "
-                        "example `--prompt few_shot_text`."
-                    )
-                text = self.tokenizer.apply_chat_template(text, add_generation_prompt=True, tokenize=False)
-                chat = True
-            ids += encode(self.tokenizer, [text], chat)
-        return ids

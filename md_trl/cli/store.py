@@ -1,0 +1,141 @@
+"""`md-trl store status | import | export`: look into a store, fill it from a thought file, write it to one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import InputError
+from ..sampling.ledger import Ledger, read_prices
+from ..store import StatusRow, Store
+from ..store.settings import describe_setting
+from ..tasks import load_questions
+
+
+ACTIONS = ("status", "import", "export")
+
+
+@dataclass
+class StoreArguments:
+    r"""
+    Arguments of `md-trl store`.
+
+    Args:
+        store (`str`):
+            Store to use. `import` creates it if it does not exist.
+        file (`str`, *optional*):
+            Thought file to import or to write: Parquet if its name ends in `.parquet`, JSONL otherwise.
+        prices (`str`, *optional*):
+            Price table for `status`, a YAML file: `MODEL: {prompt: 0.50, cached: 0.25, completion: 1.50}`, per million
+            tokens.
+        task (`str`, *optional*):
+            Task that every row of an import must have, which may be a task of your own. By default every known task.
+        split (`str`, *optional*, defaults to `"train"`):
+            Split of questions that an import adds.
+        source (`str`, *optional*):
+            Local copy of the task's original file, whose questions are added before the import.
+        limit (`int`, *optional*):
+            Add only this many questions of `source`.
+        data_seed (`int`, *optional*, defaults to `42`):
+            Seed of splits drawn from `source`.
+    """
+
+    store: str = field(metadata={"help": "Store to use. `import` creates it if it does not exist."})
+    file: str | None = field(
+        default=None,
+        metadata={"help": "Thought file to import or to write: Parquet if it ends in `.parquet`, JSONL otherwise."},
+    )
+    prices: str | None = field(
+        default=None,
+        metadata={
+            "help": "status: price table, a YAML file: `MODEL: {prompt: 0.50, cached: 0.25, completion: 1.50}`, per "
+            "million tokens."
+        },
+    )
+    task: str | None = field(
+        default=None,
+        metadata={"help": "import: task that every row must have, which may be a task of your own."},
+    )
+    split: str = field(default="train", metadata={"help": "import: split of the questions that it adds."})
+    source: str | None = field(
+        default=None,
+        metadata={"help": "import: local copy of the task's original file, whose questions are added first."},
+    )
+    limit: int | None = field(default=None, metadata={"help": "import: add only this many questions of `source`."})
+    data_seed: int = field(default=42, metadata={"help": "import: seed of splits drawn from `source`."})
+
+
+ARGUMENTS = StoreArguments
+
+
+def run(args: StoreArguments, action: str) -> None:
+    """Run one action on a store."""
+    if action != "status" and args.file is None:
+        raise InputError(f"`--file` is missing: name the thought file to {action}.")
+    if action != "import" and not Path(args.store).is_file():
+        raise FileNotFoundError(f"{args.store} does not exist. Name an existing store with `--store`.")
+    {"status": _status, "import": _import, "export": _export}[action](args)
+
+
+def _status(args: StoreArguments) -> None:
+    prices = None if args.prices is None else read_prices(args.prices)
+    with Store(args.store) as store:
+        print(format_status(store))
+        if prices is not None:
+            print(f"\n{Ledger(store.spending(), prices).format()}")
+
+
+def _import(args: StoreArguments) -> None:
+    questions = []
+    if args.source is not None:
+        if args.task is None:
+            raise InputError("`--source` needs `--task`: name the task of its questions, for example `--task svamp`.")
+        if args.limit is not None and args.limit < 1:
+            raise InputError(f"`--limit` is {args.limit}. Use 1 or more, or leave it out.")
+        questions = load_questions(args.task, args.split, args.source, seed=args.data_seed)[: args.limit]
+    with Store(args.store) as store:
+        store.questions.add(questions)
+        summary = store.import_thoughts(args.file, args.task, args.split)
+    print(
+        f"{summary.thoughts:,} thoughts and {summary.questions:,} questions added to {args.store}; "
+        f"{summary.known:,} thoughts were there already"
+    )
+
+
+def _export(args: StoreArguments) -> None:
+    with Store(args.store) as store:
+        print(f"{store.export_thoughts(args.file):,} thoughts written to {args.file}")
+
+
+def format_status(store: Store) -> str:
+    """Format the status of a store as a table, with its settings below."""
+    head = "task split path setting questions thoughts distinct missing unusable failed tokens".split()
+    rows = store.status()
+    if not rows:
+        return f"{len(store.questions.load()):,} questions, no thoughts"
+    table = [head, *(_cells(row) for row in rows)]
+    widths = [max(len(row[column]) for row in table) for column in range(len(head))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+    settings = {
+        row.setting: f"setting {row.setting}: {describe_setting(row.model, row.prompt_hash, row.params)}"
+        + (f" (answered by {row.served})" if row.served else "")
+        for row in rows
+    }
+    return "\n".join([*lines, *settings.values()])
+
+
+def _cells(row: StatusRow) -> tuple[str, ...]:
+    unusable = ", ".join(f"{count:,} {reason}" for reason, count in row.unusable.items()) or "0"
+    return (
+        row.task,
+        row.split,
+        row.path,
+        str(row.setting),
+        f"{row.questions:,}",
+        f"{row.thoughts:,}",
+        f"{row.distinct:,}",
+        f"{row.missing:,} of {row.n} each" if row.n else "imported",
+        unusable,
+        f"{row.failed:,} of {row.requests:,}" + (f", {row.lost:,} lost" if row.lost else ""),
+        f"{row.prompt_tokens:,} + {row.completion_tokens:,}",
+    )

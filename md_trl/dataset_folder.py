@@ -1,0 +1,139 @@
+"""Dataset folder: mixed rows come in, a folder of Parquet files with a card goes out, ready for `load_dataset`."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets.info import DatasetInfosDict
+from datasets.utils.metadata import MetadataConfigs
+from huggingface_hub import DatasetCard, DatasetCardData
+
+from .errors import InputError
+from .mixing import describe
+from .records import MixedRow, QuestionType
+
+
+METADATA_FILE = "mixing.json"
+"""File beside the rows of a task: how they were made, and from what."""
+
+
+def read_metadata(folder: str | Path, task: str) -> dict[str, Any] | None:
+    """Read the metadata of a task. `None` if the folder does not hold the task, or only a part of it."""
+    try:
+        return json.loads((Path(folder) / task / METADATA_FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
+def solved_rows(rows: Sequence[MixedRow], task: str, split: str) -> list[MixedRow]:
+    """Return the rows that belong in a dataset: all but those of type 4."""
+    kept = [row for row in rows if row.type != QuestionType.NEITHER]
+    if not kept:
+        raise InputError(
+            f"No question of {task}/{split} is left to mix: all {len(rows)} are of type 4, solved by neither path. "
+            "Sample more thoughts (`--n`) or use a better model. `md-trl store export` shows what was sampled."
+        )
+    return kept
+
+
+def write_folder(
+    output: str | Path,
+    task: str,
+    splits: Mapping[str, Sequence[MixedRow]],
+    settings: Mapping[str, Any],
+    source: Mapping[str, Any] | None = None,
+) -> Path:
+    r"""
+    Write mixed rows as Parquet with a dataset card, so that `load_dataset(output, task)` opens them.
+
+    The rows are written beside those of an earlier run and then take their place, so that a run that is killed leaves
+    no half-written dataset. Other tasks in the folder are kept. Rows of type 4 are only counted in the card.
+
+    Args:
+        output (`str` or `Path`):
+            Folder, created if it does not exist.
+        task (`str`):
+            Task, which becomes the name of the configuration.
+        splits (`Mapping[str, Sequence[MixedRow]]`):
+            Mixed rows by split, type 4 included.
+        settings (`Mapping[str, Any]`):
+            How the rows were made, for the card.
+        source (`Mapping[str, Any]`, *optional*):
+            What the rows were made from, for [`ensure_dataset`].
+
+    Returns:
+        `Path`: The folder.
+
+    Raises:
+        `ValueError`: All rows of a split are of type 4.
+    """
+    output = Path(output)
+    solved = {split: solved_rows(rows, task, split) for split, rows in splits.items()}
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{task}-", dir=output) as temporary:
+        new = Path(temporary) / "new"
+        info = _write_parquet(new, task, solved)
+        summary = {
+            "settings": dict(settings),
+            "source": source,
+            "types": {
+                split: {f"{t:d}": sum(row.type == t for row in rows) for t in QuestionType}
+                for split, rows in splits.items()
+            },
+            "summary": {split: describe(rows) for split, rows in splits.items()},
+        }
+        (new / METADATA_FILE).write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        if (output / task).exists():
+            os.replace(output / task, Path(temporary) / "old")
+        os.replace(new, output / task)
+        _card(output, task, info).save(Path(temporary) / "README.md")
+        os.replace(Path(temporary) / "README.md", output / "README.md")
+    return output
+
+
+def _write_parquet(folder: Path, task: str, splits: Mapping[str, Sequence[MixedRow]]) -> datasets.DatasetInfo:
+    folder.mkdir()
+    info = datasets.DatasetInfo(features=MixedRow.features(), config_name=task, splits=datasets.SplitDict())
+    for split, rows in splits.items():
+        file = folder / f"{split}-00000-of-00001.parquet"
+        dataset = datasets.Dataset.from_list([row.to_dict() for row in rows], features=MixedRow.features())
+        dataset.to_parquet(file)
+        info.splits[split] = datasets.SplitInfo(name=split, num_bytes=dataset.data.nbytes, num_examples=len(rows))
+        info.download_size = (info.download_size or 0) + file.stat().st_size
+        info.dataset_size = (info.dataset_size or 0) + dataset.data.nbytes
+    return info
+
+
+def _card(output: Path, task: str, info: datasets.DatasetInfo) -> DatasetCard:
+    """The card of a folder in which one task is new and the others stay."""
+    file = output / "README.md"
+    data = DatasetCard.load(file).data if file.exists() else DatasetCardData()
+    infos = DatasetInfosDict.from_dataset_card_data(data)
+    configs = MetadataConfigs.from_dataset_card_data(data)
+    infos[task] = info
+    configs[task] = {"data_files": [{"split": split, "path": f"{task}/{split}-*.parquet"} for split in info.splits]}
+    for name in [name for name in configs if read_metadata(output, name) is None]:
+        del configs[name], infos[name]
+    template = (files("md_trl") / "hub_cards" / "mixed-thoughts" / "README.md").read_text(encoding="utf-8")
+    card = DatasetCard(template.replace("{{ configs }}", _sections(output, configs)))
+    infos.to_dataset_card_data(card.data)
+    configs.to_dataset_card_data(card.data)
+    return card
+
+
+def _sections(output: Path, tasks: Sequence[str]) -> str:
+    """One section per task for the body of the card."""
+    sections = []
+    for task in sorted(tasks):
+        metadata = read_metadata(output, task)
+        settings = "\n".join(f"| {name} | {value} |" for name, value in metadata["settings"].items())
+        sections.append(f"## {task}\n\n| setting | value |\n| --- | --- |\n{settings}")
+        sections += [f"### {task}, {split}\n\n{summary}" for split, summary in metadata["summary"].items()]
+    return "\n\n".join(sections)

@@ -1,0 +1,99 @@
+"""OpenAI's wire format: the body of a request, the body of an answer, the headers that ask a client to wait."""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from ...records import Choice, SamplingParams
+from . import SampleRequest, cut_at_stop
+
+
+def request_body(model: str, request: SampleRequest) -> tuple[str, dict[str, Any]]:
+    r"""
+    Write a request.
+
+    Args:
+        model (`str`):
+            Name of the model on the server.
+        request ([`~md_trl.sampling.engines.SampleRequest`]):
+            What to ask for.
+
+    Returns:
+        `tuple[str, dict[str, Any]]`: The endpoint below the root of the API (chat for messages, completions for text),
+        and the body.
+    """
+    params = request.params
+    body = {
+        "model": model,
+        "n": request.n,
+        "temperature": params.temperature,
+        "top_p": params.top_p,
+        "max_tokens": params.max_tokens,
+        "seed": request.seed(),
+    }
+    if params.stop:
+        body["stop"] = list(params.stop)
+    if isinstance(request.prompt, str):
+        return "/completions", body | {"prompt": request.prompt}
+    return "/chat/completions", body | {"messages": request.prompt}
+
+
+def read_answer(
+    answer: bytes | dict[str, Any], chat: bool, params: SamplingParams
+) -> tuple[list[Choice], dict[str, int], str]:
+    r"""
+    Read the body of an answer.
+
+    Args:
+        answer (`bytes` or `dict[str, Any]`):
+            The body.
+        chat (`bool`):
+            Whether it answers chat messages or a text.
+        params ([`~md_trl.records.SamplingParams`]):
+            Parameters of the request. Stop strings that the server has left in the texts are cut off.
+
+    Returns:
+        `tuple[list[Choice], dict[str, int], str]`: The samples in the order of their indices, the token counts, and
+        the name of the model according to the server.
+
+    Raises:
+        `ValueError`: The body is not an answer in OpenAI's format.
+    """
+    try:
+        answer = json.loads(answer) if isinstance(answer, bytes) else answer
+        if not isinstance(answer, dict):
+            raise ValueError("it is no JSON object")
+        if answer.get("error") and not answer.get("choices"):
+            raise ValueError(f"it holds an error: {answer['error']}")
+        choices = []
+        for choice in sorted(answer.get("choices") or [], key=lambda choice: choice.get("index") or 0):
+            text = choice["message"].get("content") if chat else choice.get("text")
+            # Half a surrogate pair is valid JSON, but not a character.
+            text = (text or "").encode(errors="replace").decode()
+            choices.append(cut_at_stop(Choice(text, str(choice.get("finish_reason") or "stop")), params.stop))
+        usage = answer.get("usage")
+        tokens = {}
+        if usage:
+            tokens = {name: int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")}
+            cached = int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
+            tokens |= {"cached_tokens": cached} if cached else {}
+    except (AttributeError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"it is not in the format of OpenAI's API ({type(error).__name__}: {error})") from None
+    return choices, tokens, str(answer.get("model") or "")
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds the server asks to wait: `retry-after-ms`, or `Retry-After` in seconds or as a date."""
+    for name, scale in (("retry-after-ms", 1000), ("retry-after", 1)):
+        try:
+            return max(float(headers[name]) / scale, 0.0)
+        except (KeyError, ValueError):
+            continue
+    try:
+        return max(email.utils.parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time(), 0.0)
+    except (KeyError, ValueError):
+        return None

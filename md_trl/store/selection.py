@@ -1,0 +1,192 @@
+"""Selections of thoughts: by task, split, path, model, parameters and setting."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import sqlite3
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..records import Thought
+from .settings import describe_setting
+
+
+@dataclass(frozen=True)
+class Selection:
+    r"""
+    Which thoughts of a store to use. By default all of them.
+
+    The thoughts of one question and path must come from one setting, because they vote together: a vote over several
+    models or temperatures measures none of them. `combine=True` allows it on purpose.
+
+    Args:
+        task (`str`, *optional*):
+            Select only thoughts on questions of this task.
+        splits (`Sequence[str]`, *optional*):
+            Select only thoughts on questions of these splits.
+        paths (`Sequence[str]`, *optional*):
+            Select only thoughts of these paths.
+        models (`str` or `Mapping[str, str]`, *optional*):
+            Select only thoughts of this model. A mapping from path to model selects one teacher per path; paths that
+            it does not name are not restricted.
+        settings (`Sequence[int]`, *optional*):
+            Select only thoughts of these settings, by the numbers that [`Store.status`] shows.
+        combine (`bool`, *optional*, defaults to `False`):
+            Whether to combine the thoughts that one question and path has under several settings. They are numbered
+            anew, ordered by setting and sample index.
+        params (`Mapping[str, Any]`, *optional*):
+            Select only thoughts whose sampling parameters have these values, for example `{"temperature": 0.7}`.
+
+    Examples:
+
+    ```python
+    >>> from md_trl.store import Selection, Store
+
+    >>> with Store("thoughts.db") as store:
+    ...     thoughts = store.thoughts(Selection("svamp", ["train"], models={"cot": "gpt-4o", "pot": "codellama"}))
+    ```
+    """
+
+    task: str | None = None
+    splits: Sequence[str] | None = None
+    paths: Sequence[str] | None = None
+    models: str | Mapping[str, str] | None = None
+    settings: Sequence[int] | None = None
+    combine: bool = False
+    params: Mapping[str, Any] | None = None
+
+
+def conditions(selection: Selection, table: str) -> tuple[str, list[Any]]:
+    r"""
+    Write a selection as an SQL condition.
+
+    Args:
+        selection ([`Selection`]):
+            What to select.
+        table (`str`):
+            Alias of the table with the column `path`. The condition also refers to the questions as `q` and the
+            settings as `s`.
+
+    Returns:
+        `tuple[str, list[Any]]`: The condition and the values of its placeholders.
+    """
+    parts, values = ["1"], []
+    if selection.task is not None:
+        parts.append("q.task = ?")
+        values.append(selection.task)
+    allowed = {"q.split": selection.splits, f"{table}.path": selection.paths, "s.id": selection.settings}
+    for column, wanted in allowed.items():
+        if wanted is not None:
+            parts.append(f"{column} IN ({', '.join('?' * len(wanted))})")
+            values += wanted
+    if isinstance(selection.models, str):
+        parts.append("s.model = ?")
+        values.append(selection.models)
+    elif selection.models is not None:
+        for path, model in selection.models.items():
+            parts.append(f"({table}.path != ? OR s.model = ?)")
+            values += [path, model]
+    for name, value in (selection.params or {}).items():
+        parts.append("json_extract(s.params, ?) IS json_extract(?, '$')")
+        values += [f'$."{name}"', json.dumps(value, ensure_ascii=False)]
+    return " AND ".join(parts), values
+
+
+def load_thoughts(db: sqlite3.Connection, file: Path, selection: Selection) -> list[Thought]:
+    r"""
+    Load the selected thoughts.
+
+    Args:
+        db (`sqlite3.Connection`):
+            The open store.
+        file ([`~pathlib.Path`]):
+            Its file, for messages.
+        selection ([`Selection`]):
+            What to select.
+
+    Returns:
+        `list[Thought]`: The thoughts, in the order of questions, paths and sample indices.
+
+    Raises:
+        `InputError`: A question and path has thoughts of several settings, and `combine` is not set.
+    """
+    thoughts: list[Thought] = []
+    settings_of: dict[tuple[str, str], set[int]] = defaultdict(set)
+    for setting, *columns in _rows(db, selection):
+        thoughts.append(Thought(*columns))
+        settings_of[thoughts[-1].question_id, thoughts[-1].path].add(setting)
+    if not selection.combine:
+        _check_one_setting(db, file, settings_of)
+        return thoughts
+    counts: Counter[tuple[str, str]] = Counter()
+    for position, thought in enumerate(thoughts):
+        thoughts[position] = replace(thought, index=counts[thought.question_id, thought.path])
+        counts[thought.question_id, thought.path] += 1
+    return thoughts
+
+
+def digest(db: sqlite3.Connection, selection: Selection) -> str:
+    r"""
+    Compute a digest of the selected questions and thoughts, one row at a time.
+
+    Args:
+        db (`sqlite3.Connection`):
+            The open store.
+        selection ([`Selection`]):
+            What to select.
+
+    Returns:
+        `str`: The digest. It changes whenever a selected question or thought does.
+    """
+    state = hashlib.sha256()
+    where, values = conditions(Selection(selection.task, selection.splits), "q")
+    questions = db.execute(
+        f"SELECT q.id, q.split, q.question, q.answer FROM questions q WHERE {where} ORDER BY q.key", values
+    )
+    for row in itertools.chain(questions, _rows(db, selection)):
+        state.update(repr(row).encode())
+    return state.hexdigest()
+
+
+def _rows(db: sqlite3.Connection, selection: Selection) -> Iterator[tuple[Any, ...]]:
+    """Iterate over the selected thoughts: the number of the setting, then the fields of a [`Thought`]."""
+    where, values = conditions(selection, "t")
+    # In the order of the table's index, so that nothing has to be sorted.
+    return db.execute(
+        "SELECT s.id, q.id, t.path, t.sample_index, t.text, s.model, t.finish_reason, t.stated, t.logprob "
+        "FROM thoughts t JOIN questions q ON q.key = t.question JOIN settings s ON s.id = t.setting "
+        f"WHERE {where} ORDER BY t.question, t.path, t.setting, t.sample_index",
+        values,
+    )
+
+
+def _check_one_setting(db: sqlite3.Connection, file: Path, settings_of: Mapping[tuple[str, str], set[int]]) -> None:
+    several = {pair: found for pair, found in settings_of.items() if len(found) > 1}
+    if not several:
+        return
+    (question_id, path), found = next(iter(several.items()))
+    numbers = sorted(set().union(*several.values()))
+    rows = db.execute(
+        f"SELECT id, model, prompt_hash, params FROM settings WHERE id IN ({', '.join('?' * len(numbers))})", numbers
+    )
+    settings = {number: (model, prompt_hash, json.loads(params)) for number, model, prompt_hash, params in rows}
+    lines = [f"  settings=[{number}]: {describe_setting(*setting)}" for number, setting in settings.items()]
+    # An argument picks one setting if its value differs in each setting of the first question and path.
+    arguments = ["`settings=`"]
+    of_first = [settings[number] for number in sorted(found)]
+    for name in dict.fromkeys(name for *_, params in of_first for name in params):
+        if len({json.dumps(params.get(name)) for *_, params in of_first}) == len(of_first):
+            arguments.insert(0, f"`params={{{name!r}: ...}}`")
+    if len({model for model, *_ in of_first}) == len(of_first):
+        arguments.insert(0, "`models=`")
+    raise InputError(
+        f"{file} holds thoughts of several settings for {len(several)} pairs of question and path, the first of them "
+        f"{question_id!r} and {path}:\n" + "\n".join(lines) + f"\nPick one with {' or '.join(arguments)}, or use all "
+        "of them with `combine=True` (on the command line: `--pick`, `--settings`, `--combine`)."
+    )

@@ -1,0 +1,180 @@
+"""Student evaluation: a student and the questions of a task come in, its [`EvaluationResult`] goes out (Sec. 4).
+
+Samples are kept in a store, so an interrupted evaluation continues where it stopped, and several processes can share
+the sampling. A sample is seeded by its question, path and index: which process draws it does not matter.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from .errors import InputError
+from .evaluation import EvaluationResult, collect_answers
+from .execution import Executor, default_cache
+from .judging import read_answers
+from .prompts import resolve_prompt_format, student_prompt
+from .records import LABEL, PATHS, PATHS_AND_LABEL, STUDENT_THOUGHTS, Question, SamplingParams
+from .sampling import SampleSummary, sample
+from .sampling.engines import check_params
+from .store import Selection, Store
+
+
+if TYPE_CHECKING:
+    from .sampling.engines.transformers import TransformersEngine
+
+POLL_SECONDS = 1.0
+"""Pause between two checks for samples that another process is still drawing."""
+
+
+@dataclass(frozen=True)
+class StudentEvaluation:
+    r"""
+    What to ask a student, and how. Creating it checks the settings; nothing is sampled yet.
+
+    Args:
+        questions (`Sequence[Question]`):
+            Questions of one task and split.
+        params ([`~md_trl.records.SamplingParams`]):
+            How to sample CoT and PoT thoughts. Bare answers are greedy.
+        paths (`Sequence[str]`, *optional*, defaults to `("cot", "pot")`):
+            What to sample: `cot`, `pot`, and `label` for the bare answer.
+        n (`int`, *optional*, defaults to `10`):
+            Number of thoughts per path. A question has one bare answer.
+        prompt_format (`str`, *optional*, defaults to `"auto"`):
+            Format in which the student was trained, see [`~md_trl.MDConfig`].
+        strict (`bool`, *optional*, defaults to `True`):
+            Whether a CoT must state its answer, see [`~md_trl.answers.extract`].
+
+    Raises:
+        `ValueError`: A setting is invalid, or there are no questions.
+
+    Examples:
+
+    ```python
+    >>> from md_trl.records import SamplingParams
+    >>> from md_trl.sampling.engines.transformers import TransformersEngine
+    >>> from md_trl.store import Store
+    >>> from md_trl.student_evaluation import StudentEvaluation
+    >>> from md_trl.tasks import load_questions
+
+    >>> evaluation = StudentEvaluation(load_questions("svamp", "test"), SamplingParams())
+    >>> with Store("student.db") as store:
+    ...     result = evaluation.run("md", TransformersEngine("outputs/student"), store)
+    >>> result.accuracy("joint", votes=10)
+    ```
+    """
+
+    questions: Sequence[Question]
+    params: SamplingParams
+    paths: Sequence[str] = PATHS
+    n: int = STUDENT_THOUGHTS
+    prompt_format: str = "auto"
+    strict: bool = True
+
+    def __post_init__(self):
+        if unknown := sorted(set(self.paths) - set(PATHS_AND_LABEL)):
+            raise InputError(f"Unknown path {unknown[0]!r} in `--paths`. Choose from {', '.join(PATHS_AND_LABEL)}.")
+        if not self.questions or not self.paths:
+            raise InputError("There is nothing to evaluate. Choose at least one question and one path.")
+        check_params(self.params, self.n)
+
+    def sample(self, engine: TransformersEngine, store: Store, progress: bool = True) -> SampleSummary:
+        r"""
+        Sample what the store lacks. Several processes may do so at the same time.
+
+        Args:
+            engine ([`~md_trl.sampling.engines.transformers.TransformersEngine`]):
+                Engine of the student.
+            store ([`~md_trl.store.Store`]):
+                Store of the student's thoughts.
+            progress (`bool`, *optional*, defaults to `True`):
+                Whether to show a progress bar.
+
+        Returns:
+            [`~md_trl.sampling.SampleSummary`]: What this process sampled, and the settings of all samples.
+        """
+        prompt_format = resolve_prompt_format(engine.tokenizer, self.prompt_format)
+
+        def prompt(question: Question, path: str):
+            return student_prompt(question.question, path, prompt_format)
+
+        summary = SampleSummary()
+        reasoning = [path for path in PATHS if path in self.paths]
+        label = [LABEL] if LABEL in self.paths else []
+        for paths, n, params in ((reasoning, self.n, self.params), (label, 1, self.params.greedy())):
+            if paths:
+                summary.add(sample(self.questions, paths, n, engine, store, prompt, params=params, progress=progress))
+        return summary
+
+    def run(self, name: str, engine: TransformersEngine, store: Store) -> EvaluationResult:
+        """Sample and judge, see [`StudentEvaluation.sample`] and [`StudentEvaluation.judge`]."""
+        self.sample(engine, store)
+        return self.judge(name, engine, store)
+
+    def judge(self, name: str, engine: TransformersEngine, store: Store) -> EvaluationResult:
+        r"""
+        Judge all answers, as soon as other processes that share the sampling are done.
+
+        Args:
+            name (`str`):
+                Name of the student in tables.
+            engine ([`~md_trl.sampling.engines.transformers.TransformersEngine`]):
+                Engine of the student.
+            store ([`~md_trl.store.Store`]):
+                Store of the student's thoughts.
+
+        Returns:
+            [`~md_trl.evaluation.EvaluationResult`]: The result.
+
+        Raises:
+            `ValueError`: The student could not be sampled on a question.
+        """
+        settings = self.sample(engine, store, progress=False).settings
+        while self._drawn_elsewhere(store, settings):
+            time.sleep(POLL_SECONDS)
+        self.sample(engine, store, progress=False)  # what another process did not finish
+        first = self.questions[0]
+        asked = {question.id for question in self.questions}
+        thoughts = store.thoughts(Selection(first.task, [first.split], paths=self.paths, settings=settings))
+        # An earlier run may have sampled more questions, or more thoughts per question.
+        thoughts = [t for t in thoughts if t.question_id in asked and t.index < (1 if t.path == LABEL else self.n)]
+        with Executor(cache=default_cache(store.file)) as executor:
+            answered = read_answers(thoughts, executor, strict=self.strict, progress=True)
+        tokens = {
+            question.id: sum(
+                store.usage(question.id, path, setting).completion_tokens
+                for path in self.paths
+                for setting in settings
+            )
+            for question in self.questions
+        }
+        return EvaluationResult(
+            name=name,
+            model=engine.model,
+            task=first.task,
+            split=first.split,
+            settings=self._settings(engine),
+            questions=collect_answers(self.questions, answered, self.n, self.paths, tokens),
+        )
+
+    def _settings(self, engine: TransformersEngine) -> dict[str, Any]:
+        return {
+            "paths": [path for path in PATHS_AND_LABEL if path in self.paths],
+            "n": self.n,
+            **asdict(self.params),
+            "prompt_format": resolve_prompt_format(engine.tokenizer, self.prompt_format),
+            "extract": "strict" if self.strict else "flexible",
+        }
+
+    def _drawn_elsewhere(self, store: Store, settings: Sequence[int]) -> bool:
+        """Return whether another running process is drawing some of the samples."""
+        for question in self.questions:
+            for path in self.paths:
+                for setting in settings:
+                    missing = store.claims.missing(question.id, path, setting, 1 if path == LABEL else self.n)
+                    if missing and not store.claims.taken(question.id, path, setting).isdisjoint(missing):
+                        return True
+        return False

@@ -1,0 +1,95 @@
+"""`md-trl store`: the actions as a user types them."""
+
+import json
+
+import pytest
+from conftest import SHARED, needs_shared
+
+from md_trl.cli import main
+from md_trl.cli.store import format_status
+from md_trl.records import Question
+from md_trl.store import Store
+
+
+OWN = {"task": "svamp", "question": "How?", "gold": "1", "path": "cot", "text": "a"}
+
+
+def write(file, *rows):
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+def test_import_status_export(tmp_path, capsys):
+    store = ["--store", str(tmp_path / "t.db")]
+    own = write(tmp_path / "own.jsonl", OWN)
+    main(["store", "import", *store, "--file", own])
+    assert "1 thoughts and 1 questions added" in capsys.readouterr().out
+    main(["store", "import", *store, "--file", own])
+    assert "0 thoughts and 0 questions added" in (out := capsys.readouterr().out) and "1 thoughts were there" in out
+    main(["store", "status", *store])
+    with Store(tmp_path / "t.db") as opened:
+        assert capsys.readouterr().out.strip() == format_status(opened)
+        assert "svamp" in format_status(opened) and "imported" in format_status(opened)
+    main(["store", "export", *store, "--file", str(tmp_path / "out.jsonl")])
+    assert "1 thoughts written" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out.jsonl").read_text())["text"] == "a"
+
+
+def test_status_without_thoughts(tmp_path):
+    with Store(tmp_path / "t.db") as store:
+        store.questions.add([Question("svamp/train/1", "svamp", "train", "How?", "1")])
+        assert format_status(store) == "1 questions, no thoughts"
+
+
+@needs_shared("data/SVAMP.json")
+def test_import_for_questions_of_a_source(tmp_path, capsys):
+    row = {"task": "svamp", "id": "svamp/test/chal-6", "path": "cot", "text": "a"}
+    command = ["store", "import", "--store", str(tmp_path / "t.db"), "--file", write(tmp_path / "own.jsonl", row)]
+    command += ["--task", "svamp", "--split", "test"]
+    with pytest.raises(SystemExit, match="--source"):
+        main(command)
+    main([*command, "--source", str(SHARED / "data" / "SVAMP.json")])
+    with Store(tmp_path / "t.db") as store:
+        assert [t.question_id for t in store.thoughts()] == ["svamp/test/chal-6"]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["status", "--help"], ["import", "--help"], ["export", "--help"]])
+def test_help(capsys, arguments):
+    with pytest.raises(SystemExit) as exit:
+        main(["store", *arguments])
+    assert exit.value.code == 0
+    out = capsys.readouterr().out
+    assert "{status,import,export}" in out and "--file" in out and "--config" in out
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("status --store nowhere.db", "nowhere.db does not exist"),
+        ("export --store nowhere.db --file x.jsonl", "nowhere.db does not exist"),
+        ("export --store nowhere.db", "`--file` is missing: name the thought file to export"),
+        ("import --store t.db", "`--file` is missing: name the thought file to import"),
+        ("import --store t.db --file nowhere.jsonl", "nowhere.jsonl"),
+        ("import --store t.db --file x.jsonl --source SVAMP.json", "`--source` needs `--task`"),
+        ("import --store t.db --file x.jsonl --task svamp --source SVAMP.json --limit 0", "`--limit` is 0"),
+    ],
+)
+def test_errors(tmp_path, monkeypatch, command, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=message):
+        main(["store", *command.split()])
+
+
+@pytest.mark.parametrize("command", ["", "--store t.db", "stats --store t.db", "status"])
+def test_a_missing_or_unknown_action_shows_the_usage(capsys, command):
+    with pytest.raises(SystemExit) as exit:
+        main(["store", *command.split()])
+    assert exit.value.code == 2
+    assert "usage: md-trl store" in capsys.readouterr().err
+
+
+def test_arguments_from_a_config_file(tmp_path, capsys):
+    config = tmp_path / "store.yaml"
+    config.write_text(json.dumps({"store": str(tmp_path / "t.db"), "file": write(tmp_path / "own.jsonl", OWN)}))
+    main(["store", "import", "--config", str(config)])
+    assert "1 thoughts and 1 questions added" in capsys.readouterr().out

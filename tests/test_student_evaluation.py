@@ -1,0 +1,134 @@
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from dataclasses import replace
+
+import pytest
+from students import byte_tokenizer, tiny_llama
+
+from md_trl import student_evaluation
+from md_trl.evaluation import EvaluationResult
+from md_trl.records import Choice, Question, SamplingParams
+from md_trl.sampling.engines.transformers import TransformersEngine
+from md_trl.store import Store
+from md_trl.student_evaluation import StudentEvaluation
+from md_trl.tasks import load_questions
+
+
+QUESTIONS = [Question(f"toy/test/{i}", "toy", "test", f"What is {i} plus 1?", str(i + 1)) for i in range(3)]
+PARAMS = SamplingParams(max_tokens=4)
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return TransformersEngine(tiny_llama(), byte_tokenizer())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"paths": ["prose"]}, "Unknown path 'prose'"),
+        ({"questions": []}, "nothing to evaluate"),
+        ({"n": 0}, "`n` is 0"),
+        ({"params": SamplingParams().greedy()}, "gives one text, not n=10"),
+    ],
+)
+def test_settings_are_checked_before_anything_is_sampled(change, message):
+    with pytest.raises(ValueError, match=message):
+        StudentEvaluation(**{"questions": QUESTIONS, "params": PARAMS} | change)
+
+
+def test_what_is_stored_is_not_sampled_again(engine, tmp_path):
+    evaluation = StudentEvaluation(QUESTIONS, PARAMS, paths=["cot", "pot", "label"], n=2)
+    with Store(tmp_path / "s.db") as store:
+        assert evaluation.sample(engine, store, progress=False).thoughts == 3 * (2 + 2 + 1)
+        first = evaluation.run("student", engine, store)
+        assert evaluation.sample(engine, store, progress=False).thoughts == 0
+        # Fewer questions and thoughts of the same samples
+        part = replace(evaluation, questions=QUESTIONS[:2], n=1).run("student", engine, store)
+        assert [(len(q.cot), len(q.pot), len(q.label)) for q in first.questions] == [(2, 2, 1)] * 3
+        assert [q.cot for q in part.questions] == [q.cot[:1] for q in first.questions[:2]]
+        assert all(question.tokens >= 5 for question in first.questions)
+        assert all(len(q.cot_logprob) == len(q.pot_logprob) == 2 for q in first.questions)
+        files = {
+            result.save(tmp_path / "results") for result in (first, part, evaluation.run("student", engine, store))
+        }
+    assert len(files) == 2
+    assert EvaluationResult.load(first.save(tmp_path / "results")) == first
+    assert first.settings["n"] == 2 and first.settings["prompt_format"] == "plain"
+
+
+def test_a_run_waits_for_samples_that_another_process_draws(engine, tmp_path, monkeypatch):
+    file = tmp_path / "s.db"
+    evaluation = StudentEvaluation(QUESTIONS, PARAMS, paths=["cot"], n=2)
+    with Store(file) as store, Store(file) as other:
+        replace(evaluation, n=1).sample(engine, store, progress=False)
+        [row] = store.status()
+        [claim] = other.claims.claim(QUESTIONS[1].id, "cot", row.setting, 2).claims
+        waits = []
+
+        def sleep(seconds):
+            waits.append(seconds)
+            if len(waits) == 3:
+                other.claims.save(claim.key, [Choice("The answer is 77.", "stop")], {"completion_tokens": 5})
+
+        monkeypatch.setattr(student_evaluation.time, "sleep", sleep)
+        result = evaluation.run("student", engine, store)
+    assert len(waits) == 3 and result.questions[1].cot[1] == "77"
+
+
+def test_the_processes_of_a_training_share_the_evaluation(tmp_path):
+    """Every process samples a part, and the samples are those of a single process."""
+    student = tmp_path / "untrained"
+    tiny_llama().save_pretrained(student)
+    byte_tokenizer().save_pretrained(student)
+    rows = [
+        {
+            "question": q.question,
+            "type": 3,
+            "lambda": 0.5,
+            "answer": q.answer,
+            "cot": ["The answer is 1."],
+            "pot": ["1"],
+        }
+        for q in QUESTIONS
+    ]
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    (mixed / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (mixed / "README.md").write_text("---\nconfigs:\n- config_name: toy\n  data_files: train.jsonl\n---\n")
+    output = tmp_path / "student"
+    recipe = {
+        "dataset": str(mixed),
+        "task": "toy",
+        "model_name_or_path": str(student),
+        "output_dir": str(output),
+        "max_steps": 1,
+        "use_cpu": True,
+        "report_to": "none",
+        "eval_task": "stories",
+        "eval_limit": 150,
+        "eval_n": 5,
+        "eval_max_tokens": 4,
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    launch += ["-m", "md_trl", "train", "--config", str(tmp_path / "recipe.yaml")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "home")}
+    done = subprocess.run(launch, capture_output=True, text=True, timeout=500, env=environment)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+    [file] = (output / "results").glob("*.json")
+    result = EvaluationResult.load(file)
+    with closing(sqlite3.connect(output / "student.db")) as db:
+        [(owners,)] = db.execute("SELECT count(DISTINCT owner) FROM requests WHERE error IS NULL").fetchall()
+    assert owners == 2
+    alone = TransformersEngine(str(output))
+    evaluation = StudentEvaluation(load_questions("stories", "test")[:150], SamplingParams(max_tokens=4), n=5)
+    with Store(tmp_path / "alone.db") as store, Store(output / "student.db") as shared:
+        assert evaluation.run("student", alone, store).questions == result.questions
+        texts = [[(t.question_id, t.path, t.index, t.text) for t in s.thoughts()] for s in (store, shared)]
+    assert texts[0] == texts[1] and len(texts[0]) == 150 * 2 * 5
