@@ -301,10 +301,10 @@ class EdgeScorer:
         """
         if self._is_measured:
             return
-        training = self._model.training
-        self._model.eval()  # without dropout, so that no random number is used up
-        self._transform = measure_transform(self._head, forward)
-        self._model.train(training)
+        # Dropout uses up no random number. In evaluation mode bitsandbytes would pack 4-bit weights anew
+        devices = [self._model.device] if self._model.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            self._transform = measure_transform(self._head, forward)
         self._is_measured = True
 
     @contextmanager
