@@ -1,10 +1,12 @@
 """The whole method in minutes, offline, on two CPU cores: `make quickstart`.
 
 A SIMULATED teacher (no language model, see `md-trl teacher --help`) answers generated word problems (`stories`) over
-HTTP; its thoughts are judged, mixed and written as a dataset; four tiny students are trained on them from scratch,
-with as many optimizer steps each; their votes are scored on other questions. Every step is a command that works the
-same on real tasks, teachers and students. The figures tell whether the method works as built, and nothing about real
-models.
+HTTP. Its thoughts are judged, mixed and written as a dataset. Four tiny students are trained on it from scratch, with
+the same number of optimizer steps, and answer other questions by vote. Every step is a command that works in the same
+way with real tasks, teachers and students. The figures show whether the method works as implemented; they say nothing
+about real models.
+
+Each run has a folder of its own below `outputs/quickstart`; `outputs/quickstart/report.json` is that of the last one.
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -25,6 +26,10 @@ from tqdm.auto import tqdm
 
 OBJECTIVES = ("label", "cot", "pot", "md")
 PATHS = {"label": ["label"], "cot": ["cot"], "pot": ["pot"], "md": ["cot", "pot"]}
+CAVEAT = (
+    "The teacher is SIMULATED, and each of its two paths is better at some kinds of questions by construction. The\n"
+    "figures show that the method works as implemented. They say nothing about real models."
+)
 
 
 def md_trl(*arguments: object) -> list[str]:
@@ -38,8 +43,8 @@ def run(command: list[str]) -> None:
 
 
 def run_all(title: str, commands: dict[str, list[str]], logs: Path, workers: int) -> None:
-    """Steps that may run side by side, a bar each; what they print goes into files."""
-    print(f"\n{title}, {workers} at a time; what they print is in {logs}", flush=True)
+    """Independent steps side by side, with one progress bar each. Their output goes to files."""
+    print(f"\n{title}, {workers} at a time. Their output is in {logs}.", flush=True)
     waiting, running = list(commands), {}
     interval = 1 if sys.stderr.isatty() else 20
     bars = {name: tqdm(total=1, desc=name, position=i, mininterval=interval) for i, name in enumerate(commands)}
@@ -82,6 +87,7 @@ def make_student(mixed: Path, output: Path, seed: int) -> None:
     rows = load_dataset(str(mixed), "stories", split="train")
     texts = [student_prompt(row["question"], path) for row in rows for path in ("cot", "pot", "label")]
     texts += [thought["text"] for row in rows for path in ("cot", "pot") for thought in row[path]]
+    texts += ["\n" + row["answer"] for row in rows]
     core = Tokenizer(models.WordLevel(unk_token="<unk>"))
     # Numbers are whole tokens: a model this small learns no arithmetic on digits in minutes
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?\w+|\n *| ?[^\w\s]"), behavior="isolated")
@@ -114,20 +120,21 @@ def make_student(mixed: Path, output: Path, seed: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("outputs/quickstart"), help="folder for everything made")
+    parser.add_argument("--output", type=Path, default=Path("outputs/quickstart"), help="folder of all runs")
     parser.add_argument("--seed", type=int, default=42, help="seed of questions, teacher, students and samples")
     parser.add_argument("--train_questions", type=int, default=3000, help="questions to sample the teacher on")
     parser.add_argument("--test_questions", type=int, default=300, help="questions to evaluate on")
-    parser.add_argument("--n", type=int, default=20, help="thoughts a path, of the teacher and of the students")
-    parser.add_argument("--steps", type=int, default=1000, help="optimizer steps of 32 questions, of each student")
-    parser.add_argument("--workers", type=int, default=2, help="students trained at a time, one core each")
+    parser.add_argument("--n", type=int, default=20, help="thoughts per path of teacher and students")
+    parser.add_argument("--steps", type=int, default=1000, help="optimizer steps of 32 questions per student")
+    parser.add_argument("--workers", type=int, default=2, help="students trained at a time, on one core each")
     args = parser.parse_args()
     started = time.time()
-    # One core a student: torch's threads only hinder each other on models this small
+    # One core per student: the threads of PyTorch only get in each other's way on models this small
     os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
-    output, mixed, store = args.output, args.output / "mixed", args.output / "teacher.db"
-    output.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(output / "results", ignore_errors=True)  # results of another run are never overwritten
+    output = args.output / f"{time.strftime('%Y%m%d-%H%M%S')}-seed{args.seed}"
+    mixed, store = output / "mixed", output / "teacher.db"
+    output.mkdir(parents=True)
+    print(CAVEAT, flush=True)
 
     teacher = subprocess.Popen(md_trl("teacher", "--port", 0), stdout=subprocess.PIPE, text=True)
     try:
@@ -153,7 +160,7 @@ def main() -> None:
     }
     run_all("Training four students", commands, output, args.workers)
 
-    evaluation = ["eval", "--task", "stories", "--limit", args.test_questions, "--n", args.n, "--max_tokens", 64]
+    evaluation = ["eval", "--task", "stories", "--limit", args.test_questions, "--n", args.n, "--max_tokens", 80]
     evaluation += ["--seed", args.seed, "--data_seed", args.seed, "--output", output / "results"]
     commands = {
         name: md_trl(
@@ -165,19 +172,30 @@ def main() -> None:
         for name in OBJECTIVES
     }
     run_all("Evaluating four students", commands, output, args.workers)
-    run(md_trl("report", "--results", output / "results"))
-    write_summary(output, args, time.time() - started)
+    print(f"\n{CAVEAT}", flush=True)
+    report = ["--results", output / "results", "--ensemble", "ensemble=cot+pot", "--baseline", "ensemble"]
+    run(md_trl("report", *report))
+    write_summary(args.output, output, args, time.time() - started)
 
 
-def write_summary(output: Path, args: argparse.Namespace, seconds: float) -> None:
-    """`report.json`: the accuracies at one number of votes."""
+def write_summary(folder: Path, output: Path, args: argparse.Namespace, seconds: float) -> None:
+    """Write `report.json`: accuracies at one number of votes, and how much the rule for ties matters."""
+    from md_trl.comparison import ensemble
     from md_trl.report import load_results
+    from md_trl.voting import vote
 
-    students = {}
-    for result in load_results(output / "results"):
-        votes = 1 if result.name == "label" else args.n
+    results = {result.name: result for result in load_results(output / "results")}
+    results["ensemble"] = ensemble("ensemble", results["cot"], results["pot"])
+    students, ties = {}, {}
+    for name, result in results.items():
+        votes = 1 if name == "label" else args.n
         names = [figure for figure in ("cot", "pot", "joint", "label") if result.has(figure)]
-        students[result.name] = {figure: result.accuracy(figure, votes) for figure in names} | {"votes": votes}
+        students[name] = {figure: result.accuracy(figure, votes) for figure in names} | {"votes": votes}
+        if "joint" in names:
+            k = args.n // 2
+            pot_first = [q.is_correct(vote(q.pot[:k], q.cot[:k])) for q in result.questions]
+            ties[name] = {"cot_first": students[name]["joint"], "pot_first": sum(pot_first) / len(pot_first)}
+    ensemble_figures = students.pop("ensemble")
     types = json.loads((output / "mixed" / "stories" / "mixing.json").read_text())["types"]["train"]
     report = {
         "task": "stories",
@@ -185,14 +203,14 @@ def write_summary(output: Path, args: argparse.Namespace, seconds: float) -> Non
         "seed": args.seed,
         "seconds": round(seconds, 1),
         "students": students,
+        "ensemble": {name: ensemble_figures[name] for name in ("joint", "votes")},
+        "joint_by_tie_rule": ties,
         "types": types,
     }
-    (output / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    print(
-        f"\n{seconds:.0f} s. {output}/report.json, results/report.md and results/report.png have the figures, mixed/ "
-        "the"
-    )
-    print("dataset, students/ the models. The teacher was SIMULATED: this shows that the method works, not how well.")
+    for file in (output / "report.json", folder / "report.json"):
+        file.write_text(json.dumps(report, indent=2) + "\n")
+    print(f"\nDone in {seconds:.0f} s. {output} holds report.json, the tables and figures of results/, the dataset")
+    print("mixed/ and the models of students/.")
 
 
 if __name__ == "__main__":

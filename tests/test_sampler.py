@@ -312,7 +312,7 @@ def test_kill_and_resume(store):
 
 
 def test_two_processes_on_one_store(store):
-    with OpenAIServer(delay=0.02) as server:
+    with OpenAIServer(delay=0.1) as server:
         processes = start(server.url, store.file, stderr=subprocess.DEVNULL, count=2)
         assert [process.wait() for process in processes] == [0, 0]
     assert stored(store) == expected(4)

@@ -1,25 +1,28 @@
-"""The simulated teacher, over real HTTP and as a real process."""
+"""The simulated teacher: what it writes, over HTTP and as a process of its own."""
 
 import http.client
 import json
+import random
 import re
 import select
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import threading
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from datetime import date, timedelta
 
 import openai
 import pytest
 
-from md_trl import simulated_teacher as teacher
-from md_trl.answers import equal
 from md_trl.prompts import STOP, TRIGGERS, teacher_messages, teacher_prompt
-from md_trl.simulated_teacher import FINGERPRINT, LUCK, MODEL, SLIPS, SOLVED_BY, TeacherServer, think
+from md_trl.simulated_teacher import FINGERPRINT, MEAN_CHANCE, MODEL, TeacherServer, chances, think
+from md_trl.simulated_teacher.thoughts import WORDINGS, miscalculate, right_thoughts, wrong_thought
 from md_trl.tasks.stories import FAMILIES, load, parse
+from md_trl.tasks.stories.kinds import KINDS, LARGEST, RELATIONS, WEEKDAYS
 
 
 QUESTIONS = load("test")
@@ -61,16 +64,16 @@ def answer_of(path, text):
     return str(names["answer"])
 
 
-def sampled(questions, temperature=0.7, n=20):
-    """Share of right answers and the vote, by question and path, computed here in the plainest way."""
-    for question in questions:
-        story = parse(question.question)
-        for path in TRIGGERS:
-            thoughts = [think(story, path, question.question, 0, index, temperature) for index in range(n)]
-            answers = [answer_of(path, thought) for thought in thoughts]
-            votes = Counter(answer for answer in answers if answer is not None).most_common(1)
-            right = [answer is not None and equal(answer, question.answer) for answer in answers]
-            yield question, path, right, bool(votes) and equal(votes[0][0], question.answer)
+def sampled(question, path, seed=0, n=20, temperature=0.7):
+    """Answers of the teacher's thoughts about a question."""
+    story = parse(question.question)
+    return [answer_of(path, think(story, path, question.question, seed, index, temperature)) for index in range(n)]
+
+
+def majority(answers):
+    """The most frequent answer, the first one of several, without the programs that did not run."""
+    counts = Counter(answer for answer in answers if answer is not None)
+    return counts.most_common(1)[0][0] if counts else None
 
 
 def test_it_says_that_it_is_simulated(client):
@@ -101,15 +104,17 @@ def test_a_text_depends_on_question_trigger_seed_index_and_temperature_alone(cli
     assert len(drawn) == 3
 
 
-def test_greedy_is_one_text_and_the_most_probable_outcome(client):
+def test_greedy_is_one_text_and_right_where_that_is_more_probable_than_any_mistake(client):
     for path in TRIGGERS:
         greedy = {text for seed in range(3) for text in texts(ask(client, path=path, n=5, temperature=0, seed=seed))}
         assert len(greedy) == 1
     shares = defaultdict(list)
-    for question, path, right, _ in sampled(QUESTIONS[:100], n=40):
-        ((_, _, greedy, _),) = [x for x in sampled([question], 0, n=1) if x[1] == path]
-        shares[greedy[0]].append(sum(right) / len(right))
-    assert min(shares[True]) > 0.3 > max(shares[False])
+    for question in QUESTIONS[:60]:
+        for path in TRIGGERS:
+            (answer,) = set(sampled(question, path, temperature=0, n=3))
+            shares[answer == question.answer].append(sampled(question, path, n=1000).count(question.answer) / 1000)
+    # At 0.7, p for the right answer and 0.4 (1 - p) for the favourite mistake are equal at p = 0.286.
+    assert min(shares[True]) > 0.24 and max(shares[False]) < 0.33
 
 
 def test_completions_answer_plain_prompts_alike(client):
@@ -169,7 +174,7 @@ def test_max_tokens_and_stop_cut(client):
         ({"messages": []}, 400, "`messages`"),
         ({"messages": "hello"}, 400, "`messages`"),
         ({"messages": [{"role": "user"}]}, 400, r"`messages\[0\]`"),
-        ({"messages": [{"role": "assistant", "content": "x"}]}, 400, "role 'user', not 'assistant'"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, 400, "the role 'user', not 'assistant'"),
         ({"messages": [{"role": "user", "content": QUESTIONS[0].question}]}, 400, "must end in a question and"),
         (
             {"messages": [{"role": "user", "content": f"What is 2 plus 3?\n{TRIGGERS['cot']}"}]},
@@ -190,7 +195,7 @@ def test_bad_requests_get_an_error_in_openai_form(server, change, status, words)
         ("/v1/chat/completions", b"\xff\xfe", 400, "not JSON"),
         ("/v1/chat/completions", "[" * 100_000, 400, "not JSON"),
         ("/v1/chat/completions", "[]", 400, "must be a JSON object"),
-        ("/v1/completions", json.dumps({"model": MODEL, "prompt": [1, 2]}), 400, "`prompt` must be one text"),
+        ("/v1/completions", json.dumps({"model": MODEL, "prompt": [1, 2]}), 400, "`prompt` must be one string"),
         ("/v1/embeddings", "{}", 404, "POST /v1/embeddings is not served"),
     ],
 )
@@ -233,48 +238,99 @@ def test_many_clients_at_once(client):
         assert answer == [think(story, path, question.question, 0, index, 0.7) for index in range(20)]
 
 
-def test_the_documented_shares_hold():
-    for family, shares in SOLVED_BY.items():
-        row = " | ".join(f"{100 * shares[solver]:.0f}" for solver in ("pot", "cot", "both", "neither"))
-        assert f"| `{family}` | {row} |" in teacher.__doc__
-        assert sum(shares.values()) == pytest.approx(1)
-    solved, votes = defaultdict(list), defaultdict(dict)
-    for question, path, right, vote in sampled(load("train")):
-        family = question.id.split("/")[2]
-        votes[question.id][path] = vote
-        # more than a third right: what is solved with one slip in three or fewer, and not what is luck
-        solved[family, path, sum(right) > len(right) / 3].append(sum(right) / len(right))
-    for family in FAMILIES:
-        shares = SOLVED_BY[family]
+def verify(chain):
+    """Check every statement of a chain of thought by other means; how many statements that were."""
+    values = {"half": 2, "third": 3, "quarter": 4}
+    statements = 0
+    for left, right in re.findall(r"(\d+(?: [-+*] \d+)+) = (\d+)", chain):
+        assert eval(left) == int(right), chain
+        statements += 1
+    for part, number, share in re.findall(r"(half|third|quarter) of (\d+)(?: is|, which is) (\d+)", chain.lower()):
+        assert values[part] * int(share) == int(number), chain
+        statements += 1
+    for left, relation, right in re.findall(rf"(\d+) is ({'|'.join(RELATIONS)}) (\d+)", chain):
+        holds = {"more than": int(left) > int(right), "less than": int(left) < int(right)}
+        assert holds.get(relation, left == right), chain
+        statements += 1
+    for wait, direction, day, other in re.findall(r"(\d+) days (after|before) (\w+day) is (\w+day)", chain):
+        monday = date(2024, 1, 1)
+        start = monday + timedelta(days=WEEKDAYS.index(day))
+        assert (start + timedelta(days=int(wait) * (1 if direction == "after" else -1))).strftime("%A") == other, chain
+        statements += 1
+    return statements
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_every_thought_is_what_it_claims_to_be(seed):
+    verified = Counter()
+    for question in load("train", seed=seed, size=400) + load("test", seed=seed, size=400):
+        story = parse(question.question)
+        for program in right_thoughts(story, "pot"):
+            assert answer_of("pot", program) == question.answer, program
+        for chain in right_thoughts(story, "cot"):
+            assert answer_of("cot", chain) == question.answer
+            verified[story.kind.name] += verify(chain)
+        rng = random.Random(question.question)
+        for _ in range(5):
+            assert answer_of("pot", wrong_thought(story, "pot", rng)) != question.answer
+            wrong = [wrong_thought(story, "cot", rng), miscalculate(story, rng)]
+            for chain in wrong:
+                assert answer_of("cot", chain) != question.answer, chain
+                assert all(int(number) <= LARGEST for number in re.findall(r"\d+", chain)), chain
+            # A wrong result leads to another answer of the same sort.
+            assert answer_of("cot", wrong[1]).isdigit() == question.answer.isdigit()
+    assert verified.keys() | {"all_but", "in_all"} == WORDINGS.keys() == {kind.name for kind in KINDS}
+
+
+def test_the_documented_chances_hold_in_every_family_and_on_both_paths():
+    right = defaultdict(list)
+    for question in load("train", size=2000):
         for path in TRIGGERS:
-            easy, hard = solved[family, path, True], solved[family, path, False]
-            assert len(easy) / len(easy + hard) == pytest.approx(shares[path] + shares["both"], abs=0.07)
-            if easy:
-                assert sum(easy) / len(easy) == pytest.approx(1 - SLIPS[path].get(family, 0.08), abs=0.05)
-            if hard:
-                assert sum(hard) / len(hard) == pytest.approx(LUCK[path], abs=0.04)
-    types = Counter((votes["cot"], votes["pot"]) for votes in votes.values())
-    share = {kind: types[kind] / len(votes) for kind in ((False, True), (True, False), (True, True), (False, False))}
+            answers = sampled(question, path, n=40)
+            right[question.id.split("/")[2], path].append(answers.count(question.answer) / len(answers))
+    assert {family for family, _ in right} == set(FAMILIES) == MEAN_CHANCE.keys()
+    for family, mean in MEAN_CHANCE.items():
+        assert f"| `{family}` | {mean['cot']:.2f} | {mean['pot']:.2f} |" in chances.__doc__
+        for path in TRIGGERS:
+            shares = right[family, path]
+            expected = mean[path] * (1 - chances.HARD_SHARE * (1 - chances.HARD_FACTOR))
+            assert statistics.mean(shares) == pytest.approx(expected, abs=0.08)
+            # The questions of every family differ: the path is nearly always right on some, and often wrong on others.
+            assert statistics.stdev(shares) > 0.12
+            assert max(shares) > 0.9 and min(shares) < 0.5
+
+
+@pytest.mark.parametrize("seed", [42, 7])
+def test_votes_decide_the_types_and_lambda_takes_all_values(seed):
+    types, lambdas = Counter(), []
+    for question in load("train", seed=seed):
+        cot, pot = (sampled(question, path, seed) for path in TRIGGERS)
+        solved = majority(cot) == question.answer, majority(pot) == question.answer
+        types[solved] += 1
+        if all(solved):
+            n1, n2 = cot.count(question.answer), pot.count(question.answer)
+            lambdas.append(n2 / (n1 + n2))
+    share = {solved: count / types.total() for solved, count in types.items()}
     # All four types of Sec. 3.1, more of types 1 and 2 than the paper's 10% each.
     assert 0.10 < share[False, True] < 0.25
     assert 0.10 < share[True, False] < 0.35
     assert 0.35 < share[True, True] < 0.70
     assert 0.08 < share[False, False] < 0.20
+    assert sum(lambda_ < 0.4 for lambda_ in lambdas) > len(lambdas) / 5
+    assert sum(lambda_ > 0.6 for lambda_ in lambdas) > len(lambdas) / 5
 
 
-def test_more_temperature_more_slips_and_votes_that_scatter_on_large_numbers():
+def test_more_temperature_means_more_mistakes_and_mistakes_on_large_numbers_scatter():
     questions = load("train", size=400)
     accuracy = []
     for temperature in (0, 0.7, 1.5):
-        rights = [right for _, path, right, _ in sampled(questions, temperature, n=10) if path == "cot"]
-        accuracy.append(sum(map(sum, rights)) / sum(map(len, rights)))
+        answers = [(question, sampled(question, "cot", n=10, temperature=temperature)) for question in questions]
+        accuracy.append(sum(found.count(question.answer) for question, found in answers))
     assert accuracy[0] > accuracy[1] > accuracy[2]
-    for question in questions:
-        story = parse(question.question)
-        thoughts = [think(story, "cot", question.question, 0, index, 0.7) for index in range(20)]
-        wrong = [x for x in (answer_of("cot", thought) for thought in thoughts) if x != question.answer]
-        if story.family == "large" and len(wrong) > 15:
-            assert Counter(wrong).most_common(1)[0][1] < 10
+    for question, _ in answers:
+        wrong = [answer for answer in sampled(question, "cot", n=40) if answer != question.answer]
+        if question.id.split("/")[2] == "large" and len(wrong) > 15:
+            assert len(set(wrong)) > 3
 
 
 def start(*options):

@@ -55,7 +55,8 @@ class MDConfig(SFTConfig):
 
         prompt_format (`str`, *optional*, defaults to `"auto"`):
             Format of the prompts: `"plain"` text, the tokenizer's `"chat"` template, or `"auto"` for the chat template
-            if the tokenizer has one.
+            if the tokenizer has one. The saved student's `md_trl.json` records it. Path rows contain their prompts, so
+            set it to the format these have.
         layout (`str`, *optional*, defaults to `"tree"`):
             How the thoughts of a batch are laid out. All layouts have the same loss and gradients:
 

@@ -13,17 +13,10 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from ..records import QuestionType
+from ..mixing import SOLVED_BY
 from .md_config import MDConfig
 
 
-SOLVED_BY = {
-    0: "not known",
-    QuestionType.POT_ONLY: "PoT only",
-    QuestionType.COT_ONLY: "CoT only",
-    QuestionType.BOTH: "both",
-    QuestionType.NEITHER: "neither",
-}
 SETTINGS = (
     "unsolved_path",
     "token_reduction",
@@ -108,7 +101,12 @@ def student_card(
         triggers=student["triggers"],
         settings=settings,
         types=[
-            {"type": t, "solved_by": SOLVED_BY[t], "questions": f"{count[t]:,}", "occurrences": f"{occurrences[t]:,}"}
+            {
+                "type": t,
+                "solved_by": SOLVED_BY.get(t, "not known"),
+                "questions": f"{count[t]:,}",
+                "occurrences": f"{occurrences[t]:,}",
+            }
             for t in sorted(count)
         ],
         mean_lambda=sum(lambdas) / len(lambdas) if lambdas else None,

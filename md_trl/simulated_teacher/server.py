@@ -1,40 +1,16 @@
-"""A SIMULATED teacher for Stories behind an OpenAI-compatible HTTP server. No language model is involved.
+"""The HTTP server of the simulated teacher: a part of OpenAI's protocol.
 
-It takes a question apart with [`~md_trl.tasks.stories.parse`] and writes a right or a wrong thought about it, so that
-the whole method runs offline in minutes. It fails where the paper says that each path fails (Sec. 3.1), so the gain of
-mixing both is built into its thoughts: figures reached with it tell whether the machinery brings that gain home, and
-nothing about any real teacher.
-
-**How it errs.** A hash of the question decides which paths solve it, with these shares in percent:
-
-| family | pot only (type 1) | cot only (type 2) | both (type 3) | neither (type 4) |
-| --- | --- | --- | --- | --- |
-| `plain` | 4 | 4 | 84 | 8 |
-| `large` | 45 | 0 | 35 | 20 |
-| `steps` | 15 | 0 | 65 | 20 |
-| `distractor` | 3 | 7 | 70 | 20 |
-| `compare` | 0 | 75 | 0 | 25 |
-| `fraction` | 0 | 75 | 0 | 25 |
-| `trap` | 0 | 75 | 0 | 25 |
-
-Each sample then has its own luck. At temperature 0.7 a thought on a path that solves the question goes wrong with the
-probability in `SLIPS`, and one on a path that does not comes out right with that in `LUCK`; both grow in proportion to
-the temperature, and at 0 the most probable thought is written. A chain of thought that goes wrong on `large` and
-`steps` has a wrong result in it, another one in every sample. Otherwise a path that does not solve a question misreads
-it, four times out of five in one favourite way; a program that goes wrong sometimes does not run at all.
-
-**The protocol.** `POST /v1/chat/completions` and `/v1/completions` with `model`, `n`, `temperature`, `seed`,
-`max_tokens` (or `max_completion_tokens`) and `stop`, and `GET /v1/models`; other fields are ignored. The prompt must
-end in a question and, on a line of its own, a trigger; the few-shot examples before it are counted, not read. A
-question that is not a story is refused (400): a simulation has no honest answer to it. The text depends on question,
-trigger, `seed`, index of the choice and `temperature` alone; without a `seed` the server draws one for the request.
-Tokens are words and punctuation marks.
+`POST /v1/chat/completions` and `/v1/completions` take `model`, `n`, `temperature`, `seed`, `max_tokens` (or
+`max_completion_tokens`) and `stop`; other fields are ignored. `GET /v1/models` lists the model. The prompt must end in
+a question and, on a line of its own, a trigger. Few-shot examples before them are counted as tokens, but not used. A
+question that is not one of Stories is an error (400), because a simulation has no honest answer to it. The text
+depends on question, trigger, `seed`, `temperature` and the index of the choice alone; without a `seed`, the server
+draws one per request. Tokens are words and punctuation marks.
 """
 
 from __future__ import annotations
 
 import json
-import random
 import re
 import secrets
 import sys
@@ -43,78 +19,31 @@ from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from .prompts import TRIGGERS
-from .tasks.stories import Story, parse
+from ..prompts import TRIGGERS
+from ..tasks.stories import parse
+from .chances import think
 
 
 MODEL = "simulated-teacher"
 FINGERPRINT = "md_trl-simulated-teacher"
 
-SOLVED_BY = {
-    "plain": {"pot": 0.04, "cot": 0.04, "both": 0.84, "neither": 0.08},
-    "large": {"pot": 0.45, "cot": 0.00, "both": 0.35, "neither": 0.20},
-    "steps": {"pot": 0.15, "cot": 0.00, "both": 0.65, "neither": 0.20},
-    "distractor": {"pot": 0.03, "cot": 0.07, "both": 0.70, "neither": 0.20},
-    "compare": {"pot": 0.00, "cot": 0.75, "both": 0.00, "neither": 0.25},
-    "fraction": {"pot": 0.00, "cot": 0.75, "both": 0.00, "neither": 0.25},
-    "trap": {"pot": 0.00, "cot": 0.75, "both": 0.00, "neither": 0.25},
-}
-"""Share of a family's questions that each path solves."""
-
-SLIPS = {"cot": {"large": 0.35, "steps": 0.25}, "pot": {}}
-"""Probability by path and family that a thought on a solved question goes wrong at temperature 0.7; else 0.08."""
-
-LUCK = {"cot": 0.05, "pot": 0.0}
-"""Probability by path that a thought on an unsolved question comes out right at temperature 0.7."""
-
-FAVOURITE = 0.8
-"""Share of the misreadings of an unsolved question that are the question's own favourite one."""
-
-MISCALCULATED = ("large", "steps")
-"""Families in which a wrong chain of thought has a wrong result in it, another one in every sample."""
-
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 
 
-def think(story: Story, path: str, question: str, seed: int, index: int, temperature: float) -> str:
+class RequestError(Exception):
     r"""
-    Writes one thought of the simulated teacher.
+    An invalid request. The server responds with an error in OpenAI's format.
 
     Args:
-        story (`Story`):
-            The question, taken apart.
-        path (`str`):
-            `cot` or `pot`.
-        question (`str`):
-            Text of the question, whose hash decides which paths solve it.
-        seed (`int`):
-            Seed of the request.
-        index (`int`):
-            Index of the choice.
-        temperature (`float`):
-            0 writes the most probable thought, whatever the seed and index.
-
-    Returns:
-        `str`: A chain of thought that ends `The answer is X.`, or a program that leaves its result in `answer`.
+        status (`int`):
+            HTTP status.
+        message (`str`):
+            What is wrong and how to fix it.
+        param (`str`, *optional*):
+            Name of the offending field.
+        code (`str`, *optional*):
+            OpenAI's code of the error.
     """
-    shares = SOLVED_BY[story.family]
-    solver = random.Random(f"solver/{question}").choices(list(shares), list(shares.values()))[0]
-    solved, heat = solver in (path, "both"), temperature / 0.7
-    # Greedy decoding looks at the question alone.
-    draw = "" if temperature == 0 else f"{seed}/{index}/{temperature}"
-    sample = random.Random(f"{draw}/{path}/{question}")
-    if sample.random() < (1 - heat * SLIPS[path].get(story.family, 0.08) if solved else heat * LUCK[path]):
-        return sample.choice(story.right(path))
-    if path == "cot" and story.family in MISCALCULATED:
-        return story.slip(sample)
-    misread = story.misread(path)
-    if not solved and (temperature == 0 or sample.random() < FAVOURITE):
-        return random.Random(f"misread/{path}/{question}").choice(misread)
-    return sample.choice([*misread, story.slip(sample) if path == "cot" else story.crash()])
-
-
-class RequestError(Exception):
-    """A request that is answered with an error in OpenAI's form."""
 
     def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None):
         super().__init__(message)
@@ -123,25 +52,25 @@ class RequestError(Exception):
 
 def answer(request: dict[str, Any], chat: bool) -> dict[str, Any]:
     r"""
-    Answers the body of a completion request.
+    Build the response to a completion request.
 
     Args:
         request (`dict[str, Any]`):
             Body of the request.
         chat (`bool`):
-            Whether it asks for a chat completion (`messages`) or a text completion (`prompt`).
+            Whether a chat completion (`messages`) or a text completion (`prompt`) is requested.
 
     Returns:
         `dict[str, Any]`: Body of the response.
 
     Raises:
-        `RequestError`: If the request is wrong.
+        `RequestError`: If the request is invalid.
     """
     if request.get("model") != MODEL:
-        message = f"The model {request.get('model')!r} does not exist. This server has {MODEL!r} only."
+        message = f"The model {request.get('model')!r} does not exist. The only model of this server is {MODEL!r}."
         raise RequestError(404, message, "model", "model_not_found")
     if request.get("stream"):
-        raise RequestError(400, "The simulated teacher does not stream: leave `stream` out.", "stream")
+        raise RequestError(400, "The simulated teacher does not support streaming: remove `stream`.", "stream")
     n = _number(request, "n", 1, int, 1, 128)
     temperature = _number(request, "temperature", 1.0, float, 0.0, 2.0)
     seed = _number(request, "seed", secrets.randbits(32), int, -(2**63), 2**63 - 1)
@@ -150,15 +79,13 @@ def answer(request: dict[str, Any], chat: bool) -> dict[str, Any]:
     stop = request.get("stop") or []
     stop = [stop] if isinstance(stop, str) else stop
     if not isinstance(stop, list) or len(stop) > 4 or not all(isinstance(text, str) and text for text in stop):
-        raise RequestError(400, f"`stop` must be a text or a list of up to 4 texts, not {stop!r}.", "stop")
+        raise RequestError(400, f"`stop` must be a string or a list of up to 4 strings, not {stop!r}.", "stop")
 
     texts = _messages(request) if chat else [_prompt(request)]
     question, path = _last_question(texts[-1], "messages" if chat else "prompt")
     story = parse(question)
     if story is None:
-        message = (
-            f"The simulated teacher answers questions of the task `stories` only, and this is none: {question!r}."
-        )
+        message = f"The simulated teacher answers questions of the task `stories` only. This is none: {question!r}."
         raise RequestError(400, message, "messages" if chat else "prompt", "not_a_story")
 
     choices, completion_tokens = [], 0
@@ -186,7 +113,7 @@ def answer(request: dict[str, Any], chat: bool) -> dict[str, Any]:
 
 @lru_cache(maxsize=1024)
 def count_tokens(text: str) -> int:
-    """Number of words and punctuation marks, the tokens in which the simulated teacher counts its `usage`."""
+    """Count words and punctuation marks, which are the tokens in `usage`."""
     return sum(1 for _ in _TOKEN.finditer(text))
 
 
@@ -194,9 +121,9 @@ def _number(request: dict[str, Any], name: str, default: Any, kind: type, low: f
     value = request.get(name)
     if value is None:
         return default
-    kinds = int if kind is int else (int, float)
-    # In Python `True` is an integer; in JSON it is not. Nor is NaN within any bounds.
-    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+    allowed = int if kind is int else (int, float)
+    # `True` is an integer in Python, but not in JSON. NaN fails every comparison.
+    if isinstance(value, bool) or not isinstance(value, allowed) or not low <= value <= high:
         what = "an integer" if kind is int else "a number"
         raise RequestError(400, f"`{name}` must be {what} from {low} to {high}, not {value!r}.", name)
     return kind(value)
@@ -205,13 +132,13 @@ def _number(request: dict[str, Any], name: str, default: Any, kind: type, low: f
 def _messages(request: dict[str, Any]) -> list[str]:
     messages = request.get("messages")
     if not isinstance(messages, list) or not messages:
-        raise RequestError(400, "`messages` must be a list of messages, and not empty.", "messages")
+        raise RequestError(400, "`messages` must be a list of one or more messages.", "messages")
     for place, message in enumerate(messages):
         if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-            raise RequestError(400, f"`messages[{place}]` must have a `role` and a text as `content`.", "messages")
+            raise RequestError(400, f"`messages[{place}]` must have a `role` and a string as `content`.", "messages")
     if messages[-1].get("role") != "user":
         raise RequestError(
-            400, f"The last message must have role 'user', not {messages[-1].get('role')!r}.", "messages"
+            400, f"The last message must have the role 'user', not {messages[-1].get('role')!r}.", "messages"
         )
     return [message["content"] for message in messages]
 
@@ -219,12 +146,12 @@ def _messages(request: dict[str, Any]) -> list[str]:
 def _prompt(request: dict[str, Any]) -> str:
     prompt = request.get("prompt")
     if not isinstance(prompt, str):
-        raise RequestError(400, "`prompt` must be one text.", "prompt")
+        raise RequestError(400, "`prompt` must be one string.", "prompt")
     return prompt
 
 
 def _last_question(text: str, param: str) -> tuple[str, str]:
-    """The question that a prompt ends in, and the path that its trigger asks for."""
+    """Extract the question at the end of a prompt and the path that its trigger asks for."""
     question, _, trigger = text.rstrip().rpartition("\n")
     for path, phrase in TRIGGERS.items():
         if trigger.strip() == phrase:
@@ -234,7 +161,7 @@ def _last_question(text: str, param: str) -> tuple[str, str]:
 
 
 def _cut(text: str, max_tokens: int | None, stop: list[str]) -> tuple[str, str]:
-    """The text as far as the limits let it go, and the `finish_reason`."""
+    """Cut a text at the first stop string and at `max_tokens`; return it with its `finish_reason`."""
     ends = [match.end() for match in _TOKEN.finditer(text)]
     finish_reason = "stop"
     if max_tokens is not None and len(ends) > max_tokens:
@@ -245,13 +172,15 @@ def _cut(text: str, max_tokens: int | None, stop: list[str]) -> tuple[str, str]:
 
 class TeacherServer(ThreadingHTTPServer):
     r"""
-    The simulated teacher on a socket. Call `serve_forever()`, and `shutdown()` from another thread.
+    The HTTP server of the simulated teacher.
+
+    `serve_forever()` blocks until another thread calls `shutdown()`.
 
     Args:
         host (`str`, *optional*, defaults to `"127.0.0.1"`):
             Address to listen on.
         port (`int`, *optional*, defaults to `0`):
-            Port to listen on; 0 takes a free one.
+            Port to listen on. 0 chooses a free one.
     """
 
     daemon_threads = True
@@ -262,11 +191,11 @@ class TeacherServer(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Base URL for OpenAI clients."""
+        """Base URL for clients of OpenAI's API."""
         return f"http://{self.server_address[0]}:{self.server_address[1]}/v1"
 
     def handle_error(self, request, client_address):
-        """Clients may hang up at any time; everything else is reported as usual."""
+        """Report an error, unless the client has just closed the connection."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
 
@@ -274,7 +203,7 @@ class TeacherServer(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version = FINGERPRINT
-    # One packet a response: small ones would wait for each other otherwise.
+    # Send each response in one piece: many small packets would wait for each other's acknowledgement.
     wbufsize = -1
     disable_nagle_algorithm = True
 
@@ -290,7 +219,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal():
-            return self.send_error(411, "The request needs a Content-Length.")
+            return self.send_error(411, "The request must have a Content-Length.")
         body = self.rfile.read(int(length))
         if self.path not in ("/v1/chat/completions", "/v1/completions"):
             return self.send_error(404)
@@ -300,14 +229,14 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_error(error.status, str(error), error.param, error.code)
 
     def send_error(self, code, message=None, explain=None):
-        """Errors of the protocol, in OpenAI's form too. A body may be left unread, so the connection ends."""
+        """Send an HTTP error in OpenAI's format, and close the connection because the body may be unread."""
         self.close_connection = True
         routes = "POST /v1/chat/completions, POST /v1/completions, GET /v1/models"
-        message = message or f"{self.command} {self.path} is not served. This server has {routes}."
+        message = message or f"{self.command} {self.path} is not served. This server supports {routes}."
         self._send_error(code, message, None, None)
 
     def log_message(self, format, *args):
-        """No line per request: there are thousands."""
+        """Do not log requests: there are thousands of them."""
 
     def _send_error(self, status: int, message: str, param: str | None, code: str | None):
         error = {"message": message, "type": "invalid_request_error", "param": param, "code": code}
