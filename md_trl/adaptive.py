@@ -16,10 +16,10 @@ m of which are marked, and c for the number of thoughts with a given answer amon
   above d / 2).
 
 A question is settled if the first or the second condition holds on each path and, for type 3, the third one as well.
-There are a few looks. The first look may spend half of `delta`, each further look half of what is left, and the last
-one all of it; d is a quarter of that, because there are two paths and two ways to be wrong. By the union bound, the
-type of a question differs from its type in a full run with a probability of at most `delta`, and its lambda moves by
-more than `tolerance` with a probability of at most `delta`. Both paths of a question always have the same number of
+There are a few checks. The first check may spend half of `delta`, each further check half of what is left, and the
+last one all of it; d is a quarter of that, because there are two paths and two ways to be wrong. By the union bound,
+the type of a question differs from its type in a full run with a probability of at most `delta`, and its lambda moves
+by more than `tolerance` with a probability of at most `delta`. Both paths of a question always have the same number of
 thoughts, because lambda would lean towards the longer one otherwise.
 """
 
@@ -35,6 +35,7 @@ from .answers import canonical
 from .errors import InputError
 from .execution import Executor
 from .judging import read_answers
+from .mixing import lambda_of
 from .prompts import Prompt
 from .records import PATHS, Question, SamplingParams
 from .sampling import SampleSummary, sample
@@ -53,8 +54,8 @@ class AdaptiveRule:
             Maximum probability that the type of a question differs from its type in a full run.
         tolerance (`float`, *optional*, defaults to `0.2`):
             How far lambda may be from its value in a full run, for questions of type 3.
-        looks (`tuple[float, ...]`, *optional*, defaults to `(0.3, 0.5, 0.7)`):
-            When to look, as shares of n.
+        check_at (`tuple[float, ...]`, *optional*, defaults to `(0.3, 0.5, 0.7)`):
+            Fractions of n at which to check whether sampling can stop.
 
     Raises:
         `ValueError`: A value out of range.
@@ -62,25 +63,25 @@ class AdaptiveRule:
 
     delta: float = 0.1
     tolerance: float = 0.2
-    looks: tuple[float, ...] = (0.3, 0.5, 0.7)
+    check_at: tuple[float, ...] = (0.3, 0.5, 0.7)
 
     def __post_init__(self):
         if not 0 < self.delta < 1:
             raise InputError(f"`delta` is {self.delta}. Use a probability between 0 and 1.")
         if not 0 < self.tolerance <= 1:
             raise InputError(f"`tolerance` is {self.tolerance}. Use a number above 0, up to 1.")
-        if list(self.looks) != sorted(set(self.looks)) or not all(0 < look < 1 for look in self.looks):
-            raise InputError(f"`looks` is {self.looks}. Use increasing shares between 0 and 1.")
+        if list(self.check_at) != sorted(set(self.check_at)) or not all(0 < share < 1 for share in self.check_at):
+            raise InputError(f"`check_at` is {self.check_at}. Use increasing fractions between 0 and 1.")
 
     def counts(self, n: int) -> list[int]:
-        """Numbers of thoughts per path after which to look, below n."""
-        return sorted({k for look in self.looks if 0 < (k := math.ceil(look * n)) < n})
+        """Numbers of thoughts per path, below n, after which to check."""
+        return sorted({k for share in self.check_at if 0 < (k := math.ceil(share * n)) < n})
 
-    def share(self, n: int, k: int) -> float:
-        """Part of `delta` that the look after k thoughts may spend."""
+    def delta_at(self, n: int, k: int) -> float:
+        """Portion of `delta` allocated to the check after k thoughts."""
         counts = self.counts(n)
-        look = counts.index(k)
-        return self.delta / 2 ** min(look + 1, len(counts) - 1) if len(counts) > 1 else self.delta
+        check = counts.index(k)
+        return self.delta / 2 ** min(check + 1, len(counts) - 1) if len(counts) > 1 else self.delta
 
     def settled(self, n: int, k: int, gold: str, cot: Sequence[str | None], pot: Sequence[str | None]) -> bool:
         r"""
@@ -101,7 +102,7 @@ class AdaptiveRule:
         Returns:
             `bool`: Whether its type is settled and, for type 3, its lambda too.
         """
-        d = self.share(n, k) / 4
+        d = self.delta_at(n, k) / 4
         solved = [_solved(n, k, gold, answers, d) for answers in (cot, pot)]
         if None in solved:
             return False
@@ -109,7 +110,7 @@ class AdaptiveRule:
             return True
         n1, n2 = cot.count(gold), pot.count(gold)
         (low1, high1), (low2, high2) = _range(n, k, n1, d), _range(n, k, n2, d)
-        lambda_ = n2 / (n1 + n2)
+        lambda_ = lambda_of(n1, n2)
         return max(lambda_ - low2 / (high1 + low2), high2 / (low1 + high2) - lambda_) <= self.tolerance
 
 
@@ -130,8 +131,8 @@ def sample_adaptively(
     r"""
     Sample each question on both paths until its type and lambda are settled, or until it has `n` thoughts per path.
 
-    A question that does not get the samples of a look, for example because the server refuses its prompt, is left out
-    of the later looks and reported as missing. The others go on.
+    A question that does not get the samples of a check, for example because the server refuses its prompt, is left out
+    of the later checks and reported as missing. The others go on.
 
     Args:
         questions (`Sequence[Question]`):
@@ -169,14 +170,14 @@ def sample_adaptively(
     summary = SampleSummary()
     remaining = list(questions)
     for k in [*rule.counts(n), n]:
-        look = sample(
+        part = sample(
             remaining, PATHS, k, engine, store, prompt,
             params=params, prices=prices, max_cost=max_cost, progress=progress,
         )  # fmt: skip
-        summary.add(look)
-        if k == n or look.over_budget or look.gave_up:
+        summary.add(part)
+        if k == n or part.over_budget or part.gave_up:
             break
-        answers = _answers(remaining, k, store, look.settings, executor)
+        answers = _answers(remaining, k, store, part.settings, executor)
         complete = [q for q in remaining if all(len(answers[q.id, path]) == k for path in PATHS)]
         remaining = [
             question

@@ -1,4 +1,4 @@
-"""Comparison: results of several students come in, ensembles of two students and paired differences go out (Sec. 4).
+"""Ensembles of two students, and paired differences between students (Sec. 4).
 
 One step of Mixed Distillation costs as much as one CoT step and one PoT step together. The fair baseline for a student
 after S steps is therefore the ensemble of a CoT student and a PoT student after S steps each.

@@ -1,4 +1,4 @@
-"""Dataset: a store of thoughts comes in, a folder of mixed rows that `load_dataset` opens goes out (Sec. 3.1)."""
+"""Build a dataset of mixed rows from a store of thoughts (Sec. 3.1)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluation: judged answers of a student to many questions come in, accuracies by number of votes go out (Sec. 4).
+"""The accuracy of a student on many questions, by number of votes (Sec. 4).
 
 No model is loaded here: [`~md_trl.student_evaluation.StudentEvaluation`] samples a student and builds its result.
 """

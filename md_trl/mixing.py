@@ -1,4 +1,4 @@
-"""Mixing: judged thoughts come in, mixed rows go out, with the type, lambda and repeat of each question (Sec. 3.1)."""
+"""Turn judged thoughts into mixed rows: compute the type, lambda and repeat of each question (Sec. 3.1)."""
 
 from __future__ import annotations
 
@@ -32,6 +32,23 @@ def type_of(solved_by_cot: bool, solved_by_pot: bool) -> QuestionType:
     if solved_by_cot:
         return QuestionType.COT_ONLY
     return QuestionType.POT_ONLY if solved_by_pot else QuestionType.NEITHER
+
+
+def lambda_of(n_cot_correct: int, n_pot_correct: int) -> float | None:
+    r"""
+    Compute lambda, the weight of the PoT path in the loss of type 3 (Eq. 4).
+
+    Args:
+        n_cot_correct (`int`):
+            Number of correct CoT thoughts, n1 of the paper.
+        n_pot_correct (`int`):
+            Number of correct PoT thoughts, n2 of the paper.
+
+    Returns:
+        `float` or `None`: `n2 / (n1 + n2)`; `None` if no thought is correct.
+    """
+    correct = n_cot_correct + n_pot_correct
+    return n_pot_correct / correct if correct else None
 
 
 def mix(questions: Iterable[Question], thoughts: Iterable[Thought], repeat_cap: int = REPEAT_CAP) -> list[MixedRow]:
@@ -92,7 +109,7 @@ def _mix_question(question: Question, cot: list[Thought], pot: list[Thought]) ->
         question=question.question,
         answer=question.answer,
         type=type_of(solved_by_cot, solved_by_pot),
-        lambda_=n2 / (n1 + n2) if n1 + n2 else None,
+        lambda_=lambda_of(n1, n2),
         repeat=1,
         n_cot=len(cot),
         n_pot=len(pot),

@@ -1,4 +1,4 @@
-"""Reasoner: questions and a student come in, voted answers go out (Sec. 3.2, Eq. 5)."""
+"""Answer questions with a student, by a vote over both paths (Sec. 3.2, Eq. 5)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Report: the results of several students come in, tables and figures that compare them go out."""
+"""Tables and figures that compare the results of several students."""
 
 from __future__ import annotations
 

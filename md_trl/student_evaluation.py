@@ -1,4 +1,4 @@
-"""Student evaluation: a student and the questions of a task come in, its [`EvaluationResult`] goes out (Sec. 4).
+"""Sample a student on the questions of a task and evaluate its answers (Sec. 4).
 
 Samples are kept in a store, so an interrupted evaluation continues where it stopped, and several processes can share
 the sampling. A sample is seeded by its question, path and index: which process draws it does not matter.

@@ -1,4 +1,4 @@
-"""Voting: sampled answers come in, one answer or scores go out (Sec. 3.2 of https://huggingface.co/papers/2312.10730).
+"""Vote over sampled answers, and score votes (Sec. 3.2 of https://huggingface.co/papers/2312.10730).
 
 Answers are counted by their canonical form, and votes are returned in that form, so votes group answers exactly as
 scoring compares them.

@@ -41,7 +41,7 @@ def test_probabilities_are_counts(n, data):
 def test_looks_spend_exactly_delta(n):
     counts = RULE.counts(n)
     assert all(0 < k < n for k in counts) and counts == sorted(set(counts))
-    assert sum(RULE.share(n, k) for k in counts) == pytest.approx(RULE.delta)
+    assert sum(RULE.delta_at(n, k) for k in counts) == pytest.approx(RULE.delta)
     assert RULE.counts(20) == [6, 10, 14]
 
 
@@ -180,7 +180,11 @@ def test_a_budget_stops_all_questions(tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"delta": 0}, "`delta` is 0"), ({"tolerance": 2}, "`tolerance` is 2"), ({"looks": (0.5, 0.2)}, "`looks` is")],
+    [
+        ({"delta": 0}, "`delta` is 0"),
+        ({"tolerance": 2}, "`tolerance` is 2"),
+        ({"check_at": (0.5, 0.2)}, "`check_at` is"),
+    ],
 )
 def test_bad_rules(arguments, message):
     with pytest.raises(ValueError, match=message):

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from md_trl.answers import equal
 from md_trl.execution import Executor, Limits, Result, seccomp
+from md_trl.execution.json_values import to_json
 from md_trl.execution.programs import MAX_CHARS, prepare
 from md_trl.execution.source import InvalidProgramError
-from md_trl.execution.values import to_json
 
 
 PYTHON = Path(sys.executable)
@@ -168,9 +168,9 @@ FAILURES = {
     "missing module": ("import numpy as np\nanswer = np.sum([1])", "unsupported", "numpy"),
     "yield": ("def g():\n    yield 1\nanswer = list(g())", "unsupported", "yield"),
     "inheritance": ("class A(int):\n    pass\nanswer = A()", "unsupported", "inheritance"),
-    "no answer": ("x = 5", "no_result", "neither"),
+    "no answer": ("x = 5", "no_result", "did not return"),
     "prints nothing": ("def solution():\n    x = 5\nprint(solution())", "no_result", "printed None"),
-    "returns nothing": ("def solution():\n    x = 5", "no_result", "neither"),
+    "returns nothing": ("def solution():\n    x = 5", "no_result", "did not return"),
     "function": ("def f(x):\n    return x\nanswer = f", "no_result", "function"),
     "builtin": ("answer = len", "no_result", "builtin_function"),
     "object": ("class A:\n    pass\nanswer = A()", "no_result", "type A"),

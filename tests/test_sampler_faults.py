@@ -153,7 +153,7 @@ def run_with_faults(tmp_path, pairs, timeout, n=4):
     assert spent.unknown == behaviour.total("lost")
     assert spent.max_prompt_tokens >= unread[0] and spent.max_completion_tokens >= unread[1]
     # Every error that ended a run says why.
-    assert all("refuses the key" in s or "does not know the model" in s or "gives no more" in s for s in stops)
+    assert all("refuses the key" in s or "does not know the model" in s or "exhausted quota" in s for s in stops)
     return behaviour, stops
 
 
@@ -176,7 +176,7 @@ def test_a_server_that_misbehaves_on_30_percent_in_every_way(tmp_path, quick, ca
     [
         (error(401, "expired"), "refuses the key .*OPENAI_API_KEY"),
         (error(404, "no such model"), "does not know the model 'm'.*--model"),
-        (error(429, "no money", "insufficient_quota"), "gives no more for now.*run the same command again later"),
+        (error(429, "no money", "insufficient_quota"), "exhausted quota.*run the same command again later"),
         (error(429, "come back tomorrow", **{"retry-after": "86400"}), "come back tomorrow"),
     ],
 )

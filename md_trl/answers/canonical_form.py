@@ -1,4 +1,4 @@
-"""The canonical form of an answer, and equality: any text or Python value comes in, one string goes out."""
+"""The canonical form of an answer, and equality of answers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .quantities import read_list, read_measures, read_single
 
 
 NO_ANSWER = ("", "nan")
-"""Canonical forms that neither vote nor score: the text states nothing, or the program computed nothing."""
+"""Canonical forms that count as no answer: they do not vote, and are scored as wrong."""
 
 _CACHED_CHARS = 100
 _MAX_PASSES = 10
@@ -75,7 +75,7 @@ def canonical(value: Any) -> str:
 
 def equal(a: Any, b: Any) -> bool:
     r"""
-    Return whether two answers are the same, that is, have the same canonical form.
+    Return whether two answers have the same canonical form (see the table in `md_trl/answers/__init__.py`).
 
     Args:
         a (`Any`):
@@ -91,8 +91,8 @@ def equal(a: Any, b: Any) -> bool:
     ```python
     >>> from md_trl.answers import equal
 
-    >>> equal("1,080 dollars", 1080.0), equal("2/3", "0.667"), equal("True", "yes")
-    (True, False, True)
+    >>> equal("1,080 dollars", 1080.0), equal("1/2", "0.5"), equal("2/3", "0.667"), equal("True", "yes")
+    (True, True, False, True)
     ```
     """
     return canonical(a) == canonical(b)

@@ -1,11 +1,10 @@
-"""Read the answer that a chain of thought states ([`extract`]) or that a program computes ([`answer_of_value`])."""
+"""Extract the answer that a chain of thought states."""
 
 from __future__ import annotations
 
 import re
 from collections import deque
 from itertools import islice
-from typing import Any
 
 from .canonical_form import NO_ANSWER, canonical
 from .markup import MAX_QUANTITY_CHARS, to_ascii
@@ -108,36 +107,6 @@ def extract(text: str, strict: bool = False) -> str | None:
     return None if strict else _last_answer(text)
 
 
-def answer_of_value(value: Any) -> str:
-    r"""
-    Return the answer that a program's value gives, in canonical form.
-
-    A value is usually a number. If it is a text, such as a printed line, a label in front of the answer is dropped,
-    and a clause that states a number gives that number. Any other text is itself the answer.
-
-    Args:
-        value (`Any`):
-            What the program returned or printed.
-
-    Returns:
-        `str`: The answer. The empty string if there is none.
-
-    Examples:
-
-    ```python
-    >>> from md_trl.answers import answer_of_value
-
-    >>> [answer_of_value(value) for value in (5.0, "Total: $5.00", "The total is 5", "Rug 5")]
-    ['5', '5', '5', 'rug 5']
-    ```
-    """
-    if not isinstance(value, str):
-        return canonical(value)
-    label, _, rest = value.strip().rpartition(": ")
-    value = rest if any(map(str.isalpha, label)) else value
-    return _answer_of_clause(value, value)
-
-
 # --------------------------------------------------------------------------------------------------------- statements
 
 
@@ -170,13 +139,13 @@ def _stated_answer(sentence: str) -> str:
     whole = canonical(sentence)
     if _is_number(whole):
         return whole
-    return _answer_of_clause(_ASIDE.split(sentence, maxsplit=1)[0], sentence)
+    return answer_of_clause(_ASIDE.split(sentence, maxsplit=1)[0], sentence)
 
 
 # ------------------------------------------------------------------------------------------------------------ clauses
 
 
-def _answer_of_clause(clause: str, sentence: str) -> str:
+def answer_of_clause(clause: str, sentence: str) -> str:
     """The number that a clause states, or the clause itself if it states none or several.
 
     `sentence` is the clause together with its explanation, if it has one.

@@ -1,4 +1,4 @@
-"""The canonical form of numbers: a `Decimal` or `Fraction` comes in, a string goes out."""
+"""The canonical form of numbers."""
 
 from __future__ import annotations
 

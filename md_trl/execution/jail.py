@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from . import seccomp
+from .json_values import NoAnswerError, printed_answer, to_json
 from .programs import Program
 from .results import WORKER_LOST, Limits, Result
-from .values import NoAnswerError, printed_answer, to_json
 
 
 _SERVER_FILE = Path(__file__).with_name("jail_server.py")

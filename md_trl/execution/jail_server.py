@@ -30,7 +30,7 @@ from fractions import Fraction
 
 sys.path.insert(0, os.path.dirname(__file__))
 import seccomp  # noqa: E402
-from values import MAX_ITEMS, NoAnswerError, to_json  # noqa: E402
+from json_values import MAX_ITEMS, NoAnswerError, to_json  # noqa: E402
 
 
 sys.path.pop(0)

@@ -14,9 +14,9 @@ from importlib.util import find_spec
 
 from pydantic_monty import Monty, MontyCrashedError, MontyError
 
+from .json_values import MAX_CHARS, MAX_DIGITS, MAX_INT_DIGITS, MAX_ITEMS, printed_answer, to_json
 from .programs import Program
 from .results import WORKER_LOST, Limits, Result
-from .values import MAX_CHARS, MAX_DIGITS, MAX_INT_DIGITS, MAX_ITEMS, printed_answer, to_json
 
 
 MAYBE_UNSUPPORTED = ("AttributeError:", "TypeError:", "ValueError:", "SyntaxError:", "SystemExit", WORKER_LOST)

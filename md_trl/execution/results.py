@@ -45,8 +45,8 @@ class Result:
     Args:
         status (`str`):
             One of `ok`, `error` (the program raised or is not Python), `timeout`, `memory`, `unsupported` (the program
-            needs a feature that the engine lacks) and `no_result` (the program ran, but neither returned, named nor
-            printed an answer).
+            needs a feature that the engine lacks) and `no_result` (the program ran, but did not return, assign or
+            print an answer).
         value (`Any`, *optional*):
             The result as strict JSON; `None` unless the status is `ok`. Values that JSON cannot represent exactly
             (nan, inf, Decimal, Fraction, dates, ints over 4,000 digits) are strings. Tuples and sets are lists.

@@ -35,7 +35,7 @@ from ..store import Store
 from ..store.batches import Batch, OpenRequest
 from .engines import POLL_SECONDS, SampleRequest, SampleResult
 from .engines.openai import OpenAIEngine
-from .engines.openai_api import read_answer, request_body
+from .engines.openai_format import read_answer, request_body
 from .ledger import Price
 from .run import Missing, SampleSummary, SamplingRun
 

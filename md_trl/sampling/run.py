@@ -29,9 +29,9 @@ logger = logging.getLogger(__name__)
 
 # A live run stops after this many failed requests in a row. The engine has already retried each of them.
 MAX_FAILURES_IN_A_ROW = 50
-# A question and path is given up after this many strikes in a row. A lost answer is one strike; a failure that the
-# engine has retried, and an answer without samples, are two; a refusal is all of them.
-MAX_STRIKES = 6
+# A question and path is no longer requested once its failures in a row add up to this. A lost response counts 1, a
+# failure that the engine has retried or a response without samples 2, and a refusal counts in full.
+MAX_FAILURE_SCORE = 6
 
 
 class Missing(NamedTuple):
@@ -223,7 +223,7 @@ class SamplingRun:
         self._cost_before = self.budget.cost if self.budget else 0.0
         self._requests_before_round = -1
         self._failures_in_a_row = 0
-        self._strikes: Counter[tuple[str, str]] = Counter()
+        self._failure_scores: Counter[tuple[str, str]] = Counter()
         self._several_returned = False
 
     def __enter__(self) -> SamplingRun:
@@ -260,11 +260,11 @@ class SamplingRun:
         self.summary.over_budget = False
         if self.budget:
             self.budget.refresh()
-        return [m for m in self.missing() if self._strikes[m.question.id, m.path] < MAX_STRIKES]
+        return [m for m in self.missing() if self._failure_scores[m.question.id, m.path] < MAX_FAILURE_SCORE]
 
     def claim(self, missing: Missing, batch: int | None = None, limit: int | None = None) -> list[SampleRequest]:
         r"""
-        Take the right to ask for missing samples, as far as the budget allows.
+        Claim missing samples, within the budget.
 
         Args:
             missing ([`Missing`]):
@@ -322,19 +322,22 @@ class SamplingRun:
             self.budget.settle(result)
         if result.error is not None:
             self.store.claims.fail(request.key, result.error, result.usage, result.lost)
-            self._strikes[pair] += MAX_STRIKES if not result.retry else 1 if result.lost else 2
+            self._failure_scores[pair] += MAX_FAILURE_SCORE if not result.retry else 1 if result.lost else 2
             self._failures_in_a_row += 1
             return
         new = self.store.claims.save(request.key, result.choices, result.usage, result.served)
-        self._strikes[pair] = 0 if result.choices else self._strikes[pair] + 2
+        self._failure_scores[pair] = 0 if result.choices else self._failure_scores[pair] + 2
         self._failures_in_a_row = 0
-        # Some servers ignore or refuse `n > 1` and return one choice. From then on they are asked for single samples.
-        self._several_returned |= len(result.choices) > 1
-        if request.n > 1 and len(result.choices) == 1 and not self._several_returned:
-            self.max_samples = 1
+        self._detect_single_sample_server(result)
         self.summary.thoughts += new
         self.bar.update(new)
         self.bar.set_postfix_str(self._postfix(), refresh=False)
+
+    def _detect_single_sample_server(self, result: SampleResult) -> None:
+        """Ask for single samples once a server has ignored or refused `n > 1`."""
+        self._several_returned |= len(result.choices) > 1
+        if result.request.n > 1 and len(result.choices) == 1 and not self._several_returned:
+            self.max_samples = 1
 
     @property
     def should_stop(self) -> bool:

@@ -58,7 +58,7 @@ class Granted(NamedTuple):
 
 class Claims:
     r"""
-    The samples of a store that are stored, requested or missing.
+    Keeps track of which samples of a store are stored, claimed or missing.
 
     Args:
         db (`sqlite3.Connection`):

@@ -1,4 +1,4 @@
-"""Tasks: a Hub dataset or its original file comes in, [`~md_trl.records.Question`]s of one split go out.
+"""Load the questions of a task from the Hub or from its original file.
 
 | task | train / test | source |
 | --- | --- | --- |
@@ -7,6 +7,9 @@
 | `asdiv` | 1,610 / 695 | `EleutherAI/asdiv`, or `ASDiv.xml` |
 | `strategyqa` | 2,061 / 229, or 1,603 / 687 | `tasksource/strategy-qa`, or `train.json`, `dev.json` |
 | `stories` | any size | generated |
+
+To add a task, write a module beside this one with a function `load(split, source, seed)` that returns
+[`~md_trl.records.Question`]s, add its name to `TASKS`, and add few-shot examples in `md_trl/prompts/examples`.
 """
 
 from __future__ import annotations

@@ -169,7 +169,7 @@ class MDConfig(SFTConfig):
             self.rationales_per_path.isdecimal() and int(self.rationales_per_path) > 0
         ):
             raise InputError(
-                f"`rationales_per_path` must be an integer from 1 up or 'all', got {self.rationales_per_path!r}."
+                f"`rationales_per_path` must be a positive integer or 'all', got {self.rationales_per_path!r}."
             )
         for name, (is_set, reason) in self._unsupported().items():
             if is_set:

@@ -1,4 +1,4 @@
-"""The trainer of causal students: mixed rows come in; a student that reasons in prose and in programs goes out."""
+"""The trainer of causal students."""
 
 from __future__ import annotations
 

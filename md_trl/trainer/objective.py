@@ -18,11 +18,11 @@ from ..prompts import resolve_prompt_format
 from ..records import PATHS_AND_LABEL
 from .data_sampler import QuestionLoading
 from .lm_head import EdgeScorer, EdgeScores
+from .logged_totals import RunningTotals, Totals
 from .md_config import MDConfig
 from .model_card import hub_id, student_card
 from .preprocessing import prepare_questions, tokenize_completions
 from .student_settings import student_settings, write_student_settings
-from .totals import RunningTotals, Totals
 
 
 logger = logging.get_logger(__name__)

@@ -1,4 +1,4 @@
-"""Preprocessing (Sec. 3.2): mixed rows or path rows come in, are checked and tokenized; questions to draw from go out.
+"""Check and tokenize mixed rows or path rows (Sec. 3.2).
 
 This is where rows of type 4 and thoughts longer than `max_length` are dropped and counted.
 """
@@ -257,7 +257,7 @@ def _prepare_mixed_row(
         thoughts = tokenize_thoughts(row["question"], path, texts, tokenizer, args.prompt_format, tokenize)
         if path == "pot" and args.objective in LEARN_PROGRAMS:
             _check_programs(texts, thoughts, tokenizer, where)
-        fitting = _fitting(thoughts, args.max_length)
+        fitting = _drop_too_long(thoughts, args.max_length)
         out["too_long"] += len(thoughts) - len(fitting)
         return fitting
 
@@ -286,7 +286,7 @@ def _check_mixed_row(row: dict[str, Any], objective: str, where: str) -> None:
             if isinstance(thought, dict) and (thought.get("text") is None or thought.get("correct") is None):
                 raise InputError(f"{where} has a {path} thought without `text` or `correct`: {thought!r}.")
     if not (isinstance(row["repeat"], int) and row["repeat"] >= 1):
-        raise InputError(f"{where} has repeat {row['repeat']!r}. It must be an integer from 1 up.")
+        raise InputError(f"{where} has repeat {row['repeat']!r}. It must be a positive integer.")
     if row["type"] not in list(QuestionType):
         raise InputError(f"{where} has type {row['type']!r}. It must be 1, 2, 3 or 4.")
     if row["type"] == QuestionType.BOTH and objective == "md":
@@ -311,13 +311,13 @@ def _prepare_path_row(
     if row["path"] not in PATHS_AND_LABEL:
         raise InputError(f"{where} has path {row['path']!r}. It must be {', '.join(PATHS)} or {LABEL}.")
     if not isinstance(row["weight"], (int, float)) or not 0 <= row["weight"] < float("inf"):
-        raise InputError(f"{where} has weight {row['weight']!r}. It must be a finite number from 0 up.")
+        raise InputError(f"{where} has weight {row['weight']!r}. It must be a non-negative finite number.")
     # A prompt that a chat template formatted has its special tokens already.
     chat = bool(tokenizer.bos_token) and row["prompt"].startswith(tokenizer.bos_token)
     thoughts = tokenize(row["prompt"], [row["completion"]], tokenizer, chat)
     if row["path"] == "pot":
         _check_programs([row["completion"]], thoughts, tokenizer, where)
-    fitting = _fitting(thoughts, args.max_length)
+    fitting = _drop_too_long(thoughts, args.max_length)
     out = {"id": row["id"], "type": 0, "lambda": None, "repeat": 1, "weight": row["weight"]}
     out |= {"cot": [], "pot": [], "label": [], row["path"]: fitting}
     return out | {"dropped": "" if fitting else "no_thought", "too_long": len(thoughts) - len(fitting)}
@@ -330,5 +330,5 @@ def _check_programs(
         check_lossless(tokenizer, program, thought["input_ids"], where)
 
 
-def _fitting(thoughts: list[dict[str, Any]], max_length: int | None) -> list[dict[str, Any]]:
+def _drop_too_long(thoughts: list[dict[str, Any]], max_length: int | None) -> list[dict[str, Any]]:
     return [thought for thought in thoughts if max_length is None or len(thought["input_ids"]) <= max_length]

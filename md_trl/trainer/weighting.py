@@ -1,4 +1,7 @@
-"""Weighting (Sec. 3.2): a mixed row comes in; the thoughts to learn from and the weight of each path go out."""
+"""Select the thoughts of a mixed row to train on, and weight its paths by type and lambda (Sec. 3.2).
+
+Lambda itself is computed when thoughts are mixed, see [`~md_trl.mixing.lambda_of`].
+"""
 
 from __future__ import annotations
 

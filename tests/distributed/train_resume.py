@@ -17,7 +17,7 @@ from students import byte_tokenizer, t5_tokenizer, tiny_gpt2, tiny_t5
 from test_trainer import ROWS
 
 from md_trl import MDConfig, MDSeq2SeqConfig, MDSeq2SeqTrainer, MDTrainer
-from md_trl.trainer.totals import COUNTERS
+from md_trl.trainer.logged_totals import COUNTERS
 
 
 STUDENTS = ("gpt2", "t5", "t5_lora")

@@ -1,8 +1,9 @@
-"""Engines: requests for samples come in, results go out.
+"""Engines: what samples a model.
 
 An engine knows a model and nothing of tasks, stores or answers. [`~md_trl.sampling.engines.openai.OpenAIEngine`] asks
 a server; [`~md_trl.sampling.engines.transformers.TransformersEngine`] and
-[`~md_trl.sampling.engines.vllm.VLLMEngine`] run a local model. To add one, write a class that satisfies [`Engine`].
+[`~md_trl.sampling.engines.vllm.VLLMEngine`] run a local model. To add one, write a class that satisfies [`Engine`]
+and select it in `md_trl/cli/sample.py`.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ import openai
 from ...errors import InputError
 from ..api_keys import NO_KEY, find_key
 from . import CONCURRENCY, MAX_RETRIES, TIMEOUT, SampleRequest, SampleResult, check_params
-from .openai_api import read_answer, request_body, retry_after
+from .openai_format import read_answer, request_body, retry_after
 from .throttle import Throttle
 
 
@@ -44,10 +44,11 @@ class OpenAIEngine:
 
     - 429, 5xx and refused connections cost nothing. They are retried after the pause that the server asks for, or with
       exponential backoff and jitter. A 429 halves the number of requests in flight; every answer raises it a little.
-    - A timeout, a lost connection or a broken answer may have been billed. It is not retried here but returned as a
-      result with `error` and `lost=True`, so that the caller can account for it.
+    - A timeout, a lost connection or a malformed response may have been billed. It is not retried here but returned as
+      a result with `error` and `lost=True`, so that the caller can account for it.
     - A refused request (400 and the like) is returned with `retry=False`. If it asked for several samples and the
-      server has never returned several, it is first tried with `n=1`: some servers do not accept `n > 1`.
+      server has never returned several, it is first tried with `n=1`: some servers do not accept `n > 1`. A server
+      that ignores `n` is detected by [`~md_trl.sampling.run.SamplingRun`].
     - No server, a refused key, an exhausted quota, an unknown model, or a server that refuses the first requests end
       the run: nothing more is sent, and the requests in flight are waited for.
 
@@ -261,8 +262,8 @@ class OpenAIEngine:
             )
         if error.code == "insufficient_quota" or (seconds or 0) > LONGEST_RETRY_AFTER:
             return InputError(
-                f"{self.base_url} gives no more for now ({message}). All samples received are stored: run the same "
-                "command again later."
+                f"{self.base_url} reports an exhausted quota or asks to wait too long ({message}). All samples "
+                "received are stored: run the same command again later."
             )
         if error.status_code == 429:
             self._throttle.slow_down(started, seconds or 0.0)

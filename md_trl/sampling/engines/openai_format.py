@@ -1,4 +1,4 @@
-"""OpenAI's wire format: the body of a request, the body of an answer, the headers that ask a client to wait."""
+"""OpenAI's wire format: the bodies of requests and responses, and the headers that ask a client to wait."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def read_answer(
     try:
         answer = json.loads(answer) if isinstance(answer, bytes) else answer
         if not isinstance(answer, dict):
-            raise ValueError("it is no JSON object")
+            raise ValueError("it is not a JSON object")
         if answer.get("error") and not answer.get("choices"):
             raise ValueError(f"it holds an error: {answer['error']}")
         choices = []

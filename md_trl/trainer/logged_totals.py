@@ -1,4 +1,4 @@
-"""Totals: sums and counts of the figures to log, and what a checkpoint keeps of them between two logs."""
+"""Sums and counts of the metrics to log, which checkpoints keep between two logs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers.trainer_callback import ExportableState
 
 
 COUNTERS = ("num_questions", "num_target_tokens", "num_nodes")
-"""What a training has seen since its start: questions with repeats, tokens with a loss, nodes run without padding."""
+"""Counts since the start of training: questions with repeats, tokens with a loss, nodes run without padding."""
 
 
 class Totals:
@@ -73,7 +73,7 @@ class Totals:
 
 class RunningTotals(TrainerCallback, ExportableState):
     r"""
-    Callback that keeps what a training has counted, also across a checkpoint that falls between two logs.
+    Callback that keeps counts across checkpoints, including those that fall between two logs.
 
     The counts of this process are gathered before a log and before a checkpoint, which keeps them in its
     `trainer_state.json`.
@@ -82,7 +82,7 @@ class RunningTotals(TrainerCallback, ExportableState):
     def __init__(self):
         self.local = Totals()  # of this process, not gathered yet
         self.since_log = Totals()
-        self.until_log = dict.fromkeys(COUNTERS, 0)
+        self.at_last_log = dict.fromkeys(COUNTERS, 0)
 
     def gather(self, accelerator: Accelerator, copies: int) -> None:
         r"""
@@ -100,20 +100,20 @@ class RunningTotals(TrainerCallback, ExportableState):
             self.since_log.add(name, total, gathered.counts[name])
 
     def seen(self) -> dict[str, int]:
-        """Return what the training has seen since its start, as far as it was gathered, for each of `COUNTERS`."""
-        return {name: self.until_log[name] + round(self.since_log.sums.get(name, 0)) for name in COUNTERS}
+        """Return the gathered counts since the start of training, for each of `COUNTERS`."""
+        return {name: self.at_last_log[name] + round(self.since_log.sums.get(name, 0)) for name in COUNTERS}
 
     def pop(self) -> dict[str, float]:
-        """Return the figures to log and start anew; nothing if nothing was counted since the last log."""
+        """Return the metrics to log and reset them. Empty if nothing was counted since the last log."""
         if not self.since_log.sums:
             return {}
         figures = self.since_log.means() | self.seen()
-        self.until_log, self.since_log = self.seen(), Totals()
+        self.at_last_log, self.since_log = self.seen(), Totals()
         return figures
 
     def state(self) -> dict[str, Any]:
         totals = {"sums": dict(self.since_log.sums), "counts": dict(self.since_log.counts)}
-        return {"args": {}, "attributes": {"until_log": self.until_log, "since_log": totals}}
+        return {"args": {}, "attributes": {"at_last_log": self.at_last_log, "since_log": totals}}
 
     def on_train_begin(self, args, state, control, **kwargs):
         empty = RunningTotals().state()
@@ -122,4 +122,4 @@ class RunningTotals(TrainerCallback, ExportableState):
         attributes = (saved if state.global_step > 0 else empty)["attributes"]
         self.local = Totals()
         self.since_log = Totals(**attributes["since_log"])
-        self.until_log = attributes["until_log"]
+        self.at_last_log = attributes["at_last_log"]

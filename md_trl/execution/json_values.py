@@ -106,7 +106,7 @@ def printed_answer(stdout: str, complete: bool) -> str:
     """
     lines = stdout.strip().splitlines()
     if not lines:
-        raise NoAnswerError("the program neither returned, named nor printed an answer")
+        raise NoAnswerError("the program did not return, assign or print an answer")
     if not complete:
         raise NoAnswerError(f"the program printed more than {len(stdout):,} characters")
     last = lines[-1].strip()
