@@ -152,7 +152,7 @@ FAILURES = {
     "one endless step": ("answer = 10 ** 10 ** 8", "timeout", "killed"),
     "endless sum": ("answer = sum(range(10 ** 12))", "timeout", "limit"),
     "endless print": ("while True:\n    print('x' * 1000)", "timeout", "limit"),
-    "memory, growing": ("l = []\nwhile True:\n    l.append('x' * 1000)", "memory", "limit"),
+    "memory, growing": ("l = []\nwhile True:\n    l.append('x' * 100_000)", "memory", "limit"),
     "memory, at once": ("answer = 'a' * 10 ** 9", "memory", "limit"),
     "memory, list": ("answer = [0] * 10 ** 10", "memory", "limit"),
     "memory, doubling": ("s = 'a'\nwhile True:\n    s += s", "memory", "limit"),

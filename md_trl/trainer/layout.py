@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from accelerate.utils import broadcast_object_list
 from peft import PeftModel
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
@@ -220,8 +221,10 @@ def check_layout(
 def _at_rest(model: PreTrainedModel) -> Iterator[None]:
     """Run a model without dropout and checkpoints, and leave it and the random state as they were."""
     devices = [model.device] if model.device.type == "cuda" else []
-    training = [module for module in model.modules() if module.training]
-    model.eval()
+    # Linear layers have no evaluation mode, except that bitsandbytes repacks 4-bit weights in it
+    training = [module for module in model.modules() if module.training and not isinstance(module, nn.Linear)]
+    for module in training:
+        module.training = False
     try:
         with torch.random.fork_rng(devices), torch.enable_grad():
             yield
