@@ -221,16 +221,16 @@ def check_layout(
 def _at_rest(model: PreTrainedModel) -> Iterator[None]:
     """Run a model without dropout and checkpoints, and leave it and the random state as they were."""
     devices = [model.device] if model.device.type == "cuda" else []
-    # Linear layers have no evaluation mode, except that bitsandbytes repacks 4-bit weights in it
-    training = [module for module in model.modules() if module.training and not isinstance(module, nn.Linear)]
-    for module in training:
-        module.training = False
+    modes = [(module, module.training) for module in model.modules()]
+    for module, _ in modes:
+        # The mode means nothing to linear layers, but on some CPUs bitsandbytes repacks 4-bit weights in evaluation mode
+        module.training = isinstance(module, nn.Linear)
     try:
         with torch.random.fork_rng(devices), torch.enable_grad():
             yield
     finally:
-        for module in training:
-            module.training = True
+        for module, is_training in modes:
+            module.training = is_training
 
 
 class _Probe:
