@@ -223,7 +223,7 @@ def _at_rest(model: PreTrainedModel) -> Iterator[None]:
     devices = [model.device] if model.device.type == "cuda" else []
     modes = [(module, module.training) for module in model.modules()]
     for module, _ in modes:
-        # The mode means nothing to linear layers, but on some CPUs bitsandbytes repacks 4-bit weights in evaluation mode
+        # Linear layers ignore the mode, but on some CPUs bitsandbytes repacks 4-bit weights in evaluation mode
         module.training = isinstance(module, nn.Linear)
     try:
         with torch.random.fork_rng(devices), torch.enable_grad():
