@@ -220,14 +220,16 @@ def check_layout(
 def _at_rest(model: PreTrainedModel) -> Iterator[None]:
     """Run a model without dropout and checkpoints, and leave it and the random state as they were."""
     devices = [model.device] if model.device.type == "cuda" else []
-    training = [module for module in model.modules() if module.training]
-    model.eval()
+    training = {module: module.training for module in model.modules()}
     try:
+        for module in training:
+            # A 4-bit layer that runs in evaluation mode on a CPU is packed for inference, and trains no more.
+            module.training = type(module).__module__.startswith("bitsandbytes")
         with torch.random.fork_rng(devices), torch.enable_grad():
             yield
     finally:
-        for module in training:
-            module.training = True
+        for module, was_training in training.items():
+            module.training = was_training
 
 
 class _Probe:
