@@ -204,6 +204,17 @@ def test_outside_of_scoring_a_model_returns_its_logits():
     assert model.generate(**inputs, max_new_tokens=2).shape == (2, 22)
 
 
+def test_measuring_leaves_the_model_and_the_random_state_as_they_were():
+    model = small_model("llama", attention_dropout=0.5).train()
+    weights = {name: weight.clone() for name, weight in model.state_dict().items()}
+    state = torch.get_rng_state()
+    scorer = EdgeScorer(model)
+    scorer.measure(lambda: model(input_ids=torch.ones(2, 20, dtype=torch.long)))
+    assert scorer.chunked and model.training and torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(weight, weights[name]) for name, weight in model.state_dict().items())
+    scorer.measure(lambda: pytest.fail("a second time"))
+
+
 def test_no_more_than_a_chunk_of_logits_is_allocated(monkeypatch):
     monkeypatch.setattr(lm_head, "CHUNK_SIZE", 258 * 50)
     model, inputs = tiny_llama(), {"input_ids": torch.randint(2, 258, (2, 20))}

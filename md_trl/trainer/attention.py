@@ -1,8 +1,8 @@
-"""Who attends to whom in rows of packed sequences and prefix trees.
+"""
+Attention masks: the nodes of packed rows and prefix trees come in; the `attention_mask` of a model goes out.
 
-In: `ends` and `position_ids` of a batch of [`MDCollator`]. Out: what a model takes as its `attention_mask`. A model
-whose layers differ in how far back they attend (Gemma 3, gpt-oss, OLMo 3, Llama 4) takes a dictionary with a mask per
-kind of layer, as transformers makes them itself.
+A model whose layers differ in how far back they attend (Gemma 3, gpt-oss, OLMo 3, Llama 4) takes a dictionary with one
+mask per kind of layer, as transformers itself builds it.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from transformers import PreTrainedConfig
 
 
 DENSE_ATTENTION = ("sdpa", "eager")
-"""Attention implementations whose masks have an entry per pair of nodes of a row."""
+"""Attention implementations whose masks have an entry for every pair of nodes of a row."""
 
 MASKED_ATTENTION = (*DENSE_ATTENTION, "flex_attention")
 """Attention implementations that accept an arbitrary mask."""
 
 BLOCK_SIZE = 128
-"""Queries and keys of a block of FlexAttention. Rows are filled up to a multiple of it."""
+"""Number of nodes of a block of FlexAttention. The length of a row is a multiple of it."""
 
 ATTENTION_OF_HYBRIDS = {"hybrid": "full_attention", "hybrid_sliding": "sliding_attention"}
-"""Kinds of layers that have a recurrent part besides their attention, and whose mask the attention takes."""
+"""Layers with a recurrent part and attention, and the kind of mask that their attention takes."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Reach:
 
     Args:
         window (`int`, *optional*):
-            A token attends to the last `window` tokens of its sequence, itself included.
+            Number of tokens that a token attends to, itself included.
         chunk (`int`, *optional*):
-            Sequences are divided into chunks of this many tokens, and a token attends to those of its own chunk.
+            Number of tokens of a chunk. A token attends only to tokens of its own chunk of the sequence.
     """
 
     window: int | None = None
@@ -45,16 +45,16 @@ class Reach:
 
     def covers(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor | bool:
         r"""
-        Whether tokens attend to tokens of their sequences, as far as the distance is concerned.
+        Return whether keys are within reach of queries.
 
         Args:
             query (`torch.Tensor`):
-                Positions of the tokens that attend.
+                Positions of tokens that attend.
             key (`torch.Tensor`):
-                Positions of the tokens that are attended to, not after `query`.
+                Positions of tokens that are attended to, each at or before its query.
 
         Returns:
-            `torch.Tensor` or `bool`: for each pair of positions.
+            `torch.Tensor` or `bool`: Whether each key is within reach.
         """
         if self.window is not None:
             return query - key < self.window
@@ -71,10 +71,10 @@ def layer_reaches(config: PreTrainedConfig, max_length: int | None = None) -> di
         config ([`~transformers.PreTrainedConfig`]):
             Text configuration of the model.
         max_length (`int`, *optional*):
-            Length of the longest sequence. A reach that covers it is as good as a reach without end.
+            Maximum length of a sequence. Windows and chunks of at least that size are ignored.
 
     Returns:
-        `dict[str, Reach]`: By the names that transformers gives to the masks of a model. Layers without attention,
+        `dict[str, Reach]`: Reach of each kind of layer, as transformers names their masks. Layers without attention,
         such as convolutions, are left out.
     """
     # Absent from the configurations of models that have no such layers
@@ -111,17 +111,17 @@ def attention_masks(
         positions (`torch.Tensor` of shape `(B, T)`):
             Depths of the nodes.
         reaches (`dict[str, Reach]`):
-            What [`layer_reaches`] returns for the model.
+            Reach of each kind of layer, from [`layer_reaches`].
         implementation (`str`):
-            Attention implementation, one of `MASKED_ATTENTION`.
+            Attention implementation of the model, one of `MASKED_ATTENTION`.
         dtype (`torch.dtype`, *optional*, defaults to `torch.float32`):
-            Type of the masks of eager attention, which adds them to its scores.
+            Data type of the masks for eager attention, which adds them to its scores.
         other_masks (`dict[str, Any]`, *optional*):
-            What layers without attention take in place of a mask, by the names of their masks.
+            Masks of layers without attention, by kind.
 
     Returns:
-        `torch.Tensor`, [`~torch.nn.attention.flex_attention.BlockMask`] or `dict`: One mask if it is right for all
-        layers, else one per kind of layer.
+        `torch.Tensor`, [`~torch.nn.attention.flex_attention.BlockMask`] or `dict`: One mask if all layers need the
+        same, otherwise one mask per kind of layer.
     """
     masks = {}
     for reach in set(reaches.values()):
@@ -138,18 +138,19 @@ def attention_masks(
 
 def dense_mask(ends: torch.Tensor, positions: torch.Tensor, reach: Reach = Reach()) -> torch.Tensor:
     r"""
-    Whether each node of a row attends to each other: to its ancestors and itself, within its reach.
+    Build a mask in which each node attends to itself and to its ancestors within reach.
 
     Args:
         ends (`torch.Tensor` of shape `(B, T)`):
             Ends of the nodes of B rows, counted within the row.
         positions (`torch.Tensor` of shape `(B, T)`):
             Depths of the nodes.
-        reach ([`Reach`], *optional*, defaults to a reach without end):
-            How far back the nodes attend.
+        reach ([`Reach`], *optional*):
+            How far back the nodes attend. Unlimited by default.
 
     Returns:
-        `torch.Tensor` of shape `(B, 1, T, T)`, `bool`: whether node u (third axis) attends to node v (fourth axis).
+        `torch.Tensor` of shape `(B, 1, T, T)` and type `bool`: Whether node u (third axis) attends to node v (fourth
+        axis).
     """
     nodes = torch.arange(ends.shape[1], device=ends.device)
     u, v = nodes[:, None], nodes[None, :]
@@ -159,21 +160,21 @@ def dense_mask(ends: torch.Tensor, positions: torch.Tensor, reach: Reach = Reach
 
 def block_mask(ends: torch.Tensor, positions: torch.Tensor, reach: Reach = Reach()) -> BlockMask:
     r"""
-    The same as [`dense_mask`], for FlexAttention, which skips the blocks in which nobody attends to anybody.
+    Build the mask of [`dense_mask`] for FlexAttention, which skips blocks in which no node attends to another.
 
-    Which blocks those are is found from the bounds of `ends` and `positions` within each block: no tensor has an entry
-    per pair of nodes.
+    Blocks are compared by the bounds of their `ends` and `positions`, so no tensor has an entry for every pair of
+    nodes.
 
     Args:
         ends (`torch.Tensor` of shape `(B, T)`):
-            As in [`dense_mask`], with T a multiple of `BLOCK_SIZE`.
+            Ends of the nodes, as in [`dense_mask`], with T a multiple of `BLOCK_SIZE`.
         positions (`torch.Tensor` of shape `(B, T)`):
-            As in [`dense_mask`].
-        reach ([`Reach`], *optional*, defaults to a reach without end):
-            As in [`dense_mask`].
+            Depths of the nodes.
+        reach ([`Reach`], *optional*):
+            How far back the nodes attend. Unlimited by default.
 
     Returns:
-        [`~torch.nn.attention.flex_attention.BlockMask`]
+        [`~torch.nn.attention.flex_attention.BlockMask`]: The mask.
     """
     batch, length = ends.shape
     by_block = (batch, length // BLOCK_SIZE, BLOCK_SIZE)
@@ -183,7 +184,7 @@ def block_mask(ends: torch.Tensor, positions: torch.Tensor, reach: Reach = Reach
     before, same = starts[None, :] < starts[:, None], starts[None, :] == starts[:, None]
     some = same | before & (last_end[:, None, :] > starts[:, None])
     every = before & (first_end[:, None, :] >= starts[:, None] + BLOCK_SIZE)
-    # Later keys are within reach sooner, later queries leave it sooner: the extremes of two blocks decide for the rest
+    # Later keys are nearer and later queries farther, so the extremes of two blocks bound all of their pairs
     some &= reach.covers(torch.maximum(lowest[:, :, None], highest[:, None, :]), highest[:, None, :])
     every &= reach.covers(highest[:, :, None], lowest[:, None, :])
 
@@ -200,6 +201,6 @@ def block_mask(ends: torch.Tensor, positions: torch.Tensor, reach: Reach = Reach
 
 
 def _listed(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """For each block of queries the number of its blocks of keys, and their indices before all others."""
+    """Return how many blocks of keys each block of queries attends to, and their indices before all others."""
     indices = torch.argsort(blocks.int(), dim=-1, descending=True, stable=True)
     return blocks.sum(-1, dtype=torch.int32)[:, None], indices.int()[:, None]

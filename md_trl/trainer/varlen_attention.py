@@ -1,8 +1,8 @@
-"""Prefix trees and packed sequences on FlashAttention, which takes no mask of who attends to whom.
+"""
+FlashAttention on prefix trees, without masks: the trees of a batch come in; their segments and attention go out.
 
-In: the prefix trees of a batch. Out: [`segment_arguments`], with which the attention implementation `VARLEN_ATTENTION`
-attends in all of them by a single call on sequences of different lengths. A tree is a row of segments, one per leaf.
-Each attends causally to its path from the root, whose keys and values are gathered for it.
+A tree is divided into segments, one per leaf. Each segment attends causally to its path from the root, whose keys and
+values are gathered for it, so a single call on sequences of different lengths computes the attention of a whole batch.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from .prefix_tree import PrefixTree
 
 
 VARLEN_ATTENTION = "md_trl_varlen"
-"""Name of the attention implementation, to load a model with: `attn_implementation="md_trl_varlen"`."""
+"""Name of the attention implementation. Load a model with `attn_implementation="md_trl_varlen"` to use it."""
 
 
 NO_MASK = torch.empty(1, 1, 0, 0)
-"""Mask that transformers takes for one already made."""
+"""Empty mask that stops transformers from building one."""
 
 
 def unsupported_attention(implementation: str, reaches: dict[str, Reach]) -> str | None:
     r"""
-    Return why the layouts `packed` and `tree` cannot have the attention of a model, and what to do.
+    Explain why the attention of a model does not support the layouts `packed` and `tree`.
 
     Args:
         implementation (`str`):
             Attention implementation of the model.
         reaches (`dict[str, Reach]`):
-            What [`layer_reaches`] returns for it.
+            Reach of each kind of layer, from [`layer_reaches`].
 
     Returns:
-        `str`, *optional*: A sentence, or `None` if there is nothing in the way.
+        `str`, *optional*: The reason and what to do about it, or `None` if both layouts are supported.
     """
     masked = ", ".join(MASKED_ATTENTION)
     if implementation == VARLEN_ATTENTION and any(reach.chunk is not None for reach in reaches.values()):
@@ -58,18 +58,18 @@ def unsupported_attention(implementation: str, reaches: dict[str, Reach]) -> str
 
 def tree_segments(tree: PrefixTree) -> tuple[np.ndarray, list[np.ndarray]]:
     r"""
-    Divide the nodes of a tree into segments that a causal kernel can run.
+    Divide the nodes of a tree into segments that a causal kernel can process.
 
-    In depth-first order every node down to the next leaf is a child of the one before it, so the nodes from one leaf
-    to the next are the end of the path from the root to the latter.
+    In depth-first order, each node between two leaves is a child of the node before it. So the nodes after one leaf,
+    up to the next leaf, are the end of the path from the root to that next leaf.
 
     Args:
         tree ([`PrefixTree`]):
             Tree to divide.
 
     Returns:
-        `tuple[np.ndarray, list[np.ndarray]]`: the number of nodes of each segment, in their order in the tree, and
-        the path of each: the nodes whose keys it attends to, the segment itself last.
+        `tuple[np.ndarray, list[np.ndarray]]`: Number of nodes of each segment, in the order of the tree, and the path
+        from the root to its end, which holds the nodes that it attends to.
     """
     paths = {path[-1]: path for path in tree.paths}
     leaves = np.flatnonzero(tree.ends == np.arange(1, len(tree.ends) + 1))
@@ -78,22 +78,24 @@ def tree_segments(tree: PrefixTree) -> tuple[np.ndarray, list[np.ndarray]]:
 
 def segment_arguments(rows: Sequence[Sequence[PrefixTree]], width: int) -> dict[str, Any]:
     r"""
-    Return what `VARLEN_ATTENTION` must know of a batch: the argument `segments` of the model's forward pass.
+    Compute the argument `segments` of a model whose attention is `VARLEN_ATTENTION`.
 
-    With it goes `NO_MASK` as the `attention_mask`, so that transformers makes none.
+    Its `attention_mask` must be `NO_MASK` then.
 
     Args:
         rows (`Sequence[Sequence[PrefixTree]]`):
-            Trees of each row, one after the other.
+            Trees of each row, in order.
         width (`int`):
-            Number of positions of a row. Those that are left attend to themselves.
+            Length of a row. Padding at its end becomes a segment of its own.
 
     Returns:
-        `dict[str, Any]` for S segments and K gathered keys:
+        `dict[str, Any]`: For S segments and K gathered keys:
 
-        - `keys` of shape `(K,)`: index of each gathered key into the flattened rows
-        - `query_starts`, `key_starts` of shape `(S + 1,)`: where the segments begin, where their paths begin in `keys`
-        - `longest_segment`, `longest_path` (`int`): upper bounds of both
+        - `keys` of shape `(K,)`: index of each gathered key in the flattened rows
+        - `query_starts` of shape `(S + 1,)`: where each segment begins in the flattened rows
+        - `key_starts` of shape `(S + 1,)`: where the path of each segment begins in `keys`
+        - `longest_segment` (`int`): upper bound of the length of a segment
+        - `longest_path` (`int`): upper bound of the length of a path
     """
     lengths, keys = [], []
     for row, trees in enumerate(rows):
@@ -112,7 +114,7 @@ def segment_arguments(rows: Sequence[Sequence[PrefixTree]], width: int) -> dict[
         "keys": torch.from_numpy(np.concatenate(keys)),
         "query_starts": torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32),
         "key_starts": torch.tensor([0, *np.cumsum(paths)], dtype=torch.int32),
-        # Rounded up, so that a compiled model meets few different numbers
+        # Rounded up, so that a compiled model sees few different values
         "longest_segment": -(-max(lengths) // 128) * 128,
         "longest_path": -(-max(paths) // 128) * 128,
     }
@@ -134,7 +136,7 @@ def varlen_attention(
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
     r"""
-    Attention of the segments of a batch, for [`~transformers.AttentionInterface`].
+    Compute the attention of the segments of a batch, as an [`~transformers.AttentionInterface`].
 
     On CUDA it calls `torch.nn.attention.varlen.varlen_attn`. That call follows torch's documentation and has not
     been run. Elsewhere a loop over the segments computes the same.
@@ -149,26 +151,29 @@ def varlen_attention(
         value (`torch.Tensor` of shape `(B, key_value_heads, T, D)`):
             Values.
         attention_mask (`torch.Tensor`, *optional*):
-            `NO_MASK`, or without `segments` the mask of SDPA.
+            `NO_MASK`, or the mask for SDPA if there are no `segments`.
         segments (`dict[str, Any]`, *optional*):
-            What [`segment_arguments`] returns. Without it, as in generation, SDPA runs.
+            Segments of the batch, from [`segment_arguments`]. Without them, as in generation, SDPA is used.
         scaling (`float`, *optional*):
             Factor of the scores.
         sliding_window (`int`, *optional*):
-            Last tokens that a token attends to, itself included.
+            Number of tokens that a token attends to, itself included.
         dropout (`float`, *optional*, defaults to `0.0`):
-            Must be 0: the kernel has none.
+            Dropout of attention weights. Must be 0, since the kernel does not support it.
         softcap (`float`, *optional*):
-            Must be `None`, likewise.
+            Bound of the scores. Must be `None`, since the kernel does not support it.
         s_aux (`torch.Tensor`, *optional*):
-            Must be `None`, likewise.
+            Attention sinks. Must be `None`, since the kernel does not support them.
         position_bias (`torch.Tensor`, *optional*):
-            Must be `None`, likewise.
+            Bias of the scores. Must be `None`, since the kernel does not support it.
         **kwargs:
-            Further arguments of the layer, for SDPA.
+            Other arguments for SDPA.
 
     Returns:
-        `tuple[torch.Tensor, None]`: the output, of shape `(B, T, heads, D)`.
+        `tuple[torch.Tensor, None]`: Output of shape `(B, T, heads, D)`.
+
+    Raises:
+        `ValueError`: If the model needs something that the kernel does not support.
     """
     if dropout or any(option is not None for option in (softcap, s_aux, position_bias)):
         raise InputError(
@@ -191,7 +196,7 @@ def varlen_attention(
 
 
 def _call_kernel(queries, keys, values, segments, scaling, window):
-    """All segments at once, on CUDA; not run by any test. Keys are aligned to the end of the queries."""
+    # Queries are aligned with the last keys if there are more keys, as in all of FlashAttention since version 2.1
     return varlen_attn(
         queries,
         keys.index_select(0, segments["keys"]),
@@ -201,13 +206,12 @@ def _call_kernel(queries, keys, values, segments, scaling, window):
         segments["longest_segment"],
         segments["longest_path"],
         scale=scaling,
-        window_size=(-1 if window is None else window - 1, 0),  # tokens before it that a token attends to
+        window_size=(-1 if window is None else window - 1, 0),  # numbers of tokens before and after the token itself
         enable_gqa=queries.shape[1] != keys.shape[1],
     )
 
 
 def _loop_over_segments(queries, keys, values, segments, scaling, window):
-    """The same, a segment at a time."""
     outputs = []
     query_starts, key_starts = segments["query_starts"].tolist(), segments["key_starts"].tolist()
     for segment, start in enumerate(query_starts[:-1]):

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,10 +18,11 @@ from students import byte_tokenizer, leave_together, tiny_llama
 from test_trainer import ROWS
 
 from md_trl import MDConfig, MDTrainer
+from md_trl.trainer import lm_head
 from md_trl.trainer.data_sampler import DrawnQuestions
 
 
-def main(output: str) -> None:
+def loss_and_gradients(output: str, group: str) -> dict[str, Any]:
     args = MDConfig(output_dir=output, rationales_per_path="all", use_cpu=True, report_to="none")
     rows = Dataset.from_list(ROWS)
     trainer = MDTrainer(model=tiny_llama(), args=args, train_dataset=rows, processing_class=byte_tokenizer())
@@ -28,6 +30,9 @@ def main(output: str) -> None:
     model = trainer.model
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh)
+    if group == "tail":  # as accelerate does
+        fully_shard(model.model.embed_tokens, mesh=mesh)
+        fully_shard([model.model.norm, model.lm_head], mesh=mesh, reshard_after_forward=False)
     fully_shard(model, mesh=mesh)
     assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
 
@@ -36,11 +41,19 @@ def main(output: str) -> None:
     batch = trainer.data_collator([questions[0, position] for position in mine])
     count = trainer._get_num_items_in_batch([batch], torch.device("cpu"))
     loss = trainer.compute_loss(model, batch, num_items_in_batch=count)
+    assert trainer._scorer.chunked
     loss.backward()
     gradients = {name: parameter.grad.full_tensor() for name, parameter in model.named_parameters()}
-    dist.all_reduce(loss.detach_(), op=dist.ReduceOp.AVG if dist.get_backend() == "nccl" else dist.ReduceOp.SUM)
+    dist.all_reduce(loss.detach_())
+    return {"loss": loss.item() / dist.get_world_size(), "gradients": gradients}
+
+
+def main(output: str) -> None:
+    found = {"root": loss_and_gradients(output, "root"), "tail": loss_and_gradients(output, "tail")}
+    lm_head._cpu_scores = lm_head._accelerator_scores
+    found["tail, on an accelerator"] = loss_and_gradients(output, "tail")
     if dist.get_rank() == 0:
-        torch.save({"loss": loss.item() / dist.get_world_size(), "gradients": gradients}, f"{output}/fsdp2.pt")
+        torch.save(found, f"{output}/fsdp2.pt")
     leave_together()
 
 
