@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from accelerate.utils import broadcast_object_list
 from peft import PeftModel
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
@@ -221,16 +220,16 @@ def check_layout(
 def _at_rest(model: PreTrainedModel) -> Iterator[None]:
     """Run a model without dropout and checkpoints, and leave it and the random state as they were."""
     devices = [model.device] if model.device.type == "cuda" else []
-    modes = [(module, module.training) for module in model.modules()]
-    for module, _ in modes:
-        # Linear layers ignore the mode, but on some CPUs bitsandbytes repacks 4-bit weights in evaluation mode
-        module.training = isinstance(module, nn.Linear)
+    training = {module: module.training for module in model.modules()}
     try:
+        for module in training:
+            # A 4-bit layer that runs in evaluation mode on a CPU is packed for inference, and trains no more.
+            module.training = type(module).__module__.startswith("bitsandbytes")
         with torch.random.fork_rng(devices), torch.enable_grad():
             yield
     finally:
-        for module, is_training in modes:
-            module.training = is_training
+        for module, was_training in training.items():
+            module.training = was_training
 
 
 class _Probe:
