@@ -10,11 +10,13 @@ from students import byte_tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from md_trl import prompts
+from md_trl.errors import InputError
 from md_trl.prompts import (
     STOP,
     TRIGGERS,
     encode,
     encode_prompt,
+    read_student_settings,
     render,
     resolve_prompt_format,
     student_prompt,
@@ -235,3 +237,34 @@ def test_a_prompt_says_how_it_is_rendered_and_encoded():
         assert [encode_prompt(prompt, tokenizer).count(1) for prompt in (messages, text)] == [1, 1]
     with pytest.raises(ValueError, match="no chat template.*few_shot_text"):
         render(messages, byte_tokenizer())
+
+
+def test_settings_of_a_student_are_read_from_its_folder_or_the_hub(tmp_path, monkeypatch):
+    settings = {"md_trl": "0.1", "objective": "md", "paths": ["cot", "pot"], "prompt_format": "chat", "triggers": {}}
+    assert read_student_settings(tmp_path) is None
+    (tmp_path / "md_trl.json").write_text(json.dumps(settings))
+    assert read_student_settings(str(tmp_path)) == settings
+    # The cache of the Hub, as it is after a download
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert read_student_settings("me/student") is None
+    snapshot = tmp_path / "hub" / "models--me--student" / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "md_trl.json").write_text(json.dumps(settings))
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
+    assert read_student_settings("me/student") == settings
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not valid JSON"),
+        ("[]", "is not a JSON object"),
+        ("{}", "`prompt_format` None"),
+        ('{"prompt_format": "auto"}', "`prompt_format` 'auto'"),
+    ],
+)
+def test_broken_settings_of_a_student_are_refused_by_name(tmp_path, text, message):
+    (tmp_path / "md_trl.json").write_text(text)
+    with pytest.raises(InputError, match=f"md_trl.json {message}|md_trl.json has {message}"):
+        read_student_settings(tmp_path)

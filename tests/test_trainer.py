@@ -22,7 +22,7 @@ from transformers import TrainerCallback
 
 import md_trl
 from md_trl import MDConfig, MDTrainer, MixedReasoner
-from md_trl.prompts import encode, student_text
+from md_trl.prompts import encode, read_student_settings, student_text
 from md_trl.tasks import load_questions
 from md_trl.trainer.data_sampler import DrawnQuestions, QuestionSampler, draw
 from md_trl.trainer.preprocessing import prepare_questions, tokenize_thoughts
@@ -824,13 +824,17 @@ def test_a_saved_student_has_its_prompt_settings(tmp_path, options, rows, object
     trainer.save_model(tmp_path / "student")
     triggers = {"cot": "Let's think step by step.", "pot": "Let's break down the code step by step."}
     for folder in (tmp_path / "checkpoint-1", tmp_path / "student"):
-        assert json.loads((folder / "md_trl.json").read_text()) == {
-            "md_trl": md_trl.__version__,
-            "objective": objective,
-            "paths": paths,
-            "prompt_format": prompt_format,
-            "triggers": {path: triggers[path] for path in paths if path != "label"},
-        }
+        assert (
+            read_student_settings(folder)
+            == json.loads((folder / "md_trl.json").read_text())
+            == {
+                "md_trl": md_trl.__version__,
+                "objective": objective,
+                "paths": paths,
+                "prompt_format": prompt_format,
+                "triggers": {path: triggers[path] for path in paths if path != "label"},
+            }
+        )
 
 
 def test_the_card_of_a_student_names_method_objective_and_lambda(tmp_path):

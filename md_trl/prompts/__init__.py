@@ -5,17 +5,20 @@ A prompt says itself what it is: a `list` of messages or a `str`. Nothing in thi
 
 from .prompt import Prompt, encode, encode_prompt, max_prompt_tokens, render
 from .student import resolve_prompt_format, student_prompt, student_text
+from .student_settings import SETTINGS_FILE, read_student_settings
 from .teacher import STOP, teacher_messages, teacher_prompt
 from .triggers import TRIGGERS
 
 
 __all__ = [
+    "SETTINGS_FILE",
     "STOP",
     "TRIGGERS",
     "Prompt",
     "encode",
     "encode_prompt",
     "max_prompt_tokens",
+    "read_student_settings",
     "render",
     "resolve_prompt_format",
     "student_prompt",

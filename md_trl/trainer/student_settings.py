@@ -9,11 +9,8 @@ from typing import Any
 from datasets import Dataset
 
 from .. import __version__
-from ..prompts import TRIGGERS
+from ..prompts import SETTINGS_FILE, TRIGGERS
 from ..records import PATHS_AND_LABEL
-
-
-SETTINGS_FILE = "md_trl.json"
 
 
 def student_settings(questions: Dataset, objective: str, prompt_format: str) -> dict[str, Any]:

@@ -1,0 +1,62 @@
+"""`md_trl.json`: the name of a student's folder or repository comes in; how it was trained to be prompted goes out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+
+
+SETTINGS_FILE = "md_trl.json"
+"""File beside the weights of a student, written by the trainers."""
+
+
+def read_student_settings(model: str | Path, revision: str | None = None) -> dict[str, Any] | None:
+    r"""
+    Read how a student was trained to be prompted.
+
+    Args:
+        model (`str` or `Path`):
+            Folder of the student, or its id on the Hub.
+        revision (`str`, *optional*):
+            Branch, tag or commit on the Hub.
+
+    Returns:
+        `dict`, *optional*: `md_trl` (version), `objective`, `paths`, `prompt_format` (`"plain"` or `"chat"`) and
+        `triggers`; `None` if the model has no such file, since `md_trl` did not train it.
+
+    Raises:
+        `ValueError`: If the file is not what the trainers write.
+
+    Examples:
+
+    ```python
+    >>> from md_trl.prompts import read_student_settings
+
+    >>> read_student_settings("outputs/student")["prompt_format"]
+    'plain'
+    ```
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    if Path(model).is_dir():
+        file = Path(model) / SETTINGS_FILE
+        if not file.is_file():
+            return None
+    else:
+        try:
+            file = Path(hf_hub_download(str(model), SETTINGS_FILE, revision=revision))
+        except EntryNotFoundError:  # not in the repository, or offline and not in the cache
+            return None
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{file} is not valid JSON: {error}. Restore it or save the student again.") from error
+    if not isinstance(settings, dict):
+        raise InputError(f"{file} is not a JSON object. Restore it or save the student again.")
+    if (prompt_format := settings.get("prompt_format")) not in ("plain", "chat"):
+        raise InputError(f"{file} has `prompt_format` {prompt_format!r}. It must be 'plain' or 'chat'.")
+    return settings
