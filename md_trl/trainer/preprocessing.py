@@ -221,8 +221,8 @@ def _check_columns(dataset: Dataset, args: MDConfig, name: str) -> None:
         needed = ["prompt", "completion"]
     elif args.weight_normalizer != "rows":
         raise InputError(
-            f"`weight_normalizer={args.weight_normalizer!r}` is for rows with `prompt`, `completion` and `weight`. The "
-            f"{name} dataset has others, whose loss is divided by the number of questions: leave it at 'rows'."
+            f"`weight_normalizer={args.weight_normalizer!r}` is for rows with `prompt`, `completion` and `weight`. "
+            f"The {name} dataset has others, whose loss is divided by the number of questions: leave it at 'rows'."
         )
     elif objective == "label_all":
         needed = ["question", "answer"]
