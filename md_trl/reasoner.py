@@ -48,7 +48,7 @@ class MixedReasoner:
     ```python
     >>> from md_trl import MixedReasoner
 
-    >>> reasoner = MixedReasoner("outputs/smollm2-svamp/student", prompt_format="plain")
+    >>> reasoner = MixedReasoner("outputs/smollm2-svamp/student")
     >>> [reasoned] = reasoner(["Dan had 4 dollars and spent 3 of them. How many are left?"])
     >>> reasoned.answer
     ```
@@ -67,12 +67,14 @@ class MixedReasoner:
         max_tokens (`int`, *optional*, defaults to `256`):
             Maximum length of a thought in tokens.
         prompt_format (`str`, *optional*, defaults to `"auto"`):
-            Format in which the student was trained, see [`~md_trl.MDConfig`].
+            Format of the prompts: `"plain"`, `"chat"`, or `"auto"` for the one in the student's `md_trl.json`, else
+            chat if the tokenizer has a chat template. Another one than in `md_trl.json` is refused, unless the model
+            is loaded already.
         seed (`int`, *optional*, defaults to `42`):
             Seed of the samples.
 
     Raises:
-        `ValueError`: There is nothing to vote on, or the prompt format does not fit the tokenizer.
+        `ValueError`: There is nothing to vote on, or the prompt format does not fit the student or its tokenizer.
     """
 
     def __init__(
@@ -93,7 +95,10 @@ class MixedReasoner:
         self.engine = TransformersEngine(model, tokenizer)
         self.n = {"cot": n_cot, "pot": n_pot}
         self.params = SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=seed)
-        self.prompt_format = resolve_prompt_format(self.engine.tokenizer, prompt_format)
+        # A loaded model may have been trained further since `md_trl.json` was written.
+        obeys = isinstance(model, str) or prompt_format == "auto"
+        settings = self.engine.student_settings if obeys else None
+        self.prompt_format = resolve_prompt_format(self.engine.tokenizer, prompt_format, settings)
 
     def __call__(self, questions: Sequence[str]) -> list[Reasoned]:
         r"""

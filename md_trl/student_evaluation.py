@@ -44,7 +44,8 @@ class StudentEvaluation:
         n (`int`, *optional*, defaults to `10`):
             Number of thoughts per path. A question has one bare answer.
         prompt_format (`str`, *optional*, defaults to `"auto"`):
-            Format in which the student was trained, see [`~md_trl.MDConfig`].
+            Format of the prompts: `"plain"`, `"chat"`, or `"auto"` for the one in the student's `md_trl.json`, else
+            chat if the tokenizer has a chat template. Another one than in `md_trl.json` is refused.
         strict (`bool`, *optional*, defaults to `True`):
             Whether a CoT must state its answer, see [`~md_trl.answers.extract`].
 
@@ -96,7 +97,7 @@ class StudentEvaluation:
         Returns:
             [`~md_trl.sampling.SampleSummary`]: What this process sampled, and the settings of all samples.
         """
-        prompt_format = resolve_prompt_format(engine.tokenizer, self.prompt_format)
+        prompt_format = resolve_prompt_format(engine.tokenizer, self.prompt_format, engine.student_settings)
 
         def prompt(question: Question, path: str):
             return student_prompt(question.question, path, prompt_format)
@@ -165,7 +166,7 @@ class StudentEvaluation:
             "paths": [path for path in PATHS_AND_LABEL if path in self.paths],
             "n": self.n,
             **asdict(self.params),
-            "prompt_format": resolve_prompt_format(engine.tokenizer, self.prompt_format),
+            "prompt_format": resolve_prompt_format(engine.tokenizer, self.prompt_format, engine.student_settings),
             "extract": "strict" if self.strict else "flexible",
         }
 

@@ -43,7 +43,8 @@ class EvalArguments:
         max_tokens (`int`, *optional*, defaults to `256`):
             Maximum length of a thought in tokens.
         prompt_format (`str`, *optional*, defaults to `"auto"`):
-            Format in which the student was trained: `plain`, `chat` or `auto`.
+            Format of the prompts: `plain`, `chat`, or `auto` for the one in the student's `md_trl.json`, else chat if
+            the tokenizer has a chat template. Another one than in `md_trl.json` is refused.
         extract (`str`, *optional*, defaults to `"strict"`):
             Whether a CoT must state its answer (`strict`), or its last number is accepted (`flexible`).
         seed (`int`, *optional*, defaults to `42`):
@@ -74,7 +75,11 @@ class EvalArguments:
     max_tokens: int = field(default=STUDENT_MAX_TOKENS, metadata={"help": "Maximum length of a thought in tokens."})
     prompt_format: str = field(
         default="auto",
-        metadata={"help": "Format in which the student was trained.", "choices": ["auto", "plain", "chat"]},
+        metadata={
+            "help": "Format of the prompts: plain, chat, or auto for the one in the student's md_trl.json, else chat "
+            "if the tokenizer has a chat template.",
+            "choices": ["auto", "plain", "chat"],
+        },
     )
     extract: str = field(
         default="strict",

@@ -293,7 +293,9 @@ def _prompt(args: SampleArguments, engine: Engine) -> Callable[[Question, str], 
     if kind != "student":
         return teacher_messages if kind == "few_shot" else teacher_prompt
     # A server does not tell whether its model has a chat template.
-    prompt_format = "plain" if args.engine == "openai" else resolve_prompt_format(engine.tokenizer)
+    prompt_format = "plain"
+    if args.engine != "openai":
+        prompt_format = resolve_prompt_format(engine.tokenizer, settings=engine.student_settings)
     return lambda question, path: student_prompt(question.question, path, prompt_format)
 
 

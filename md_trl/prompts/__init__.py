@@ -3,7 +3,7 @@
 A prompt says itself what it is: a `list` of messages or a `str`. Nothing in this room knows which model reads it.
 """
 
-from .prompt import Prompt, encode, encode_prompt, max_prompt_tokens, render
+from .prompt import Prompt, apply_chat_template, encode, encode_prompt, max_prompt_tokens, render
 from .student import resolve_prompt_format, student_prompt, student_text
 from .student_settings import SETTINGS_FILE, read_student_settings
 from .teacher import STOP, teacher_messages, teacher_prompt
@@ -15,6 +15,7 @@ __all__ = [
     "STOP",
     "TRIGGERS",
     "Prompt",
+    "apply_chat_template",
     "encode",
     "encode_prompt",
     "max_prompt_tokens",

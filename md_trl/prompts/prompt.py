@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 
@@ -40,7 +40,44 @@ def render(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
             "The prompt consists of chat messages, but the tokenizer has no chat template. Use a prompt of plain "
             "text, for example `--prompt few_shot_text`."
         )
-    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+    return apply_chat_template(prompt, tokenizer, add_generation_prompt=True)
+
+
+def apply_chat_template(messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, **options: Any) -> str:
+    r"""
+    Render messages, also with the template of a vision-language model that reads each content as a list of parts.
+
+    Args:
+        messages (`list[dict[str, Any]]`):
+            Chat messages (`role`, `content`).
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer with a chat template.
+        **options:
+            Arguments of the tokenizer's `apply_chat_template` and variables of the template.
+
+    Returns:
+        `str`: The rendered text.
+
+    Raises:
+        `ValueError`: The template refuses the messages, or drops what the user says.
+    """
+    from jinja2 import TemplateError
+
+    said = [m["content"].strip() for m in messages if m["role"] == "user" and isinstance(m["content"], str)][-1:]
+    in_parts = [m | {"content": [{"type": "text", "text": m["content"]}]} for m in messages]
+    for form in (messages, in_parts):
+        try:
+            text = tokenizer.apply_chat_template(form, tokenize=False, **options)
+        except TemplateError as error:
+            raise InputError(
+                f"The chat template of {tokenizer.name_or_path!r} refuses the messages: {error}"
+            ) from error
+        if all(content in text for content in said):
+            return text
+    raise InputError(
+        f"The chat template of {tokenizer.name_or_path!r} drops the message {said[0][:60]!r}. Use another template, "
+        "or `prompt_format='plain'`."
+    )
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], chat: bool) -> list[list[int]]:

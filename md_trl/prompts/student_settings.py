@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from .triggers import TRIGGERS
 
 
 SETTINGS_FILE = "md_trl.json"
@@ -28,7 +29,8 @@ def read_student_settings(model: str | Path, revision: str | None = None) -> dic
         `triggers`; `None` if the model has no such file, since `md_trl` did not train it.
 
     Raises:
-        `ValueError`: If the file is not what the trainers write.
+        `ValueError`: If the file is not what the trainers write, or the student was trained with triggers that this
+            version of `md_trl` does not have.
 
     Examples:
 
@@ -40,7 +42,7 @@ def read_student_settings(model: str | Path, revision: str | None = None) -> dic
     ```
     """
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
 
     if Path(model).is_dir():
         file = Path(model) / SETTINGS_FILE
@@ -49,7 +51,9 @@ def read_student_settings(model: str | Path, revision: str | None = None) -> dic
     else:
         try:
             file = Path(hf_hub_download(str(model), SETTINGS_FILE, revision=revision))
-        except EntryNotFoundError:  # not in the repository, or offline and not in the cache
+        # The file is not in the repository, or not in the cache of a machine that is offline. A loaded model may come
+        # from a folder that is gone.
+        except (EntryNotFoundError, RepositoryNotFoundError, HFValidationError):
             return None
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
@@ -59,4 +63,10 @@ def read_student_settings(model: str | Path, revision: str | None = None) -> dic
         raise InputError(f"{file} is not a JSON object. Restore it or save the student again.")
     if (prompt_format := settings.get("prompt_format")) not in ("plain", "chat"):
         raise InputError(f"{file} has `prompt_format` {prompt_format!r}. It must be 'plain' or 'chat'.")
+    for path, trigger in settings.get("triggers", {}).items():
+        if trigger != TRIGGERS.get(path):
+            raise InputError(
+                f"{file} has the trigger {trigger!r} for {path}, but this version of md_trl asks with "
+                f"{TRIGGERS.get(path)!r}. Install md_trl {settings.get('md_trl')}."
+            )
     return settings

@@ -58,7 +58,8 @@ class MDCollator:
         - `counts` of shape `(E,)`: number of thoughts that pass over each edge
         - `types` of shape `(E,)`: type of each edge's question
         - `path_counts` of shape `(3,)`: number of questions that have a thought of each path
-        - `num_questions` of shape `(4,)`: number of questions of each type from 0 to 3; their sum counts in N
+        - `num_questions` of shape `(4,)`: number of questions of each type from 0 to 3
+        - `divisor` of shape `(1,)`: what the questions count in N: each 1, its weight or its target tokens
         - `lambda_sum` of shape `(1,)`: sum of lambda over the questions of type 3
         - `num_nodes` of shape `(1,)`: number of nodes without padding
     """
@@ -77,6 +78,7 @@ class MDCollator:
                 [sum(any(t["path"] == path for t in q["thoughts"]) for q in questions) for path in PATHS_AND_LABEL]
             ),
             "num_questions": torch.bincount(torch.tensor([q["type"] for q in questions]).long(), minlength=4),
+            "divisor": torch.tensor([float(sum(question["divisor"] for question in questions))]),
             "lambda_sum": torch.tensor([sum(question["lambda"] or 0.0 for question in both)]),
         }
 

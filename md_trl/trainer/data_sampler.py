@@ -58,7 +58,8 @@ class DrawnQuestions(TorchDataset):
         questions ([`~datasets.Dataset`]):
             Tokenized questions from [`prepare_questions`].
         args ([`MDConfig`]):
-            Configuration, of which `objective`, `rationale_weight`, `rationales_per_path` and `seed` are used.
+            Configuration, of which `objective`, `rationale_weight`, `rationales_per_path`, `weight_normalizer` and
+            `seed` are used.
     """
 
     def __init__(self, questions: Dataset, args: MDConfig):
@@ -89,7 +90,12 @@ class DrawnQuestions(TorchDataset):
         for path, weight in weights.items():
             drawn = draw(len(row[path]), args.rationales_per_path, args.seed, epoch, row["id"], path, occurrence)
             thoughts += [row[path][i] | {"path": path, "share": 1 / len(drawn), "weight": weight} for i in drawn]
-        return {"type": row["type"], "lambda": row["lambda"], "thoughts": thoughts}
+        divisor = {
+            "rows": 1,
+            "weights": row["weight"],
+            "tokens": sum(len(thought["input_ids"]) - thought["start"] for thought in thoughts),
+        }[args.weight_normalizer]
+        return {"type": row["type"], "lambda": row["lambda"], "divisor": divisor, "thoughts": thoughts}
 
 
 class QuestionSampler(Sampler):

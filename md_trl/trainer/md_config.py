@@ -12,6 +12,9 @@ from ..errors import InputError
 
 OBJECTIVES = ("md", "cot", "pot", "uniform", "step_by_step", "label", "label_all")
 LAYOUTS = ("padded", "packed", "tree")
+WEIGHT_NORMALIZERS = ("rows", "weights", "tokens")
+LIGER_LOSSES = ("fused_linear_cross_entropy", "cross_entropy")
+"""Kernels of Liger that replace the loss of a model."""
 
 
 @dataclass
@@ -50,13 +53,24 @@ class MDConfig(SFTConfig):
         rationales_per_path (`str` or `int`, *optional*, defaults to `1`):
             Number of different thoughts of a path to draw each time a question is seen, or `"all"`. They are drawn
             without replacement, and anew in each epoch.
+        weight_normalizer (`str`, *optional*, defaults to `"rows"`):
+            What the sum of weight times loss of flat rows (`prompt`, `completion`, `weight`) is divided by, over the
+            whole optimizer step:
+
+            - `"rows"`: the number of rows.
+            - `"weights"`: the sum of their weights.
+            - `"tokens"`: the number of their target tokens. The loss of a row is then the sum over its tokens,
+              whatever `token_reduction`, and with weights of 1 it is that of [`~trl.SFTTrainer`].
+
+            The loss of mixed rows is always divided by the number of questions.
 
         > Parameters that control the data
 
         prompt_format (`str`, *optional*, defaults to `"auto"`):
             Format of the prompts: `"plain"` text, the tokenizer's `"chat"` template, or `"auto"` for the chat template
-            if the tokenizer has one. The saved student's `md_trl.json` records it. Path rows contain their prompts, so
-            set it to the format these have.
+            if the tokenizer has one. The saved student's `md_trl.json` records it. Flat rows contain their prompts:
+            `"auto"` recognizes those that the chat template has rendered by how they begin, and conversations are
+            always `"chat"`.
         layout (`str`, *optional*, defaults to `"tree"`):
             How the thoughts of a batch are laid out. All layouts have the same loss and gradients:
 
@@ -86,6 +100,56 @@ class MDConfig(SFTConfig):
     > - `bf16`: Defaults to `True` only if there is an accelerator, since bf16 is several times slower on CPUs.
     > - `gradient_checkpointing`: Defaults to off instead of `True`. Set `activation_checkpointing` to turn it on.
     > - `remove_unused_columns`: Defaults to `False` instead of `True`, since the trainer reads the columns itself.
+    > - `router_aux_loss_coef`: Defaults to `0.0` instead of the model's own, since the load-balancing loss of a
+    >   Mixture of Experts is not part of the objective.
+
+    > [!NOTE]
+    > These parameters of [`~trl.SFTConfig`] have another meaning:
+    > - `packing`: `True` stands for `layout="packed"`, in training and evaluation.
+    > - `use_liger_kernel`: Applies all kernels but those of the loss, which do not support weights.
+
+    > [!WARNING]
+    > Values that the objective has no meaning for are refused:
+    >
+    > | parameter | supported | reason |
+    > | --- | --- | --- |
+    > | `loss_type` | `"nll"` | The objective is a cross-entropy (Eq. 3). |
+    > | `label_smoothing_factor` | `0.0` | The objective is a cross-entropy (Eq. 3). |
+    > | `router_aux_loss_coef` | `0.0` | The load-balancing loss is not part of the objective. |
+    > | `completion_only_loss` | `None`, `True` | Prompts are never targets. |
+    > | `assistant_only_loss` | `False` | All of a completion is a target. Move other turns to the prompt. |
+    > | `truncation_mode` | `"keep_start"` | Long thoughts are dropped, never cut. |
+    > | `packing_strategy` | `"bfd"` | The other strategies cut thoughts. |
+    > | `eval_packing` | with `packing` | `layout` decides what a row holds. |
+    > | `padding_free`, `pad_to_multiple_of` | default | `layout` decides what a row holds. |
+    > | `neftune_noise_alpha` | with `layout="padded"` | Its noise depends on the length of a row. |
+    > | `dataset_text_field`, `dataset_kwargs` | default | Texts are read from columns with fixed names. |
+    > | `label_names` | default | The targets are the tokens of thoughts. |
+    > | `shuffle_dataset`, `train_sampling_strategy` | default | The trainer draws the questions itself. |
+    > | `length_column_name` | default | The trainer draws the questions itself. |
+    > | `remove_unused_columns` | `False` | The trainer reads the columns itself. |
+    > | `average_tokens_across_devices` | `True` | The loss is divided by the questions of all processes. |
+    > | `include_num_input_tokens_seen` | not `"non_padding"` | `num_nodes` in the logs is that number. |
+    > | `include_for_metrics`, `batch_eval_metrics` | default | The evaluation keeps no predictions. |
+    > | `eval_do_concat_batches` | default | The evaluation keeps no predictions. |
+    > | `liger_kernel_config` | without losses | Liger's losses do not support weights. |
+    > | `activation_offloading` | on accelerators | There is nothing to offload from. |
+    > | `accelerator_config` | no `split_batches`, `dispatch_batches` | A batch of trees cannot be split. |
+    > | `parallelism_config` | no context or sequence parallelism | A row cannot be split across devices. |
+    >
+    > Some data is refused as well:
+    >
+    > | data | reason |
+    > | --- | --- |
+    > | rows with `tools` | Students are asked without tools. |
+    > | rows with `assistant_masks` | All of a completion is a target. Move other turns to the prompt. |
+    > | rows with `image` or `images` | Only text is trained on. |
+    > | rows with only `text` or `messages` | They do not say what is prompt and what is completion. |
+    > | rows with only `input_ids` | The trainer tokenizes texts itself. |
+    > | a `train_dataset` that streams | The number of questions must be known before training. |
+    > | a dataset with a transform | It would run once instead of each time a row is read. |
+    >
+    > [`MDTrainer`] says which arguments of [`~trl.SFTTrainer`] it refuses, and why.
     """
 
     objective: str = field(
@@ -115,6 +179,14 @@ class MDConfig(SFTConfig):
         default="1",
         metadata={
             "help": "Number of different thoughts of a path to draw each time a question is seen, or `all`.",
+        },
+    )
+    weight_normalizer: str = field(
+        default="rows",
+        metadata={
+            "help": "What the loss of rows with `prompt`, `completion` and `weight` is divided by: the number of "
+            "rows, the sum of their weights or the number of their target tokens.",
+            "choices": list(WEIGHT_NORMALIZERS),
         },
     )
     prompt_format: str = field(
@@ -153,12 +225,16 @@ class MDConfig(SFTConfig):
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay False, since the trainer reads the columns itself."}
     )
+    router_aux_loss_coef: float | None = field(
+        default=0.0,
+        metadata={"help": "Must stay 0, since the load-balancing loss of MoE models is not part of the objective."},
+    )
 
     def __post_init__(self):
         if self.bf16 is None and not self.fp16:
             self.bf16 = torch.accelerator.is_available() and not self.use_cpu
         super().__post_init__()
-        for name in ("objective", "unsolved_path", "token_reduction", "prompt_format", "layout"):
+        for name in ("objective", "unsolved_path", "token_reduction", "weight_normalizer", "prompt_format", "layout"):
             value, choices = getattr(self, name), MDConfig.__dataclass_fields__[name].metadata["choices"]
             if value not in choices:
                 raise InputError(f"Unknown `{name}` {value!r}. Choose one of {', '.join(choices)}.")
@@ -171,11 +247,18 @@ class MDConfig(SFTConfig):
             raise InputError(
                 f"`rationales_per_path` must be a positive integer or 'all', got {self.rationales_per_path!r}."
             )
+        self.router_aux_loss_coef = self.router_aux_loss_coef or 0.0
+        if self.weight_normalizer == "tokens":
+            self.token_reduction = "sum"
+        if self.packing and self.layout != "padded":
+            self.layout, self.packing, self.eval_packing = "packed", False, None
         for name, (is_set, reason) in self._unsupported().items():
             if is_set:
                 raise InputError(
                     f"`{type(self).__name__}` does not support `{name}={getattr(self, name)!r}`: {reason}."
                 )
+        if self.use_liger_kernel:
+            self.liger_kernel_config = (self.liger_kernel_config or {}) | dict.fromkeys(LIGER_LOSSES, False)
 
     # For each option that would change the objective, whether it is set and why it is not supported
     def _unsupported(self) -> dict[str, tuple[bool, str]]:
@@ -191,8 +274,18 @@ class MDConfig(SFTConfig):
             ),
             "loss_type": (self.loss_type != "nll", "the objective is a cross-entropy; leave `loss_type='nll'`"),
             "completion_only_loss": (self.completion_only_loss is False, "prompts are never targets"),
-            "assistant_only_loss": (self.assistant_only_loss, "only thoughts are targets anyway"),
-            "use_liger_kernel": (self.use_liger_kernel, "Liger's fused loss does not support weights"),
+            "assistant_only_loss": (
+                self.assistant_only_loss,
+                "all of a completion is a target; move the turns that are not to the prompt",
+            ),
+            "router_aux_loss_coef": (
+                self.router_aux_loss_coef != 0.0,
+                "the load-balancing loss is not part of the objective; leave it at 0.0",
+            ),
+            "liger_kernel_config": (
+                any((self.liger_kernel_config or {}).get(name) for name in LIGER_LOSSES),
+                f"Liger's losses do not support weights; leave {' and '.join(LIGER_LOSSES)} off",
+            ),
             "activation_offloading": (
                 self.activation_offloading and (self.use_cpu or not torch.accelerator.is_available()),
                 "there is no accelerator to offload from",
@@ -205,9 +298,12 @@ class MDConfig(SFTConfig):
                 self.neftune_noise_alpha is not None and self.layout != "padded",
                 "its noise depends on the length of a row; set `layout='padded'`",
             ),
-            "packing": (self.packing, by_layout),
+            "packing": (self.packing, "it stands for `layout='packed'`; leave `layout` out"),
             "eval_packing": (bool(self.eval_packing), by_layout),
-            "packing_strategy": (self.packing_strategy != "bfd", by_layout),
+            "packing_strategy": (
+                self.packing_strategy != "bfd",
+                "the other strategies cut thoughts; leave `packing_strategy='bfd'`",
+            ),
             "padding_free": (self.padding_free, by_layout),
             "pad_to_multiple_of": (self.pad_to_multiple_of is not None, by_layout),
             "truncation_mode": (self.truncation_mode != "keep_start", "long thoughts are dropped, never cut"),

@@ -34,6 +34,7 @@ class MDSeq2SeqConfig(MDConfig, Seq2SeqTrainingArguments):
                 "the rows of a decoder have no prompt to share, and T5 computes positions itself; set "
                 "`layout='padded'`",
             ),
+            "packing": (self.packing, "the rows of a decoder have no prompt to share; leave it False"),
             "predict_with_generate": (
                 self.predict_with_generate,
                 "evaluation computes the loss of the objective; sample from the saved student instead",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from transformers import (
     AutoModelForSeq2SeqLM,
@@ -18,16 +18,19 @@ from transformers import (
     PreTrainedTokenizerBase,
     Seq2SeqTrainer,
     TrainerCallback,
+    TrainingArguments,
     set_seed,
 )
 from trl.trainer.base_trainer import _BaseTrainer
 
 from ..errors import InputError
 from ..prompts import encode
+from .arguments import as_config, as_dataset, check_arguments
 from .collator import MDCollator
+from .conversations import thought_text
 from .md_seq2seq_config import MDSeq2SeqConfig
 from .objective import MixedObjective
-from .preprocessing import LEARN_PROGRAMS, as_dataset
+from .preprocessing import LEARN_PROGRAMS
 from .program_tokens import add_program_tokens, has_tied_head
 
 
@@ -190,21 +193,35 @@ class MDSeq2SeqTrainer(MixedObjective, Seq2SeqTrainer, _BaseTrainer):
     def __init__(
         self,
         model: str | PreTrainedModel | PeftModel,
-        args: MDSeq2SeqConfig | None = None,
+        args: MDSeq2SeqConfig | TrainingArguments | None = None,
+        data_collator: None = None,
         train_dataset: Dataset | list[dict[str, Any]] | None = None,
-        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        eval_dataset: Dataset
+        | IterableDataset
+        | list[dict[str, Any]]
+        | dict[str, Dataset | IterableDataset | list[dict[str, Any]]]
+        | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
+        compute_loss_func: None = None,
+        compute_metrics: None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: None = None,
         quantization_config: Any | None = None,
         peft_config: LoraConfig | None = None,
+        formatting_func: None = None,
     ):
-        if args is None:
-            name = model if isinstance(model, str) else model.config.name_or_path
-            args = MDSeq2SeqConfig(f"{name.split('/')[-1]}-MD")
-        elif not isinstance(args, MDSeq2SeqConfig):
-            raise TypeError(f"`args` must be an `MDSeq2SeqConfig`, got `{type(args).__name__}`.")
-        train_dataset = as_dataset(train_dataset)
+        check_arguments(
+            type(self).__name__,
+            data_collator=data_collator,
+            compute_loss_func=compute_loss_func,
+            compute_metrics=compute_metrics,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+            formatting_func=formatting_func,
+        )
+        args = as_config(args, MDSeq2SeqConfig, model)
+        train_dataset = as_dataset(train_dataset, "train")
         if peft_config is not None and not isinstance(peft_config, LoraConfig):
             raise InputError(
                 f"`MDSeq2SeqTrainer` does not support `{type(peft_config).__name__}`: only LoRA can train the "
@@ -240,6 +257,7 @@ class MDSeq2SeqTrainer(MixedObjective, Seq2SeqTrainer, _BaseTrainer):
             processing_class=processing_class,
             callbacks=callbacks,
             optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )
         self.train_dataset = self._prepare_questions(train_dataset, processing_class, args, "train")
         if isinstance(eval_dataset, dict):
@@ -254,7 +272,7 @@ class MDSeq2SeqTrainer(MixedObjective, Seq2SeqTrainer, _BaseTrainer):
 
     def evaluate(self, eval_dataset=None, *args, **kwargs):
         # `Trainer` calls it again with every dataset of a dictionary.
-        if isinstance(eval_dataset, Dataset):
+        if isinstance(eval_dataset, Dataset | IterableDataset | list):
             eval_dataset = self._prepare_questions(eval_dataset, self.processing_class, self.args, "eval")
         return super().evaluate(eval_dataset, *args, **kwargs)
 
@@ -300,7 +318,8 @@ def _extend(
 def _programs(dataset: Dataset) -> list[str]:
     if "completion" in dataset.column_names:
         paths = dataset["path"] if "path" in dataset.column_names else []
-        return [text for text, path in zip(dataset["completion"], paths, strict=False) if path == "pot"]
+        completions = [text for text, path in zip(dataset["completion"], paths, strict=False) if path == "pot"]
+        return [text if isinstance(text, str) else text[-1]["content"] for text in completions]
     rows = dataset["pot"] if "pot" in dataset.column_names else []
     programs = [program for thoughts in rows for program in thoughts or []]
-    return [program if isinstance(program, str) else program["text"] for program in programs]
+    return [thought_text(program["text"] if isinstance(program, dict) else program) for program in programs]

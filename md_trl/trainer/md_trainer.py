@@ -6,19 +6,25 @@ from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
-from datasets import Dataset
-from peft import PeftConfig
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from datasets import Dataset, IterableDataset
+from peft import PeftConfig, PeftModel
+from transformers import (
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    TrainerCallback,
+    TrainingArguments,
+)
 from transformers.utils import logging
 from trl import SFTTrainer
 
-from ..errors import InputError
+from .arguments import as_config, as_dataset, check_adapter, check_arguments, warn_about_router
 from .attention import DENSE_ATTENTION, attention_masks, layer_reaches
 from .collator import MDCollator
 from .layout import choose_layout, first_position, is_recurrent
 from .md_config import MDConfig
 from .objective import MixedObjective
-from .preprocessing import as_dataset
 from .recurrence import RECURRENT_MASKS, tree_paths
 from .varlen_attention import NO_MASK, unsupported_attention
 
@@ -57,77 +63,100 @@ class MDTrainer(MixedObjective, SFTTrainer):
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             Causal language model to train, or its name or folder, as in [`~trl.SFTTrainer`].
         args ([`MDConfig`], *optional*):
-            Configuration for this trainer. If `None`, a default configuration is used.
+            Configuration for this trainer. If `None`, a default configuration is used. An [`~trl.SFTConfig`] or
+            [`~transformers.TrainingArguments`] is converted, with the defaults of [`MDConfig`] for what it lacks.
         train_dataset ([`~datasets.Dataset`] or `list[dict]`):
             Rows to train on:
 
             - Mixed rows, one per question, as `md-trl mix` writes them. Rows of type 4 and thoughts longer than
               `max_length` are dropped and counted in `trainer.dropped`.
             - The questions of a task if `objective="label_all"`, with `question` and `answer`.
-            - Path rows with `prompt`, `completion` and optionally `path` and `weight`, as [`path_rows`] returns them.
-              The loss is then the mean of weight times cross-entropy over the rows.
-        eval_dataset ([`~datasets.Dataset`] or `dict[str, Dataset]`, *optional*):
-            Rows to evaluate on, of the same kinds. The evaluation loss is the objective over the whole dataset.
-        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Tokenizer of the student. If `None`, it is loaded with the model's name.
+            - Flat rows with `prompt`, `completion` and optionally `path` and `weight`, as [`path_rows`] returns them.
+              The loss is then the mean of weight times cross-entropy over the rows, see `weight_normalizer`.
+
+            Prompts, completions, questions and thoughts are texts or conversations (lists of messages).
+        eval_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`] or `list[dict]` or `dict`, *optional*):
+            Rows to evaluate on, of the same kinds, or several such datasets by name. A stream is read to its end. The
+            evaluation loss is the objective over the whole dataset.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`], *optional*):
+            Tokenizer of the student, or the processor of a vision-language model, which is trained on text. If `None`,
+            it is loaded with the model's name.
         callbacks (list of [`~transformers.TrainerCallback`], *optional*):
             Callbacks to customize the training loop.
         optimizers (`tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None]`, *optional*,
         defaults to `(None, None)`):
             Optimizer and scheduler to use.
+        optimizer_cls_and_kwargs (`tuple[type[torch.optim.Optimizer], dict[str, Any]]`, *optional*):
+            Class of the optimizer and its arguments, instead of `optim` and `optim_args`.
         quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
             Quantization of a model given by name. Together with `peft_config` this is QLoRA.
         peft_config ([`~peft.PeftConfig`], *optional*):
-            PEFT configuration used to wrap the model.
+            PEFT configuration used to wrap the model. Prefix tuning trains in padded rows; other methods that learn a
+            prompt are refused.
+
+    The other arguments of [`~trl.SFTTrainer`] have their place, so that positional calls keep their meaning, and are
+    refused with a reason if they are given: `data_collator`, `compute_loss_func`, `compute_metrics`,
+    `preprocess_logits_for_metrics` and `formatting_func`.
 
     Raises:
         `ValueError`: If the dataset leaves no question, the tokenizer has no EOS token or loses characters of a
             program, or the model adds a loss that is not part of the objective.
     """
 
+    # The order is that of `SFTTrainer`.
     def __init__(
         self,
-        model: str | PreTrainedModel,
-        args: MDConfig | None = None,
+        model: str | PreTrainedModel | PeftModel,
+        args: MDConfig | TrainingArguments | None = None,
+        data_collator: None = None,
         train_dataset: Dataset | list[dict[str, Any]] | None = None,
-        eval_dataset: Dataset | dict[str, Dataset] | None = None,
-        processing_class: PreTrainedTokenizerBase | None = None,
+        eval_dataset: Dataset
+        | IterableDataset
+        | list[dict[str, Any]]
+        | dict[str, Dataset | IterableDataset | list[dict[str, Any]]]
+        | None = None,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
+        compute_loss_func: None = None,
+        compute_metrics: None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
-        quantization_config: Any | None = None,
+        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: None = None,
+        quantization_config: BitsAndBytesConfig | None = None,
         peft_config: PeftConfig | None = None,
+        formatting_func: None = None,
     ):
-        if args is None:
-            args = MDConfig(f"{(model if isinstance(model, str) else model.config.name_or_path).split('/')[-1]}-MD")
-        elif not isinstance(args, MDConfig):
-            raise TypeError(f"`args` must be an `MDConfig`, got `{type(args).__name__}`.")
-        if peft_config is not None and peft_config.is_prompt_learning:
-            raise InputError(
-                f"`MDTrainer` does not support `{type(peft_config).__name__}`: its virtual tokens would shift the "
-                "targets. Use LoRA."
-            )
+        check_arguments(
+            type(self).__name__,
+            data_collator=data_collator,
+            compute_loss_func=compute_loss_func,
+            compute_metrics=compute_metrics,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+            formatting_func=formatting_func,
+        )
+        args = as_config(args, MDConfig, model)
+        has_prefix = check_adapter(model, peft_config)
         super().__init__(
             model=model,
             args=args,
-            train_dataset=as_dataset(train_dataset),
+            train_dataset=as_dataset(train_dataset, "train"),
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             callbacks=callbacks,
             optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
-        if self.aux_loss_enabled:
-            raise InputError(
-                f"{type(self.model).__name__} adds a load-balancing loss that is not part of the objective. Set "
-                "`router_aux_loss_coef=0.0`."
-            )
         text_config = self.model.config.get_text_config()
+        warn_about_router(text_config)
         self._attention = text_config._attn_implementation
         self._reaches = layer_reaches(text_config, args.max_length)
         self._first_position = first_position(self.model)
         self._is_recurrent = is_recurrent(self.model)
         unsupported = unsupported_attention(self._attention, self._reaches)
+        if has_prefix:
+            unsupported = "Prefix tuning puts its prefix before each row, so a row must be one thought"
         with self.accelerator.autocast():
             layout = choose_layout(
                 self.model, args.layout, args.check_layout, self._tokenizer, self._loss_in, unsupported
@@ -142,14 +171,11 @@ class MDTrainer(MixedObjective, SFTTrainer):
 
     # `choose_layout` tries a layout with it.
     def _loss_in(self, layout: str, thoughts: list[dict[str, Any]]) -> torch.Tensor:
-        batch = self._collator(layout, "sum")([{"type": 0, "lambda": None, "thoughts": thoughts}])
+        batch = self._collator(layout, "sum")([{"type": 0, "lambda": None, "divisor": 1, "thoughts": thoughts}])
         return self.compute_loss(self.model, send_to_device(batch, self.model.device))
 
     # `SFTTrainer` calls it on every dataset, in `__init__` and in `evaluate`.
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
-        # `evaluate` passes each dataset of a dictionary a second time.
-        if {"label", "weight", "repeat"} <= set(dataset.column_names):
-            return dataset
         return self._prepare_questions(dataset, processing_class, args, dataset_name)
 
     def _forward(self, model, inputs):

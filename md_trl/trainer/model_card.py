@@ -1,4 +1,4 @@
-"""The card of a student: what it learned, with which objective and on which questions. It names no local path."""
+"""The card of a student: what it learned, with which objective and on which rows. It names no local path."""
 
 from __future__ import annotations
 
@@ -17,16 +17,8 @@ from ..mixing import SOLVED_BY
 from .md_config import MDConfig
 
 
-SETTINGS = (
-    "unsolved_path",
-    "token_reduction",
-    "rationales_per_path",
-    "layout",
-    "max_length",
-    "learning_rate",
-    "seed",
-)
-"""Fields of [`MDConfig`] that the card lists."""
+SETTINGS = ("token_reduction", "layout", "max_length", "learning_rate", "seed")
+"""Fields of [`MDConfig`] that the card lists, beside those of the rows that were trained on."""
 
 
 def hub_id(name: str | None) -> str | None:
@@ -77,20 +69,21 @@ def student_card(
     Returns:
         [`~huggingface_hub.ModelCard`]: The card.
     """
-    count, occurrences = Counter(questions["type"]), Counter()
-    for type_, repeat in zip(questions["type"], questions["repeat"], strict=True):
-        occurrences[type_] += repeat
-    both = [value for type_, value in zip(questions["type"], questions["lambda"], strict=True) if type_ == 3]
-    lambdas = [value for value in both if value is not None]
+    is_flat = student["objective"] is None
+    unit = "rows" if is_flat else "questions"
+    of_rows = ("weight_normalizer",) if is_flat else ("unsolved_path", "rationales_per_path")
     last = next((log for log in reversed(log_history) if "num_target_tokens" in log), {})
     settings = {
-        "objective": student["objective"] or "weights of path rows",
+        "objective": "weights of rows" if is_flat else student["objective"],
         "prompt_format": student["prompt_format"],
-        **{name: getattr(args, name) for name in SETTINGS},
-        "batch size": f"{args.train_batch_size} questions x {args.gradient_accumulation_steps} x {args.world_size}",
-        "questions seen": f"{seen['num_questions']:,}",
+        **{name: getattr(args, name) for name in (*of_rows, *SETTINGS)},
+        "batch size": f"{args.train_batch_size} {unit} x {args.gradient_accumulation_steps} x {args.world_size}",
+        f"{unit} seen": f"{seen['num_questions']:,}",
         "target tokens seen": f"{seen['num_target_tokens']:,}",
     }
+    if not student["paths"]:
+        card_data["tags"] = [tag for tag in card_data["tags"] if tag != "mixed-distillation"] + ["sft"]
+    figures = ("loss", "cot_loss", "pot_loss", "label_loss")[: 4 if student["paths"] else 1]
     return ModelCard.from_template(
         ModelCardData(**card_data),
         template_path=str(files("md_trl") / "hub_cards" / "student" / "README.md"),
@@ -100,16 +93,46 @@ def student_card(
         prompt_format=student["prompt_format"],
         triggers=student["triggers"],
         settings=settings,
-        types=[
-            {
-                "type": t,
-                "solved_by": SOLVED_BY.get(t, "not known"),
-                "questions": f"{count[t]:,}",
-                "occurrences": f"{occurrences[t]:,}",
-            }
-            for t in sorted(count)
-        ],
-        mean_lambda=sum(lambdas) / len(lambdas) if lambdas else None,
-        final=", ".join(f"{k} {last[k]:.4f}" for k in ("loss", "cot_loss", "pot_loss", "label_loss") if k in last),
+        flat=_flat_rows(questions) if is_flat else None,
+        types=[] if is_flat else _types(questions),
+        mean_lambda=_mean_lambda(questions),
+        final=", ".join(f"{name} {last[name]:.4f}" for name in figures if name in last),
         versions={name: version(name) for name in ("md_trl", "trl", "transformers", "torch", "datasets", "peft")},
     )
+
+
+def _types(questions: Dataset) -> list[dict[str, Any]]:
+    count, occurrences = Counter(questions["type"]), Counter()
+    for type_, repeat in zip(questions["type"], questions["repeat"], strict=True):
+        occurrences[type_] += repeat
+    return [
+        {
+            "type": t,
+            "solved_by": SOLVED_BY.get(t, "not known"),
+            "questions": f"{count[t]:,}",
+            "occurrences": f"{occurrences[t]:,}",
+        }
+        for t in sorted(count)
+    ]
+
+
+def _mean_lambda(questions: Dataset) -> float | None:
+    both = [value for type_, value in zip(questions["type"], questions["lambda"], strict=True) if type_ == 3]
+    lambdas = [value for value in both if value is not None]
+    return sum(lambdas) / len(lambdas) if lambdas else None
+
+
+def _flat_rows(questions: Dataset) -> list[dict[str, Any]]:
+    weights: dict[str | None, list[float]] = {}
+    for path, weight in zip(questions["path"], questions["weight"], strict=True):
+        weights.setdefault(path, []).append(weight)
+    return [
+        {
+            "path": path,
+            "rows": f"{len(of_path):,}",
+            "weights": f"{min(of_path):.4g}"
+            if min(of_path) == max(of_path)
+            else f"{min(of_path):.4g} to {max(of_path):.4g}, {sum(of_path) / len(of_path):.4g} on average",
+        }
+        for path, of_path in sorted(weights.items(), key=lambda item: item[0] or "")
+    ]

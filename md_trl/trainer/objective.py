@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from huggingface_hub import ModelCard
 from peft import PeftModel
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 
-from ..prompts import resolve_prompt_format
 from ..records import PATHS_AND_LABEL
+from .arguments import as_dataset, as_tokenizer
 from .data_sampler import QuestionLoading
 from .lm_head import EdgeScorer, EdgeScores
 from .logged_totals import RunningTotals, Totals
@@ -61,8 +61,16 @@ class MixedObjective(QuestionLoading):
         self.add_callback(RunningTotals)
 
     def _prepare_questions(
-        self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, args: MDConfig, name: str
+        self,
+        dataset: Dataset | IterableDataset | list[dict[str, Any]],
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin,
+        args: MDConfig,
+        name: str,
     ) -> Dataset:
+        dataset, tokenizer = as_dataset(dataset, name, may_stream=True), as_tokenizer(processing_class)
+        # `evaluate` passes each dataset of a dictionary a second time.
+        if {"label", "weight", "repeat", "prompt_format"} <= set(dataset.column_names):
+            return dataset
         questions, self.dropped[name] = prepare_questions(dataset, tokenizer, args, name, self._tokenize)
         if any(self.dropped[name].values()):
             logger.warning(
@@ -76,17 +84,18 @@ class MixedObjective(QuestionLoading):
 
     # Loss
 
-    # N of the objective: the questions of the whole optimizer step, over accumulation steps and processes.
+    # N of the objective: the questions of the whole optimizer step, over accumulation steps and processes, or the
+    # weights or tokens of flat rows.
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, torch.Tensor]], device: torch.device):
-        count = sum(batch["num_questions"].sum() for batch in batch_samples)
+        count = sum(batch["divisor"].sum() for batch in batch_samples)
         return self.accelerator.gather(torch.as_tensor(count, device=device)).sum() / self.get_tp_size()
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if num_items_in_batch is None:
-            scale = 1 / inputs["num_questions"].sum().clamp(min=1)
+            scale = 1 / _nonzero(inputs["divisor"].sum())
         else:
             # DDP averages gradients over processes, but N counts the questions of all of them already.
-            scale = (self.accelerator.num_processes // self.get_tp_size()) / num_items_in_batch.clamp(min=1)
+            scale = (self.accelerator.num_processes // self.get_tp_size()) / _nonzero(num_items_in_batch)
         self._scorer.measure(lambda: self._forward(self.model, inputs))
         with self._scorer.scoring(inputs["parents"], inputs["targets"], inputs["weights"] * scale):
             scores = self._forward(model, inputs)
@@ -99,7 +108,7 @@ class MixedObjective(QuestionLoading):
         with torch.no_grad(), self.compute_loss_context_manager():
             return self.compute_loss(model, inputs), None, None
 
-    def predict(self, test_dataset: Dataset, *args, **kwargs):
+    def predict(self, test_dataset: Dataset | IterableDataset | list[dict[str, Any]], *args, **kwargs):
         questions = self._prepare_questions(test_dataset, self.processing_class, self.args, "test")
         return super().predict(questions, *args, **kwargs)
 
@@ -125,7 +134,7 @@ class MixedObjective(QuestionLoading):
         totals.add("num_questions", num_questions.sum())
         totals.add("num_target_tokens", num_targets)
         totals.add("num_nodes", inputs["num_nodes"].sum())
-        totals.add("loss", weighted.sum(), num_questions.sum())
+        totals.add("loss", weighted.sum(), inputs["divisor"].sum())
         totals.add("mean_token_accuracy", (scores.correct * inputs["counts"]).sum(), num_targets)
         for i, path in enumerate(PATHS_AND_LABEL):
             totals.add(f"{path}_loss", (losses * inputs["shares"][i]).sum(), inputs["path_counts"][i])
@@ -155,8 +164,7 @@ class MixedObjective(QuestionLoading):
             self._card().save(folder / "README.md")
 
     def _student_settings(self) -> dict[str, Any]:
-        prompt_format = resolve_prompt_format(self.processing_class, self.args.prompt_format)
-        return student_settings(self.train_dataset, self.args.objective, prompt_format)
+        return student_settings(self.train_dataset, self.args.objective)
 
     def _card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
@@ -190,3 +198,8 @@ class MixedObjective(QuestionLoading):
         """
         if self.is_world_process_zero():
             self._card(model_name, dataset_name, tags).save(os.path.join(self.args.output_dir, "README.md"))
+
+
+def _nonzero(divisor: torch.Tensor) -> torch.Tensor:
+    """N, or 1 for a batch that only fills up the last one, whose loss is zero."""
+    return torch.where(divisor > 0, divisor, 1)

@@ -1,4 +1,4 @@
-"""Check and tokenize mixed rows or path rows (Sec. 3.2).
+"""Check and tokenize mixed rows or flat rows (Sec. 3.2).
 
 This is where rows of type 4 and thoughts longer than `max_length` are dropped and counted.
 """
@@ -14,8 +14,9 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..errors import InputError
-from ..prompts import encode, resolve_prompt_format, student_text
+from ..prompts import Prompt, encode, resolve_prompt_format, student_text
 from ..records import LABEL, PATHS, PATHS_AND_LABEL, QuestionType
+from .conversations import check_messages, check_template, render_completion, template_opening
 from .md_config import MDConfig
 from .weighting import path_weights, thoughts_to_learn
 
@@ -27,29 +28,21 @@ LEARN_THE_ANSWER = ("label", "label_all", "step_by_step")
 LEARN_PROGRAMS = ("md", "pot", "uniform")
 """Objectives that learn programs."""
 
+UNSUPPORTED_COLUMNS = {
+    "tools": "Students are asked without tools. Write them into the system message",
+    "assistant_masks": "Every token of a completion is a target. Move the turns that are not to the prompt",
+    "image": "Only text is trained on",
+    "images": "Only text is trained on",
+}
+"""Columns of [`~trl.SFTTrainer`] that are refused, and why."""
 
-def as_dataset(rows: Dataset | list[dict[str, Any]] | None) -> Dataset:
-    r"""
-    Return training rows as a dataset of known length.
-
-    Args:
-        rows ([`~datasets.Dataset`] or `list[dict]`):
-            Rows given to a trainer as `train_dataset`.
-
-    Returns:
-        [`~datasets.Dataset`]: The rows.
-
-    Raises:
-        `TypeError`: If they are neither a dataset nor a list, for example a stream.
-    """
-    if isinstance(rows, list):
-        return Dataset.from_list(rows)
-    if not isinstance(rows, Dataset):
-        raise TypeError(
-            f"`train_dataset` must be a `datasets.Dataset` of mixed rows, got `{type(rows).__name__}`. Load the "
-            "dataset without `streaming=True`: the number of questions must be known before training."
-        )
-    return rows
+OTHER_FORMS = {
+    "messages": "Split each conversation: `prompt` has all messages but the last, which is the `completion`",
+    "conversations": "Split each conversation: `prompt` has all messages but the last, which is the `completion`",
+    "text": "Split each text into `prompt` and `completion`, since prompts are never targets",
+    "input_ids": "Pass texts, which the trainer tokenizes itself",
+}
+"""Columns of rows that [`~trl.SFTTrainer`] takes in another form, and how to change them."""
 
 
 def tokenize_completions(
@@ -87,7 +80,7 @@ def tokenize_completions(
 
 
 def tokenize_thoughts(
-    question: str,
+    question: Prompt,
     path: str,
     texts: list[str],
     tokenizer: PreTrainedTokenizerBase,
@@ -98,8 +91,8 @@ def tokenize_thoughts(
     Tokenize the student's prompt for a question and path together with each of its thoughts.
 
     Args:
-        question (`str`):
-            Text of the question.
+        question (`str` or `list[dict[str, str]]`):
+            Text of the question, or a conversation that ends with it.
         path (`str`):
             `"cot"`, `"pot"` or `"label"`.
         texts (`list[str]`):
@@ -158,7 +151,7 @@ def prepare_questions(
 
     Args:
         dataset ([`~datasets.Dataset`]):
-            Mixed rows; path rows, which have `prompt`, `completion` and optionally `path` and `weight`; or, if
+            Mixed rows; flat rows, which have `prompt`, `completion` and optionally `path` and `weight`; or, if
             `objective="label_all"`, the questions of a task, which have `question` and `answer`.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the student.
@@ -171,9 +164,10 @@ def prepare_questions(
 
     Returns:
         `tuple[Dataset, dict[str, int]]`: The questions kept and the numbers of what was dropped. A question has `id`,
-        `type` (0 if unknown), `lambda`, `repeat`, `weight` (for path rows), and for each of `cot`, `pot` and `label` a
-        list of tokenized thoughts, which is empty unless the objective learns that path. Dropped are `type_4` rows,
-        `no_thought` rows and `too_long` thoughts.
+        `type` (0 if unknown), `lambda`, `repeat`, `prompt_format`, `weight` and `path` (for flat rows), and for each
+        of `cot`, `pot` and `label` a list of tokenized thoughts, which is empty unless the objective learns that path.
+        A flat row without a path has its completion as `label`. Dropped are `type_4` rows, `no_thought` rows and
+        `too_long` thoughts.
 
     Raises:
         `ValueError`: If a column is missing, a value is out of range, the tokenizer has no EOS token or loses
@@ -184,16 +178,19 @@ def prepare_questions(
             f"The tokenizer {tokenizer.name_or_path!r} has no EOS token, so the student would never learn to stop. "
             "Set `tokenizer.eos_token` to a token of its vocabulary."
         )
-    _check_columns(dataset, args.objective, name)
+    _check_columns(dataset, args, name)
+    is_flat = "completion" in dataset.column_names
     ids, count = Value("int32"), Value("int64")
     thoughts = List({"input_ids": List(ids), "start": ids})
     prepared = dataset.map(
-        _prepare_path_row if "completion" in dataset.column_names else _prepare_mixed_row,
-        fn_kwargs={"tokenizer": tokenizer, "args": args, "name": name, "tokenize": tokenize},
+        _prepare_flat_row if is_flat else _prepare_mixed_row,
+        fn_kwargs={"tokenizer": tokenizer, "args": args, "name": name, "tokenize": tokenize}
+        | ({"opening": template_opening(tokenizer)} if is_flat else {}),
         with_indices=True,
         remove_columns=dataset.column_names,
         features=Features(
             {"id": Value("string"), "type": ids, "lambda": Value("float64"), "repeat": ids, "weight": Value("float64")}
+            | {"path": Value("string"), "prompt_format": Value("string")}
             | {"cot": thoughts, "pot": thoughts, "label": thoughts}
             | {"dropped": Value("string"), "too_long": count}
         ),
@@ -218,17 +215,27 @@ def prepare_questions(
     return prepared.select(kept).remove_columns(["dropped", "too_long"]), dropped
 
 
-def _check_columns(dataset: Dataset, objective: str, name: str) -> None:
+def _check_columns(dataset: Dataset, args: MDConfig, name: str) -> None:
+    objective = args.objective
     if "completion" in dataset.column_names:
         needed = ["prompt", "completion"]
+    elif args.weight_normalizer != "rows":
+        raise InputError(
+            f"`weight_normalizer={args.weight_normalizer!r}` is for rows with `prompt`, `completion` and `weight`. "
+            f"The {name} dataset has others, whose loss is divided by the number of questions: leave it at 'rows'."
+        )
     elif objective == "label_all":
         needed = ["question", "answer"]
     else:
         needed = ["question", "type", *PATHS, *(["answer"] if objective in LEARN_THE_ANSWER else [])]
     if missing := [column for column in needed if column not in dataset.column_names]:
+        advice = "Pass mixed rows, as `md-trl mix` writes them, or rows with `prompt` and `completion`"
+        for column, how in OTHER_FORMS.items():
+            if column in dataset.column_names:
+                advice = how
         raise InputError(
             f"The {name} dataset has no column {', '.join(missing)}, which `objective={objective!r}` needs; it has "
-            f"{', '.join(dataset.column_names)}. Pass mixed rows, as `md-trl mix` writes them."
+            f"{', '.join(dataset.column_names)}. {advice}."
         )
     if objective == "label_all" and "type" in dataset.column_names and QuestionType.NEITHER not in dataset["type"]:
         logger.warning_once(
@@ -249,8 +256,15 @@ def _prepare_mixed_row(
     row = {"id": None, "type": None, "lambda": None, "repeat": 1} | dict(row)
     row["id"] = row["id"] or f"{name}/{index}"
     where = f"Row {index} ({row['id']!r}) of the {name} dataset"
+    _check_other_columns(row, where)
     _check_mixed_row(row, args.objective, where)
-    out = {"id": row["id"], "type": row["type"] or 0, "lambda": row["lambda"], "repeat": row["repeat"], "weight": None}
+    if not isinstance(row["question"], str):
+        if row.get("chat_template_kwargs"):
+            raise InputError(f"{where} has `chat_template_kwargs`, but students are asked without. Leave them out.")
+        row["question"] = check_messages(row["question"], "question", where)
+        check_template(tokenizer, args.prompt_format, where)
+    out = {"id": row["id"], "type": row["type"] or 0, "lambda": row["lambda"], "repeat": row["repeat"]}
+    out |= {"weight": None, "path": None, "prompt_format": resolve_prompt_format(tokenizer, args.prompt_format)}
     out |= {"cot": [], "pot": [], "label": [], "dropped": "", "too_long": 0}
 
     def tokenized(path: str, texts: list[str]) -> list[dict[str, Any]]:
@@ -276,9 +290,10 @@ def _prepare_mixed_row(
 
 
 def _check_mixed_row(row: dict[str, Any], objective: str, where: str) -> None:
-    for column in ("question", "answer") if objective in LEARN_THE_ANSWER else ("question",):
-        if not isinstance(row[column], str):
-            raise InputError(f"{where} has {column} {row[column]!r}. It must be a string.")
+    if not isinstance(row["question"], str | list):
+        raise InputError(f"{where} has question {row['question']!r}. It must be a string or a conversation.")
+    if objective in LEARN_THE_ANSWER and not isinstance(row["answer"], str):
+        raise InputError(f"{where} has answer {row['answer']!r}. It must be a string.")
     if objective == "label_all":
         return
     for path in PATHS:
@@ -297,30 +312,55 @@ def _check_mixed_row(row: dict[str, Any], objective: str, where: str) -> None:
             )
 
 
-def _prepare_path_row(
+def _check_other_columns(row: dict[str, Any], where: str) -> None:
+    for column, reason in UNSUPPORTED_COLUMNS.items():
+        if row.get(column):
+            raise InputError(f"{where} has `{column}`, which is not supported. {reason}.")
+
+
+def _prepare_flat_row(
     row: dict[str, Any],
     index: int,
     tokenizer: PreTrainedTokenizerBase,
     args: MDConfig,
     name: str,
     tokenize: Callable[..., list[dict[str, Any]]],
+    opening: str,
 ) -> dict[str, Any]:
-    row = {"id": None, "path": LABEL, "weight": 1.0} | dict(row)
+    row = {"id": None, "path": None, "weight": 1.0} | dict(row)
     row["id"] = row["id"] or f"{name}/{index}"
     where = f"Row {index} ({row['id']!r}) of the {name} dataset"
-    if row["path"] not in PATHS_AND_LABEL:
+    _check_other_columns(row, where)
+    _check_flat_row(row, where)
+    prompt, completion, prompt_format = row["prompt"], row["completion"], args.prompt_format
+    if not isinstance(prompt, str):
+        prompt, completion = render_completion(row, tokenizer, prompt_format, where)
+        prompt_format = "chat"
+    elif prompt_format == "auto":
+        prompt_format = "chat" if opening and prompt.startswith(opening) else "plain"
+    # A prompt that a chat template formatted has its special tokens already.
+    chat = prompt_format == "chat" or (bool(tokenizer.bos_token) and prompt.startswith(tokenizer.bos_token))
+    completion = completion.removesuffix(tokenizer.eos_token)
+    thoughts = tokenize(prompt, [completion], tokenizer, chat)
+    if row["path"] == "pot":
+        _check_programs([completion], thoughts, tokenizer, where)
+    fitting = _drop_too_long(thoughts, args.max_length)
+    out = {"id": row["id"], "type": 0, "lambda": None, "repeat": 1, "weight": row["weight"], "path": row["path"]}
+    out |= {"prompt_format": prompt_format, "cot": [], "pot": [], "label": [], row["path"] or LABEL: fitting}
+    return out | {"dropped": "" if fitting else "no_thought", "too_long": len(thoughts) - len(fitting)}
+
+
+def _check_flat_row(row: dict[str, Any], where: str) -> None:
+    if row["path"] not in (None, *PATHS_AND_LABEL):
         raise InputError(f"{where} has path {row['path']!r}. It must be {', '.join(PATHS)} or {LABEL}.")
     if not isinstance(row["weight"], (int, float)) or not 0 <= row["weight"] < float("inf"):
         raise InputError(f"{where} has weight {row['weight']!r}. It must be a non-negative finite number.")
-    # A prompt that a chat template formatted has its special tokens already.
-    chat = bool(tokenizer.bos_token) and row["prompt"].startswith(tokenizer.bos_token)
-    thoughts = tokenize(row["prompt"], [row["completion"]], tokenizer, chat)
-    if row["path"] == "pot":
-        _check_programs([row["completion"]], thoughts, tokenizer, where)
-    fitting = _drop_too_long(thoughts, args.max_length)
-    out = {"id": row["id"], "type": 0, "lambda": None, "repeat": 1, "weight": row["weight"]}
-    out |= {"cot": [], "pot": [], "label": [], row["path"]: fitting}
-    return out | {"dropped": "" if fitting else "no_thought", "too_long": len(thoughts) - len(fitting)}
+    texts = [isinstance(row[column], str) for column in ("prompt", "completion")]
+    if not all(texts) and (any(texts) or row["prompt"] is None or row["completion"] is None):
+        raise InputError(
+            f"{where} has prompt {row['prompt']!r:.80} and completion {row['completion']!r:.80}. Both must be texts, "
+            "or both conversations."
+        )
 
 
 def _check_programs(

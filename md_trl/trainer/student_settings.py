@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from ..prompts import SETTINGS_FILE, TRIGGERS
 from ..records import PATHS_AND_LABEL
 
 
-def student_settings(questions: Dataset, objective: str, prompt_format: str) -> dict[str, Any]:
+def student_settings(questions: Dataset, objective: str) -> dict[str, Any]:
     r"""
     Describe how a student was trained to be prompted.
 
@@ -21,18 +22,19 @@ def student_settings(questions: Dataset, objective: str, prompt_format: str) -> 
         questions ([`~datasets.Dataset`]):
             Training questions, as returned by [`prepare_questions`].
         objective (`str`):
-            Objective, as in [`MDConfig`]. Path rows have none but their weights.
-        prompt_format (`str`):
-            `"plain"` or `"chat"`.
+            Objective, as in [`MDConfig`]. Flat rows have none but their weights.
 
     Returns:
-        `dict`: Version of `md_trl`, objective (`None` for path rows), paths learned, prompt format and trigger of each
-        path.
+        `dict`: Version of `md_trl`, objective (`None` for flat rows), paths learned (none of flat rows that name no
+        path), prompt format and trigger of each path.
     """
-    paths = [path for path in PATHS_AND_LABEL if any(questions[path])]
+    is_flat = questions[0]["weight"] is not None
+    learned = set(questions["path"]) if is_flat else {path for path in PATHS_AND_LABEL if any(questions[path])}
+    paths = [path for path in PATHS_AND_LABEL if path in learned]
+    [(prompt_format, _)] = Counter(questions["prompt_format"]).most_common(1)
     return {
         "md_trl": __version__,
-        "objective": objective if questions[0]["weight"] is None else None,
+        "objective": None if is_flat else objective,
         "paths": paths,
         "prompt_format": prompt_format,
         "triggers": {path: TRIGGERS[path] for path in paths if path in TRIGGERS},

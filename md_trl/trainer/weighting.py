@@ -14,6 +14,7 @@ from ..answers import equal
 from ..errors import InputError
 from ..prompts import student_text
 from ..records import LABEL, PATHS, QuestionType
+from .conversations import thought_text
 from .md_config import OBJECTIVES
 
 
@@ -59,8 +60,8 @@ def thoughts_to_learn(row: dict[str, Any], path: str, unsolved_path: str) -> lis
 
     Args:
         row (`dict`):
-            Mixed row. Its thoughts are dictionaries with `text`, `answer` and `correct`, or plain strings, which count
-            as correct.
+            Mixed row. Its thoughts are dictionaries with `text`, `answer` and `correct`, or plain texts, which count
+            as correct. A text may be a conversation of one message.
         path (`str`):
             `"cot"` or `"pot"`.
         unsolved_path (`str`):
@@ -72,7 +73,7 @@ def thoughts_to_learn(row: dict[str, Any], path: str, unsolved_path: str) -> lis
     by_majority = unsolved_path == "majority" and UNSOLVED_PATH.get(row["type"]) == path
     texts = []
     for thought in row[path] or []:
-        if isinstance(thought, str):
+        if not isinstance(thought, dict):
             thought = {"text": thought, "correct": True}
         if by_majority:
             vote = row.get(f"{path}_vote")
@@ -80,7 +81,7 @@ def thoughts_to_learn(row: dict[str, Any], path: str, unsolved_path: str) -> lis
         else:
             learned = thought["correct"]
         if learned:
-            texts.append(thought["text"].strip())
+            texts.append(thought_text(thought["text"]).strip())
     return [text for text in dict.fromkeys(texts) if text]
 
 

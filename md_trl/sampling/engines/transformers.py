@@ -23,7 +23,7 @@ from transformers import (
 from transformers.utils import find_adapter_config_file
 
 from ...errors import InputError
-from ...prompts import encode_prompt
+from ...prompts import encode_prompt, read_student_settings
 from ...records import Choice, SamplingParams
 from . import BATCH_SIZE, SampleRequest, SampleResult, check_params, cut_at_stop, model_name
 from .decoding import CausalDecoder, EncoderDecoder
@@ -102,6 +102,8 @@ class TransformersEngine:
         else:
             self.model = model.config.name_or_path
             self._model = model
+        loaded_from = model if isinstance(model, str) else model.config.name_or_path
+        self.student_settings = read_student_settings(loaded_from) if loaded_from else None
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.cache_gb = cache_gb

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ...errors import InputError
-from ...prompts import encode_prompt
+from ...prompts import encode_prompt, read_student_settings
 from ...records import Choice
 from . import SampleRequest, SampleResult, check_params, cut_at_stop, model_name
 
@@ -66,6 +66,7 @@ class VLLMEngine:
             )
         self._llm = LLM(model=model, enable_prefix_caching=True, **llm_kwargs)
         self.model = model_name(model)
+        self.student_settings = read_student_settings(model)
         self.tokenizer = self._llm.get_tokenizer()
         self._max_length = self._llm.llm_engine.model_config.max_model_len
         self.batch_size = batch_size
