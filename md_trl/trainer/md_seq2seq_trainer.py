@@ -260,15 +260,19 @@ class MDSeq2SeqTrainer(MixedObjective, Seq2SeqTrainer, _BaseTrainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )
         self.train_dataset = self._prepare_questions(train_dataset, processing_class, args, "train")
-        if isinstance(eval_dataset, dict):
-            self.eval_dataset = {
-                name: self._prepare_questions(dataset, processing_class, args, name)
-                for name, dataset in eval_dataset.items()
-            }
-        elif eval_dataset is not None:
-            self.eval_dataset = self._prepare_questions(eval_dataset, processing_class, args, "eval")
+        self.eval_dataset = self._prepare_eval_dataset(eval_dataset)
         self._shared_prompts = SharedPrompts(self.model.get_encoder())
         self.model.add_model_tags(self._tag_names)
+
+    def _prepare_eval_dataset(self, eval_dataset):
+        if eval_dataset is None:
+            return None
+        if isinstance(eval_dataset, dict):
+            return {
+                name: self._prepare_questions(dataset, self.processing_class, self.args, name)
+                for name, dataset in eval_dataset.items()
+            }
+        return self._prepare_questions(eval_dataset, self.processing_class, self.args, "eval")
 
     def evaluate(self, eval_dataset=None, *args, **kwargs):
         # `Trainer` calls it again with every dataset of a dictionary.
