@@ -34,6 +34,10 @@ from .preprocessing import LEARN_PROGRAMS
 from .program_tokens import add_program_tokens, has_tied_head
 
 
+Rows = Dataset | IterableDataset | list[dict[str, Any]]
+"""What a dataset of rows is given as."""
+
+
 def tokenize_for_encoder_and_decoder(
     prompt: str, texts: list[str], tokenizer: PreTrainedTokenizerBase, chat: bool = False
 ) -> list[dict[str, Any]]:
@@ -196,11 +200,7 @@ class MDSeq2SeqTrainer(MixedObjective, Seq2SeqTrainer, _BaseTrainer):
         args: MDSeq2SeqConfig | TrainingArguments | None = None,
         data_collator: None = None,
         train_dataset: Dataset | list[dict[str, Any]] | None = None,
-        eval_dataset: Dataset
-        | IterableDataset
-        | list[dict[str, Any]]
-        | dict[str, Dataset | IterableDataset | list[dict[str, Any]]]
-        | None = None,
+        eval_dataset: Rows | dict[str, Rows] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         compute_loss_func: None = None,
         compute_metrics: None = None,
