@@ -206,7 +206,6 @@ class MDSeq2SeqTrainer(MixedObjective, Seq2SeqTrainer, _BaseTrainer):
         compute_metrics: None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
-        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
         preprocess_logits_for_metrics: None = None,
         quantization_config: Any | None = None,
         peft_config: LoraConfig | None = None,
@@ -257,7 +256,6 @@ class MDSeq2SeqTrainer(MixedObjective, Seq2SeqTrainer, _BaseTrainer):
             processing_class=processing_class,
             callbacks=callbacks,
             optimizers=optimizers,
-            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )
         self.train_dataset = self._prepare_questions(train_dataset, processing_class, args, "train")
         self.eval_dataset = self._prepare_eval_dataset(eval_dataset)
