@@ -377,7 +377,12 @@ def test_a_lora_student_and_its_loaded_copy_write_the_same(tmp_path):
 
 
 def test_unsupported_options_and_models_are_refused_by_name(tmp_path):
-    for option in ({"layout": "tree"}, {"predict_with_generate": True}, {"label_smoothing_factor": 0.1}):
+    for option in (
+        {"layout": "tree"},
+        {"max_row_tokens": 512},
+        {"predict_with_generate": True},
+        {"label_smoothing_factor": 0.1},
+    ):
         with pytest.raises(ValueError, match=next(iter(option))):
             MDSeq2SeqConfig(output_dir=str(tmp_path), use_cpu=True, **option)
     with pytest.raises(TypeError, match="MDSeq2SeqConfig"):

@@ -35,6 +35,7 @@ class MDSeq2SeqConfig(MDConfig, Seq2SeqTrainingArguments):
                 "`layout='padded'`",
             ),
             "packing": (self.packing, "the rows of a decoder have no prompt to share; leave it False"),
+            "max_row_tokens": (self.max_row_tokens is not None, "a row of a decoder holds one thought"),
             "predict_with_generate": (
                 self.predict_with_generate,
                 "evaluation computes the loss of the objective; sample from the saved student instead",
