@@ -264,7 +264,7 @@ def compare(architecture: str, layout: str = "tree", attention: str | None = Non
             **config,
         )
         try:
-            trainer = MDTrainer(model, args, copy.deepcopy(QUESTIONS), processing_class=byte_tokenizer())
+            trainer = MDTrainer(model, args, None, copy.deepcopy(QUESTIONS), processing_class=byte_tokenizer())
             outcome.taken = trainer.data_collator.layout
             (batch,) = trainer.get_train_dataloader()
             loss = trainer.compute_loss(model.train(), batch)

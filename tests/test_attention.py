@@ -386,7 +386,7 @@ def test_a_row_holds_max_length_tokens_with_dense_masks_and_max_row_tokens_if_se
     ):
         args = MDConfig(str(tmp_path), use_cpu=True, max_length=300, report_to="none", **options)
         model = small_model("llama", implementation, vocab_size=258)
-        trainer = MDTrainer(model, args, ROWS, processing_class=byte_tokenizer())
+        trainer = MDTrainer(model, args, train_dataset=ROWS, processing_class=byte_tokenizer())
         assert trainer.data_collator.max_row_tokens == expected
     with pytest.raises(InputError, match="`max_row_tokens` must be at least 1, got 0"):
         MDConfig(str(tmp_path), use_cpu=True, max_row_tokens=0)

@@ -380,7 +380,7 @@ def test_unsupported_options_and_models_are_refused_by_name(tmp_path):
     for option in ({"layout": "tree"}, {"predict_with_generate": True}, {"label_smoothing_factor": 0.1}):
         with pytest.raises(ValueError, match=next(iter(option))):
             MDSeq2SeqConfig(output_dir=str(tmp_path), use_cpu=True, **option)
-    with pytest.raises(TypeError, match="MDSeq2SeqConfig"):
+    with pytest.raises(ValueError, match="`MDSeq2SeqConfig` does not support `layout=.tree.`"):
         MDSeq2SeqTrainer(tiny_t5(), args=MDConfig(output_dir=str(tmp_path), use_cpu=True))
     with pytest.raises(ValueError, match="is not an encoder-decoder"):
         train(tmp_path, tiny_llama(), ROWS)

@@ -97,11 +97,13 @@ def check_arguments(trainer: str, **arguments: Any) -> None:
             raise InputError(f"`{trainer}` does not support `{name}`: {UNSUPPORTED_ARGUMENTS[name]}.")
 
 
-def check_adapter(model: str | PreTrainedModel | PeftModel, peft_config: PeftConfig | None) -> bool:
+def check_adapter(trainer: str, model: str | PreTrainedModel | PeftModel, peft_config: PeftConfig | None) -> bool:
     r"""
     Refuse adapters that put tokens of their own into a row.
 
     Args:
+        trainer (`str`):
+            Name of the trainer.
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             Model given to the trainer.
         peft_config ([`~peft.PeftConfig`], *optional*):
@@ -120,7 +122,7 @@ def check_adapter(model: str | PreTrainedModel | PeftModel, peft_config: PeftCon
     if isinstance(peft_config, PrefixTuningConfig):
         return True
     raise InputError(
-        f"`MDTrainer` does not support `{type(peft_config).__name__}`: its virtual tokens would shift the targets. "
+        f"`{trainer}` does not support `{type(peft_config).__name__}`: its virtual tokens would shift the targets. "
         "Use LoRA or prefix tuning."
     )
 
