@@ -16,6 +16,8 @@ _MODULES = {
     "MDTrainer": "md_trl.trainer",
     "MixedReasoner": "md_trl.reasoner",
     "MixedThoughts": "md_trl.dataset",
+    "register_metric": "md_trl.metric",
+    "unregister_metric": "md_trl.metric",
 }
 
 __all__ = [
@@ -26,10 +28,13 @@ __all__ = [
     "MixedReasoner",
     "MixedThoughts",
     "__version__",
+    "register_metric",
+    "unregister_metric",
 ]
 
 if TYPE_CHECKING:
     from .dataset import MixedThoughts
+    from .metric import register_metric, unregister_metric
     from .reasoner import MixedReasoner
     from .trainer import MDConfig, MDSeq2SeqConfig, MDSeq2SeqTrainer, MDTrainer
 

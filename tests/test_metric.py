@@ -1,4 +1,5 @@
 import doctest
+import os
 import re
 import subprocess
 import sys
@@ -134,3 +135,29 @@ class TestCard:
         assert "sdk: gradio\n" in front and "app_file: app.py\n" in front
         # The app needs gradio, which the library does not depend on, so it is only compiled here.
         compile((CARD / "app.py").read_text(encoding="utf-8"), "app.py", "exec")
+
+
+class TestBareName:
+    CODE = """
+import evaluate
+for name in ("md_vote", "md/md_vote"):
+    print(evaluate.load(name).compute(cot=[["5", "6"]], pot=[["5"]], references=["5"])["accuracy"])
+"""
+
+    def run(self, folder, *command, check=True):
+        environment = os.environ | {"HF_HOME": str(folder / "home"), "HF_EVALUATE_OFFLINE": "1"}
+        done = subprocess.run(
+            [sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True, timeout=200
+        )
+        assert not check or done.returncode == 0, done.stderr[-2000:]
+        return done
+
+    def test_works_from_any_folder_until_it_is_removed(self, tmp_path):
+        self.run(tmp_path, "-m", "md_trl", "register")
+        self.run(tmp_path, "-m", "md_trl", "register")  # A second time changes nothing
+        assert self.run(tmp_path, "-c", self.CODE).stdout.split() == ["1.0", "1.0"]
+        self.run(tmp_path, "-m", "md_trl", "register", "--remove")
+        assert "md_vote" in self.run(tmp_path, "-c", self.CODE, check=False).stderr
+        # `evaluate` makes a folder for the arguments of every metric that it loads
+        left = [path for path in (tmp_path / "home" / "modules").rglob("*") if "md_vote" in path.name]
+        assert left == []

@@ -24,6 +24,7 @@ VERBS = {
     "train": "run a recipe: load or build mixed thoughts, train a student, evaluate it",
     "eval": "sample a student and score its votes",
     "report": "compare evaluation results in tables and figures",
+    "register": "make the metric `md_vote` loadable by its bare name",
 }
 
 USAGE = "usage: md-trl VERB [--config FILE.yaml] [--help] ...\n\n" + "\n".join(
