@@ -12,6 +12,8 @@ from transformers import (
     CLIPVisionConfig,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
+    Gemma3ImageProcessorPil,
+    Gemma3Processor,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -151,13 +153,14 @@ def make_student(name: str, lora: bool = False) -> tuple[torch.nn.Module, PreTra
 
 def vision_language_student(name: str, folder) -> str:
     """Save a tiny vision-language model into a folder, with a processor that holds its tokenizer, if it has one."""
-    special = ["<|im_start|>", "<|im_end|>", "<image>", "<video>", "<begin>", "<end>"]
+    special = {"start_token": "<|im_start|>", "image_token": "<image>", "video_token": "<video>"}
+    special |= {"boi_token": "<begin>", "eoi_token": "<end>"}
     # LLaVA's template reads a content as a list of parts
     content = "{% for p in m.content %}{{ p.text }}{% endfor %}" if name == "llava" else "{{ m.content }}"
     template = "{% for m in messages %}<|im_start|>{{ m.role }}\n" + content + "{{ eos_token }}{% endfor %}"
     template += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     tokenizer = byte_tokenizer(extra_special_tokens=special, chat_template=None if name == "llava" else template)
-    image, video, begin, end = tokenizer.convert_tokens_to_ids(special[2:])
+    _, image, video, begin, end = tokenizer.convert_tokens_to_ids(list(special.values()))
     text = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
     text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "eos_token_id": 0, "pad_token_id": 1}
     text |= {"bos_token_id": None, "initializer_range": 0.2}
@@ -192,5 +195,5 @@ def vision_language_student(name: str, folder) -> str:
             image_token_index=image,
         )
         Gemma3ForConditionalGeneration(config).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        Gemma3Processor(Gemma3ImageProcessorPil(), tokenizer, chat_template=template).save_pretrained(folder)
     return str(folder)

@@ -28,11 +28,12 @@ from peft import (
 )
 from students import byte_tokenizer, tiny_llama, vision_language_student
 from test_trainer import CHATML, ROWS, Gradients, reference_loss, relative_error
-from transformers import AutoModelForCausalLM, TrainingArguments
+from transformers import AutoModelForCausalLM, AutoTokenizer, ProcessorMixin, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
-from md_trl import MDConfig, MDTrainer
+from md_trl import MDConfig, MDTrainer, MixedReasoner
 from md_trl.errors import InputError
+from md_trl.prompts import student_text
 from md_trl.trainer import MDSeq2SeqTrainer
 from md_trl.trainer.arguments import UNSUPPORTED_ARGUMENTS
 from md_trl.trainer.preprocessing import OTHER_FORMS, UNSUPPORTED_COLUMNS
@@ -40,7 +41,8 @@ from md_trl.trainer.preprocessing import OTHER_FORMS, UNSUPPORTED_COLUMNS
 
 # A turn ends in EOS and nothing else, as in Llama 3
 TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m.role.upper() if shout else m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
+    "{% for m in messages %}<|im_start|>{{ m.role.upper() if shout else m.role }}\n{{ m.content }}<|im_end|>"
+    "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>{{ 'ASSISTANT' if shout else 'assistant' }}\n{% endif %}"
 )
 TEXTS = [
@@ -161,7 +163,7 @@ def test_other_configurations_are_converted(tmp_path, student, config):
 
 
 def test_a_configuration_of_another_kind_is_refused(student):
-    with refused("`args`", "SFTConfig"):
+    with refused("SFTConfig"):
         MDTrainer(student, {"output_dir": "out"}, train_dataset=rows())
 
 
@@ -381,16 +383,6 @@ def multi_turn():
     return [{"prompt": messages[:1], "completion": messages[1:]}, {"prompt": messages[:3], "completion": messages[3:]}]
 
 
-def sharegpt():
-    return [
-        {
-            column: [{"from": m["role"], "value": m["content"]} for m in row[column]]
-            for column in ("prompt", "completion")
-        }
-        for row in rows(conversational=True)
-    ]
-
-
 def shouted():
     return [row | {"chat_template_kwargs": {"shout": bool(i % 2)}} for i, row in enumerate(rows(conversational=True))]
 
@@ -401,12 +393,21 @@ def ended():
 
 @pytest.mark.parametrize(
     "data",
-    [rows(), rows(conversational=True), multi_turn(), sharegpt(), shouted(), ended()],
-    ids=["texts", "conversations", "several turns", "from and value", "chat_template_kwargs", "EOS in the text"],
+    [rows(), rows(conversational=True), multi_turn(), shouted(), ended()],
+    ids=["texts", "conversations", "several turns", "chat_template_kwargs", "EOS in the text"],
 )
 def test_rows_have_the_tokens_and_targets_of_sft_trainer(tmp_path, student, data):
     found = md_labels(tmp_path, student, data, chat_tokenizer())
     assert found == sft_labels(tmp_path, student, data, chat_tokenizer())
+
+
+def test_messages_may_have_from_and_value(tmp_path, student):
+    renamed = [
+        {name: [{"from": m["role"], "value": m["content"]} for m in messages] for name, messages in row.items()}
+        for row in rows(True)
+    ]
+    found, expected = (md_labels(tmp_path, student, data, chat_tokenizer()) for data in (renamed, rows(True)))
+    assert found == expected
 
 
 def test_targets_end_with_eos_whatever_a_template_writes_after_it(tmp_path, student):
@@ -415,11 +416,8 @@ def test_targets_end_with_eos_whatever_a_template_writes_after_it(tmp_path, stud
     expected = sft_labels(tmp_path, student, rows(True), chat_tokenizer(CHATML))
     newline = chat_tokenizer()("\n")["input_ids"]
     assert [(ids + newline, labels + newline) for ids, labels in found] == expected
-    bare = TEMPLATE.replace("<|im_end|>", "")
-    assert all(
-        ids[-1] == chat_tokenizer().eos_token_id
-        for ids, _ in md_labels(tmp_path, student, rows(True), chat_tokenizer(bare))
-    )
+    bare = md_labels(tmp_path, student, rows(True), chat_tokenizer(TEMPLATE.replace("<|im_end|>", "")))
+    assert all(labels[-1] == ids[-1] == chat_tokenizer().eos_token_id for ids, labels in bare)
 
 
 @pytest.mark.parametrize("conversational", [False, True])
@@ -465,7 +463,7 @@ def test_rows_are_trained_in_both_forms(tmp_path, student, conversational):
         (rows(True)[0] | {"tools": [{"name": "add"}]}, "`tools`"),
         (rows()[0] | {"assistant_masks": [0, 1]}, "`assistant_masks`"),
         (rows(True)[0] | {"images": ["a.png"]}, "`images`"),
-        (rows(True)[0] | {"image": "a.png"}, "`image`"),
+        (rows()[0] | {"image": "a.png"}, "`image`"),
         (ROWS[0] | {"tools": [{"name": "add"}]}, "`tools`"),
     ],
     ids=lambda value: "" if isinstance(value, str) else list(value)[-1],
@@ -476,7 +474,7 @@ def test_rows_of_other_kinds_are_refused(tmp_path, student, row, name):
 
 
 def test_columns_without_values_are_ignored(tmp_path, student):
-    train(tmp_path, student, [row | {"tools": None, "images": []} for row in rows(True)])
+    train(tmp_path, student, [row | {"tools": None, "assistant_masks": []} for row in rows(True)])
 
 
 @pytest.mark.parametrize(
@@ -500,7 +498,7 @@ def test_conversations_need_a_chat_template_that_renders_them(tmp_path):
     strict = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(InputError, match="refuses the messages: roles must alternate"):
         MDTrainer(tiny_llama(), processing_class=chat_tokenizer(strict), **arguments)
-    with pytest.raises(InputError, match="drops the message 'Beautiful is better than'"):
+    with pytest.raises(InputError, match="drops the message '"):
         MDTrainer(tiny_llama(), processing_class=chat_tokenizer("Hello"), **arguments)
     arguments["args"] = MDConfig(**options(tmp_path, prompt_format="plain"))
     with pytest.raises(InputError, match="which `prompt_format='plain'` cannot render"):
@@ -602,21 +600,12 @@ def test_a_chat_template_may_come_from_elsewhere(tmp_path, student, source):
     if source == "file":
         path = tmp_path / "template.jinja"
         path.write_text(TEMPLATE.replace("<|im_end|>", "{{ eos_token }}"))
-    trainer = train(
-        tmp_path,
-        str(tmp_path / "plain"),
-        rows(True),
-        chat_template_path=str(path),
-        save_strategy="steps",
-        save_steps=2,
-    )
-    template = (tmp_path / "out" / "checkpoint-2" / "chat_template.jinja").read_text()
-    assert (
-        template
-        == trainer.processing_class.chat_template
-        == ((path / "chat_template.jinja") if source == "model" else path).read_text()
-    )
-    assert json.loads((tmp_path / "out" / "checkpoint-2" / "md_trl.json").read_text())["prompt_format"] == "chat"
+    config = {"chat_template_path": str(path), "save_strategy": "steps", "save_steps": 2}
+    trainer = train(tmp_path, str(tmp_path / "plain"), rows(True), **config)
+    expected = (path / "chat_template.jinja" if source == "model" else path).read_text()
+    saved = tmp_path / "out" / "checkpoint-2"
+    assert (saved / "chat_template.jinja").read_text() == trainer.processing_class.chat_template == expected
+    assert json.loads((saved / "md_trl.json").read_text())["prompt_format"] == "chat"
 
 
 # Evaluation
@@ -668,27 +657,66 @@ def test_evaluation_during_training_logs_each_set(tmp_path, student):
 # Vision-language models, trained on text
 
 
-@pytest.mark.parametrize("model", ["llava", "qwen2_5_vl", "gemma3"])
+def train_vision_language_student(tmp_path, name, data, **config):
+    folder = vision_language_student(name, tmp_path / "model")
+    # The processor of Qwen needs torchvision
+    arguments = {"processing_class": AutoTokenizer.from_pretrained(folder)} if name == "qwen2_5_vl" else {}
+    trainer = train(tmp_path, folder, data, arguments=arguments, **config)
+    assert isinstance(trainer.processing_class, ProcessorMixin) == (not arguments)
+    return trainer
+
+
+VISION_LANGUAGE = ["llava", "qwen2_5_vl", "gemma3"]
+
+
+@pytest.mark.parametrize("name", VISION_LANGUAGE)
 @pytest.mark.parametrize("conversational", [False, True])
-def test_a_vision_language_model_is_trained_on_text(tmp_path, model, conversational):
-    folder = vision_language_student(model, tmp_path / "model")
-    train(tmp_path, folder, rows(conversational))
+def test_a_vision_language_model_is_trained_on_text(tmp_path, name, conversational):
+    trainer = train_vision_language_student(tmp_path, name, rows(conversational))
+    ids, start = (trainer.train_dataset[0]["label"][0][key] for key in ("input_ids", "start"))
+    prompt, completion = TEXTS[0]
+    if conversational:
+        prompt = f"<|im_start|>system\nBe wise.</s><|im_start|>user\n{prompt}</s><|im_start|>assistant\n"
+        completion = completion.strip()
+    assert trainer._tokenizer.decode(ids[:start]) == prompt
+    assert trainer._tokenizer.decode(ids[start:]) == f"{completion}</s>"
 
 
 @pytest.mark.parametrize("layout", ["tree", "padded"])
-@pytest.mark.parametrize("model", ["llava", "qwen2_5_vl", "gemma3"])
-def test_a_vision_language_model_has_the_loss_of_single_sequences(tmp_path, model, layout):
-    folder = vision_language_student(model, tmp_path / "model")
+@pytest.mark.parametrize("name", VISION_LANGUAGE)
+def test_a_vision_language_model_has_the_loss_of_single_sequences(tmp_path, name, layout):
+    folder = vision_language_student(name, tmp_path / "model")
     config = {"max_steps": 1, "learning_rate": 0.0, "logging_steps": 1, "per_device_train_batch_size": 8}
     config |= {"rationales_per_path": "all", "prompt_format": "plain", "layout": layout}
-    trainer = MDTrainer(folder, MDConfig(**options(tmp_path, **config)), train_dataset=ROWS)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    args = MDConfig(**options(tmp_path, **config))
+    trainer = MDTrainer(folder, args, train_dataset=ROWS, processing_class=tokenizer)
     trainer.train()
     assert trainer.data_collator.layout == layout
-    expected = reference_loss(trainer.model.eval(), trainer._tokenizer, ROWS)
+    expected = reference_loss(trainer.model.eval(), tokenizer, ROWS)
     assert trainer.state.log_history[0]["loss"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("name", VISION_LANGUAGE)
+def test_a_vision_language_student_is_asked_as_it_was_trained(tmp_path, name, lora):
+    arguments = {"peft_config": LoraConfig(target_modules=r".*language_model.*q_proj")} if lora else {}
+    folder = vision_language_student(name, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    args = MDConfig(**options(tmp_path))
+    trainer = MDTrainer(folder, args, train_dataset=ROWS, processing_class=tokenizer, **arguments)
+    trainer.train()
+    trainer.save_model()
+    reasoner = MixedReasoner(args.output_dir, n_cot=1, n_pot=0, temperature=0.0, max_tokens=5)
+    assert reasoner.prompt_format == "chat"
+    [reasoned] = reasoner(["What is two and three?"])
+    prompt = student_text("What is two and three?", "cot", tokenizer)
+    ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
+    generated = trainer.model.eval().generate(**ids, max_new_tokens=5, do_sample=False)[0, ids["input_ids"].shape[1] :]
+    assert reasoned.cot[0].text == tokenizer.decode(generated, skip_special_tokens=True).strip()
 
 
 def test_images_are_refused_whatever_the_model(tmp_path, student):
     for model in (student, vision_language_student("llava", tmp_path / "model")):
-        with pytest.raises((InputError, ValueError), match="image"):
+        with refused("`images`"):
             MDTrainer(model, MDConfig(**options(tmp_path)), train_dataset=[rows(True)[0] | {"images": ["a.png"]}])

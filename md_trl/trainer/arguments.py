@@ -160,7 +160,7 @@ def as_dataset(rows: Any, name: str, may_stream: bool = False) -> Dataset:
 
     Raises:
         `TypeError`: If they are something else.
-        `ValueError`: If there are none, or a function transforms them each time they are read.
+        `ValueError`: If there are none, they have images, or a function transforms them each time they are read.
     """
     if rows is None:
         raise InputError(
@@ -168,9 +168,9 @@ def as_dataset(rows: Any, name: str, may_stream: bool = False) -> Dataset:
             "them, or of rows with `prompt` and `completion`."
         )
     if isinstance(rows, IterableDataset) and may_stream:
-        return Dataset.from_list(list(rows), features=rows.features)
+        rows = Dataset.from_list(list(rows), features=rows.features)
     if isinstance(rows, list):
-        return Dataset.from_list(rows)
+        rows = Dataset.from_list(rows)
     if isinstance(rows, dict):
         raise TypeError(f"`{name}_dataset` has the splits {', '.join(map(repr, rows))}. Pass one of them.")
     if not isinstance(rows, Dataset):
@@ -182,6 +182,11 @@ def as_dataset(rows: Any, name: str, may_stream: bool = False) -> Dataset:
         raise InputError(
             f"`{name}_dataset` has a transform, which would run only once, when rows are tokenized. Apply it with "
             "`dataset.map`, and call `dataset.reset_format()`."
+        )
+    if columns := sorted({"image", "images"} & set(rows.column_names)):
+        raise InputError(
+            f"`{name}_dataset` has the column `{columns[0]}`, and only text is trained on. Remove it with "
+            f"`dataset.remove_columns({columns[0]!r})`."
         )
     return rows
 

@@ -301,10 +301,14 @@ class EdgeScorer:
         """
         if self._is_measured:
             return
-        training = self._model.training
-        self._model.eval()  # without dropout, so that no random number is used up
-        self._transform = measure_transform(self._head, forward)
-        self._model.train(training)
+        # In training mode, since bitsandbytes may repack 4-bit weights for inference in the other
+        device = self._head.weight.device
+        evaluating = [module for module in self._model.modules() if not module.training]
+        self._model.train()
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            self._transform = measure_transform(self._head, forward)
+        for module in evaluating:
+            module.training = False
         self._is_measured = True
 
     @contextmanager
