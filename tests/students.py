@@ -8,13 +8,24 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3ImageProcessorPil,
+    Gemma3Processor,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
     MistralConfig,
     MistralForCausalLM,
     PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     T5Config,
     T5ForConditionalGeneration,
     T5Tokenizer,
@@ -138,3 +149,51 @@ def make_student(name: str, lora: bool = False) -> tuple[torch.nn.Module, PreTra
         options = {"target_modules": target_modules, "trainable_token_indices": new_ids, "init_lora_weights": False}
         student = get_peft_model(student, LoraConfig(r=4, lora_dropout=0.0, **options))
     return student, tokenizer
+
+
+def vision_language_student(name: str, folder) -> str:
+    """Save a tiny vision-language model into a folder, with a processor that holds its tokenizer, if it has one."""
+    special = {"start_token": "<|im_start|>", "image_token": "<image>", "video_token": "<video>"}
+    special |= {"boi_token": "<begin>", "eoi_token": "<end>"}
+    # LLaVA's template reads a content as a list of parts
+    content = "{% for p in m.content %}{{ p.text }}{% endfor %}" if name == "llava" else "{{ m.content }}"
+    template = "{% for m in messages %}<|im_start|>{{ m.role }}\n" + content + "{{ eos_token }}{% endfor %}"
+    template += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    tokenizer = byte_tokenizer(extra_special_tokens=special, chat_template=None if name == "llava" else template)
+    _, image, video, begin, end = tokenizer.convert_tokens_to_ids(list(special.values()))
+    text = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "eos_token_id": 0, "pad_token_id": 1}
+    text |= {"bos_token_id": None, "initializer_range": 0.2}
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    if name == "llava":
+        vision = CLIPVisionConfig(**vision, image_size=14, patch_size=7)
+        config = LlavaConfig(vision_config=vision, text_config=LlamaConfig(**text), image_token_id=image)
+        LlavaForConditionalGeneration(config).save_pretrained(folder)
+        size = {"height": 14, "width": 14}
+        images = CLIPImageProcessorPil(size=size, crop_size=size)
+        LlavaProcessor(images, tokenizer, patch_size=7, chat_template=template).save_pretrained(folder)
+    elif name == "qwen2_5_vl":
+        rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
+        vision = {"depth": 2, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 32}
+        config = Qwen2_5_VLConfig(
+            text_config=text | {"rope_parameters": rope},
+            vision_config=vision,
+            image_token_id=image,
+            video_token_id=video,
+            vision_start_token_id=begin,
+            vision_end_token_id=end,
+        )
+        Qwen2_5_VLForConditionalGeneration(config).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    else:
+        layers = {"head_dim": 8, "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}
+        config = Gemma3Config(
+            text_config=text | layers,
+            vision_config=vision | {"image_size": 28, "patch_size": 14},
+            mm_tokens_per_image=4,
+            image_token_index=image,
+        )
+        Gemma3ForConditionalGeneration(config).save_pretrained(folder)
+        Gemma3Processor(Gemma3ImageProcessorPil(), tokenizer, chat_template=template).save_pretrained(folder)
+    return str(folder)

@@ -83,9 +83,8 @@ def make_trainer(tmp_path, model, **options):
     peft_config = options.pop("peft_config", None)
     options = {"use_cpu": True, "report_to": "none", "router_aux_loss_coef": 0.0} | options
     args = MDConfig(str(tmp_path), rationales_per_path="all", **options)
-    return MDTrainer(
-        model, args, train_dataset=copy.deepcopy(QUESTIONS), processing_class=byte_tokenizer(), peft_config=peft_config
-    )
+    rows = copy.deepcopy(QUESTIONS)
+    return MDTrainer(model, args, train_dataset=rows, processing_class=byte_tokenizer(), peft_config=peft_config)
 
 
 def test_a_hybrid_with_lora_has_the_gradient_of_padded_rows(tmp_path):

@@ -385,7 +385,7 @@ def test_unsupported_options_and_models_are_refused_by_name(tmp_path):
     ):
         with pytest.raises(ValueError, match=next(iter(option))):
             MDSeq2SeqConfig(output_dir=str(tmp_path), use_cpu=True, **option)
-    with pytest.raises(TypeError, match="MDSeq2SeqConfig"):
+    with pytest.raises(ValueError, match="`MDSeq2SeqConfig` does not support `layout=.tree.`"):
         MDSeq2SeqTrainer(tiny_t5(), args=MDConfig(output_dir=str(tmp_path), use_cpu=True))
     with pytest.raises(ValueError, match="is not an encoder-decoder"):
         train(tmp_path, tiny_llama(), ROWS)

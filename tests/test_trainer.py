@@ -421,11 +421,11 @@ REFUSED = {
     "loss_type": "dft",
     "completion_only_loss": False,
     "assistant_only_loss": True,
-    "use_liger_kernel": True,
+    "liger_kernel_config": {"fused_linear_cross_entropy": True},
+    "router_aux_loss_coef": 0.01,
     "activation_offloading": True,
     "average_tokens_across_devices": False,
     "neftune_noise_alpha": 5.0,
-    "packing": True,
     "eval_packing": True,
     "packing_strategy": "wrapped",
     "padding_free": True,
@@ -448,6 +448,7 @@ REFUSED = {
     "layout": "round",
     "rationales_per_path": "some",
     "token_reduction": "median",
+    "weight_normalizer": "batches",
 }
 
 
@@ -925,7 +926,7 @@ def test_evaluation_datasets_have_figures_of_their_own_and_predict_has_the_same_
         return {"a": Dataset.from_list(ROWS[:1]), "b": Dataset.from_list(ROWS[1:3])}
 
     args = MDConfig(str(tmp_path), report_to="none", use_cpu=True, rationales_per_path="all")
-    trainer = MDTrainer(tiny_llama(), args, ROWS, fresh(), byte_tokenizer())  # rows as a list
+    trainer = MDTrainer(tiny_llama(), args, None, ROWS, fresh(), byte_tokenizer())  # rows as a list
     trainer.log({"before": 1.0})  # before any evaluation
     found = trainer.evaluate()
     for name, dataset in fresh().items():

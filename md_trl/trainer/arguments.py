@@ -97,11 +97,13 @@ def check_arguments(trainer: str, **arguments: Any) -> None:
             raise InputError(f"`{trainer}` does not support `{name}`: {UNSUPPORTED_ARGUMENTS[name]}.")
 
 
-def check_adapter(model: str | PreTrainedModel | PeftModel, peft_config: PeftConfig | None) -> bool:
+def check_adapter(trainer: str, model: str | PreTrainedModel | PeftModel, peft_config: PeftConfig | None) -> bool:
     r"""
     Refuse adapters that put tokens of their own into a row.
 
     Args:
+        trainer (`str`):
+            Name of the trainer.
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             Model given to the trainer.
         peft_config ([`~peft.PeftConfig`], *optional*):
@@ -120,7 +122,7 @@ def check_adapter(model: str | PreTrainedModel | PeftModel, peft_config: PeftCon
     if isinstance(peft_config, PrefixTuningConfig):
         return True
     raise InputError(
-        f"`MDTrainer` does not support `{type(peft_config).__name__}`: its virtual tokens would shift the targets. "
+        f"`{trainer}` does not support `{type(peft_config).__name__}`: its virtual tokens would shift the targets. "
         "Use LoRA or prefix tuning."
     )
 
@@ -158,7 +160,7 @@ def as_dataset(rows: Any, name: str, may_stream: bool = False) -> Dataset:
 
     Raises:
         `TypeError`: If they are something else.
-        `ValueError`: If there are none, or a function transforms them each time they are read.
+        `ValueError`: If there are none, they have images, or a function transforms them each time they are read.
     """
     if rows is None:
         raise InputError(
@@ -166,9 +168,9 @@ def as_dataset(rows: Any, name: str, may_stream: bool = False) -> Dataset:
             "them, or of rows with `prompt` and `completion`."
         )
     if isinstance(rows, IterableDataset) and may_stream:
-        return Dataset.from_list(list(rows), features=rows.features)
+        rows = Dataset.from_list(list(rows), features=rows.features)
     if isinstance(rows, list):
-        return Dataset.from_list(rows)
+        rows = Dataset.from_list(rows)
     if isinstance(rows, dict):
         raise TypeError(f"`{name}_dataset` has the splits {', '.join(map(repr, rows))}. Pass one of them.")
     if not isinstance(rows, Dataset):
@@ -180,6 +182,11 @@ def as_dataset(rows: Any, name: str, may_stream: bool = False) -> Dataset:
         raise InputError(
             f"`{name}_dataset` has a transform, which would run only once, when rows are tokenized. Apply it with "
             "`dataset.map`, and call `dataset.reset_format()`."
+        )
+    if columns := sorted({"image", "images"} & set(rows.column_names)):
+        raise InputError(
+            f"`{name}_dataset` has the column `{columns[0]}`, and only text is trained on. Remove it with "
+            f"`dataset.remove_columns({columns[0]!r})`."
         )
     return rows
 

@@ -25,7 +25,7 @@ from trl.trainer.base_trainer import _BaseTrainer
 
 from ..errors import InputError
 from ..prompts import encode
-from .arguments import as_config, as_dataset, check_arguments
+from .arguments import as_config, as_dataset, check_adapter, check_arguments
 from .collator import MDCollator
 from .conversations import thought_text
 from .md_seq2seq_config import MDSeq2SeqConfig
@@ -220,6 +220,7 @@ class MDSeq2SeqTrainer(MixedObjective, Seq2SeqTrainer, _BaseTrainer):
             formatting_func=formatting_func,
         )
         args = as_config(args, MDSeq2SeqConfig, model)
+        check_adapter(type(self).__name__, model, None)
         train_dataset = as_dataset(train_dataset, "train")
         if peft_config is not None and not isinstance(peft_config, LoraConfig):
             raise InputError(

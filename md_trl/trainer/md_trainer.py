@@ -135,7 +135,7 @@ class MDTrainer(MixedObjective, SFTTrainer):
             formatting_func=formatting_func,
         )
         args = as_config(args, MDConfig, model)
-        has_prefix = check_adapter(model, peft_config)
+        has_prefix = check_adapter(type(self).__name__, model, peft_config)
         super().__init__(
             model=model,
             args=args,

@@ -31,8 +31,6 @@ LEARN_PROGRAMS = ("md", "pot", "uniform")
 UNSUPPORTED_COLUMNS = {
     "tools": "Students are asked without tools. Write them into the system message",
     "assistant_masks": "Every token of a completion is a target. Move the turns that are not to the prompt",
-    "image": "Only text is trained on",
-    "images": "Only text is trained on",
 }
 """Columns of [`~trl.SFTTrainer`] that are refused, and why."""
 

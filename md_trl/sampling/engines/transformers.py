@@ -11,10 +11,12 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
-from peft import AutoPeftModelForCausalLM, AutoPeftModelForSeq2SeqLM, PeftConfig
+from peft import AutoPeftModelForCausalLM, AutoPeftModelForSeq2SeqLM, PeftConfig, PeftModel
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -313,11 +315,23 @@ def _result(job: _Job, samples: dict[int, tuple[Choice, int]]) -> SampleResult:
 def _load(model: str, device: str) -> PreTrainedModel:
     # bf16 is several times slower than fp32 on a CPU.
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
-    adapter = find_adapter_config_file(model) is not None
-    base = PeftConfig.from_pretrained(model).base_model_name_or_path if adapter else model
-    if AutoConfig.from_pretrained(base).is_encoder_decoder:
-        auto_class = AutoPeftModelForSeq2SeqLM if adapter else AutoModelForSeq2SeqLM
+    adapter = PeftConfig.from_pretrained(model) if find_adapter_config_file(model) is not None else None
+    if adapter is not None and adapter.is_prompt_learning:
+        raise InputError(
+            f"{model!r} was trained by {type(adapter).__name__} and cannot be merged with its base model, which this "
+            "engine needs. Train it with LoRA."
+        )
+    base = model if adapter is None else adapter.base_model_name_or_path
+    config = AutoConfig.from_pretrained(base)
+    if config.is_encoder_decoder:
+        auto_class, adapter_class = AutoModelForSeq2SeqLM, AutoPeftModelForSeq2SeqLM
+    elif type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        auto_class, adapter_class = AutoModelForCausalLM, AutoPeftModelForCausalLM
+    elif adapter is None:  # a vision-language model, asked without images
+        return AutoModelForImageTextToText.from_pretrained(model, dtype=dtype).to(device)
     else:
-        auto_class = AutoPeftModelForCausalLM if adapter else AutoModelForCausalLM
-    loaded = auto_class.from_pretrained(model, dtype=dtype)
-    return (loaded.merge_and_unload() if adapter else loaded).to(device)
+        loaded = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype)
+        return PeftModel.from_pretrained(loaded, model).merge_and_unload().to(device)
+    if adapter is None:
+        return auto_class.from_pretrained(model, dtype=dtype).to(device)
+    return adapter_class.from_pretrained(model, dtype=dtype).merge_and_unload().to(device)
