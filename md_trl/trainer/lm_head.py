@@ -1,10 +1,8 @@
-"""The loss over edges without the logits of all edges (Sec. 3.2).
+"""
+The LM head (Sec. 3.2): hidden states and the edges of a batch come in; the loss and what the logs need go out.
 
-In: the hidden states of a forward pass, and the `parents`, `targets` and weights of a batch of [`MDCollator`]. Out:
-[`EdgeScores`], the weighted sum of cross-entropies with its gradients, and what the logs need of each edge.
-
-16 questions with 20 + 20 thoughts are 54,492 edges. With a vocabulary of 152k their logits would take 33 GB per copy;
-here no more than a chunk of them exists at a time.
+16 questions with 20 + 20 thoughts have 54,492 edges, whose logits would take 33 GB per copy with a vocabulary of 152k.
+Only a chunk of them exists at any time.
 """
 
 from __future__ import annotations
@@ -34,11 +32,11 @@ VOCABULARY_CHUNK_SIZE = 32768
 @dataclass
 class EdgeScores(ModelOutput):
     r"""
-    What a model returns inside [`EdgeScorer.scoring`], in place of its logits.
+    What a model returns within [`EdgeScorer.scoring`] instead of its logits.
 
     Args:
         loss (`torch.Tensor` of shape `()`):
-            `sum_e weights[e] * losses[e]`, the only tensor with a gradient.
+            Sum of `weights[e] * losses[e]` over the edges. It is the only field with a gradient.
         losses (`torch.Tensor` of shape `(E,)`):
             Cross-entropy of each edge.
         correct (`torch.Tensor` of shape `(E,)`, `bool`):
@@ -74,8 +72,8 @@ def measure_transform(lm_head: nn.Module, forward: Callable[[], ModelOutput]) ->
     r"""
     Measure what the forward pass of a model does to the output of its LM head.
 
-    The LM head is made to return known numbers, so the answer depends neither on the weights nor on the names that
-    configurations give to scales and caps.
+    The LM head is made to return known numbers, so the result does not depend on the weights, nor on the many names of
+    scales and caps in model configurations.
 
     Args:
         lm_head (`nn.Module`):
@@ -84,8 +82,8 @@ def measure_transform(lm_head: nn.Module, forward: Callable[[], ModelOutput]) ->
             Runs the model on any batch and returns its outputs.
 
     Returns:
-        [`LogitTransform`], *optional*: `None` if the model does something else, such as adding a bias to the logits or
-        cutting them to another size.
+        [`LogitTransform`], *optional*: The transform, or `None` if the model does something else, such as adding a
+        bias to the logits or dropping some of them.
     """
     known: list[torch.Tensor] = []
 
@@ -117,7 +115,7 @@ def measure_transform(lm_head: nn.Module, forward: Callable[[], ModelOutput]) ->
     return transform if torch.allclose(transform(known[0]), found.to(known[0].dtype), rtol=1e-5, atol=1e-5) else None
 
 
-# An operator of its own: `torch.compile` leaves the loop over chunks alone, whatever the number of edges
+# A custom operator, so that `torch.compile` does not unroll the loop, whose length depends on the number of edges
 @torch.library.custom_op("md_trl::weighted_cross_entropy", mutates_args=())
 def _weighted_cross_entropy(
     states: torch.Tensor,
@@ -130,10 +128,10 @@ def _weighted_cross_entropy(
     needs_grad: list[bool],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """
-    The fields of [`EdgeScores`], and the gradients of its loss with respect to states, weight and bias.
+    Return the fields of [`EdgeScores`], and the gradients of the loss with respect to states, weight and bias.
 
-    The weights of the edges are known beforehand, so the gradients are computed along with the loss: a chunk of logits
-    is computed once and never again.
+    Since the weights of the edges are known beforehand, the gradients are computed together with the loss, and no
+    logit is computed twice.
     """
     dtype = torch.promote_types(states.dtype, torch.float32)
     losses = states.new_empty(len(states), dtype=dtype)
@@ -235,7 +233,7 @@ def edge_scores(
             What the model does to the output of the LM head.
 
     Returns:
-        [`EdgeScores`]: with a gradient in its loss only.
+        [`EdgeScores`]: Loss of the batch and scores of each edge.
     """
     score = _cpu_scores if states.device.type == "cpu" else _accelerator_scores
     return score(states, head.weight, head.bias, targets, edge_weights, transform or LogitTransform())
@@ -258,21 +256,21 @@ def _accelerator_scores(states, weight, bias, targets, edge_weights, transform) 
 
 class EdgeScorer:
     r"""
-    Makes a model return the scores of edges in place of the logits of all positions.
+    Hooks that make a model return the scores of edges instead of the logits of all positions.
 
-    Hooks do so inside the model's own forward pass, where DDP, FSDP and `torch.compile` expect the LM head to run. An
-    LM head that is not a plain linear layer, as with LoRA on it, or whose output the model changes in an unknown way,
-    runs as it is, on all states that edges start from.
+    They work inside the forward pass of the wrapped model, as DDP and FSDP need. An LM head that is not a plain linear
+    layer (for example with LoRA on it), or whose output the model transforms in an unknown way, is called as usual, on
+    the hidden states of all edges at once.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
             Model to score with, or a [`~peft.PeftModel`], before it is wrapped for distributed training.
         chunked (`bool`, *optional*, defaults to `True`):
-            Whether to keep only a chunk of the logits at a time, where that is possible.
+            Whether to compute the logits in chunks if possible.
     """
 
-    # The edges to score and who scores them. Of the class, as `torch.compile` takes whatever hangs on a module for
-    # static, and would compile it again for every number of edges
+    # The edges to score, and the scorer. A class attribute, since `torch.compile` treats tensors that it reaches
+    # through a module as static, and would recompile for every number of edges
     _scored: ClassVar[tuple[EdgeScorer, torch.Tensor, torch.Tensor, torch.Tensor] | None] = None
 
     def __init__(self, model: PreTrainedModel, chunked: bool = True):
@@ -288,20 +286,20 @@ class EdgeScorer:
 
     @property
     def chunked(self) -> bool:
-        """Whether only a chunk of the logits exists at a time."""
+        """Whether the logits are computed in chunks."""
         return self._transform is not None
 
     def measure(self, forward: Callable[[], ModelOutput]) -> None:
         r"""
-        Find out, the first time, what the model does to the output of its LM head.
+        Measure what the model does to the output of its LM head, unless that is known already.
 
         Args:
             forward (`Callable`):
-                Runs the model on any batch and returns its outputs. It is not run if there is nothing to find out.
+                Runs the model on any batch and returns its outputs.
         """
         if self._is_measured:
             return
-        # In training mode, since bitsandbytes may repack 4-bit weights for inference in the other
+        # In training mode, because bitsandbytes may repack 4-bit weights in evaluation mode
         device = self._head.weight.device
         evaluating = [module for module in self._model.modules() if not module.training]
         self._model.train()
@@ -314,11 +312,11 @@ class EdgeScorer:
     @contextmanager
     def scoring(self, parents: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> Iterator[None]:
         r"""
-        Let the model return [`EdgeScores`] of these edges, here called E.
+        Make the model return [`EdgeScores`] within the context.
 
         Args:
             parents (`torch.Tensor` of shape `(E,)`):
-                Where each edge starts, as an index into the flattened positions of the batch.
+                Position that each edge starts from, in the flattened rows of the batch.
             targets (`torch.Tensor` of shape `(E,)`):
                 Token that each edge leads to.
             weights (`torch.Tensor` of shape `(E,)`):
@@ -331,7 +329,7 @@ class EdgeScorer:
             EdgeScorer._scored = self._states = self._scores = None
 
     def _is_scoring(self) -> bool:
-        # Another trainer of the same model has hooks of its own
+        # Each trainer of a model registers hooks of its own
         return EdgeScorer._scored is not None and EdgeScorer._scored[0] is self
 
     def _select_states(self, head, args):
@@ -344,7 +342,7 @@ class EdgeScorer:
         self._states = selected
         return (states[:, :0],)
 
-    # FSDP puts a hook for the backward pass on what the LM head returns: so it is the loss that it returns
+    # FSDP hooks the backward pass of the LM head on its output, so its output is the loss
     def _replace_logits(self, head, args, output):
         if not self.chunked or not self._is_scoring():
             return None
