@@ -356,7 +356,7 @@ def drawn_questions(count, seed=0):
             | {"path": path, "weight": 0.5, "share": 1.0}
             for path in ("cot", "pot")
         ]
-        questions.append({"type": 3, "lambda": 0.5, "thoughts": thoughts})
+        questions.append({"type": 3, "lambda": 0.5, "divisor": 1, "thoughts": thoughts})
     return questions
 
 

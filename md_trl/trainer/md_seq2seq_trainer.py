@@ -206,6 +206,7 @@ class MDSeq2SeqTrainer(MixedObjective, Seq2SeqTrainer, _BaseTrainer):
         compute_metrics: None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
         preprocess_logits_for_metrics: None = None,
         quantization_config: Any | None = None,
         peft_config: LoraConfig | None = None,
@@ -258,6 +259,7 @@ class MDSeq2SeqTrainer(MixedObjective, Seq2SeqTrainer, _BaseTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        self.optimizer_cls_and_kwargs = optimizer_cls_and_kwargs  # `Seq2SeqTrainer` does not pass it on
         self.train_dataset = self._prepare_questions(train_dataset, processing_class, args, "train")
         self.eval_dataset = self._prepare_eval_dataset(eval_dataset)
         self._shared_prompts = SharedPrompts(self.model.get_encoder())
