@@ -1,4 +1,4 @@
-"""Prompts (Sec. 3.1 and 3.2): a question and a path come in, chat messages or plain text go out.
+"""Prompts for teachers and students: chat messages or plain text for a question and a path (Sec. 3.1 and 3.2).
 
 A prompt says itself what it is: a `list` of messages or a `str`. Nothing in this room knows which model reads it.
 """

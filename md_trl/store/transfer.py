@@ -1,4 +1,4 @@
-"""Import and export: thought files come in, thought files go out."""
+"""Import and export thought files."""
 
 from __future__ import annotations
 

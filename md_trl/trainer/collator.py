@@ -1,4 +1,4 @@
-"""Collation: a batch of questions with drawn thoughts comes in; tensors of nodes, edges and their weights go out."""
+"""Lay out a batch of questions with drawn thoughts as tensors of nodes, edges and their weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Conversations: a prompt and its completion as chat messages come in; the texts to tokenize go out."""
+"""Render prompts and completions that are given as chat messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data sampling (Sec. 3.2): tokenized questions come in; an order and newly drawn thoughts for each epoch go out."""
+"""Order questions and draw thoughts anew in every epoch (Sec. 3.2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which layout a model can train in: a model and a wish come in; a layout and the reason for it go out (Sec. 3.2)."""
+"""Decide and check which layout a model can be trained in (Sec. 3.2)."""
 
 from __future__ import annotations
 

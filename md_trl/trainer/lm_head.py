@@ -1,5 +1,5 @@
 """
-The LM head (Sec. 3.2): hidden states and the edges of a batch come in; the loss and what the logs need go out.
+Compute the loss over the edges of a batch, and what the logs need, without the logits of all edges (Sec. 3.2).
 
 16 questions with 20 + 20 thoughts have 54,492 edges, whose logits would take 33 GB per copy with a vocabulary of 152k.
 Only a chunk of them exists at any time.

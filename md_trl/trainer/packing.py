@@ -1,4 +1,4 @@
-"""Packing: the prefix trees of a batch come in; rows that are cheap to run go out."""
+"""Pack the prefix trees of a batch into rows that are cheap to run."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """
-FlashAttention on prefix trees, without masks: the trees of a batch come in; their segments and attention go out.
+FlashAttention on prefix trees without masks, by gathering the keys of each segment.
 
 A tree is divided into segments, one per leaf. Each segment attends causally to its path from the root, whose keys and
 values are gathered for it, so a single call on sequences of different lengths computes the attention of a whole batch.
