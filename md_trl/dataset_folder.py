@@ -1,4 +1,4 @@
-"""Dataset folder: mixed rows come in, a folder of Parquet files with a card goes out, ready for `load_dataset`."""
+"""Write mixed rows as a folder of Parquet files with a card, which `load_dataset` opens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-r"""Running untrusted code: program texts that a model wrote come in, a [`Result`] each goes out.
+r"""Run untrusted code: programs that a model wrote, with one [`Result`] per program.
 
 ```python
 >>> from md_trl.execution import Executor, Limits

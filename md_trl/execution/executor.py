@@ -1,4 +1,4 @@
-"""[`Executor`] runs programs that a model wrote: texts come in, a [`Result`] each goes out.
+"""Run programs that a model wrote, with one [`Result`] per program.
 
 Each distinct text runs once, in a pool of workers.
 """

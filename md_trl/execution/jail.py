@@ -1,6 +1,6 @@
 """The jail engine runs programs in CPython processes that can compute and do nothing else.
 
-[`Program`]s come in, a [`Result`] each goes out. This is the host's side; `jail_server.py` is the jail's own process.
+This is the host's side; `jail_server.py` is the jail's own process.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The Monty engine runs programs in https://github.com/pydantic/monty, a Python interpreter written in Rust.
 
-[`Program`]s come in, a [`Result`] each goes out. The interpreters are worker processes.
+The interpreters are worker processes.
 """
 
 from __future__ import annotations

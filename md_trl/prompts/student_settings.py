@@ -1,4 +1,4 @@
-"""`md_trl.json`: the name of a student's folder or repository comes in; how it was trained to be prompted goes out."""
+"""Read `md_trl.json`, which says how a student was trained to be prompted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training (Sec. 3.2): mixed rows come in; a student that reasons in prose and in programs goes out."""
+"""Train a student to reason in prose and in programs (Sec. 3.2)."""
 
 from .md_config import MDConfig
 from .md_seq2seq_config import MDSeq2SeqConfig

@@ -1,4 +1,4 @@
-"""Arguments: what is passed to a [`~trl.SFTTrainer`] comes in; what a trainer of `md_trl` works with goes out."""
+"""Check and convert the arguments that a [`~trl.SFTTrainer`] takes."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """
-Attention masks: the nodes of packed rows and prefix trees come in; the `attention_mask` of a model goes out.
+Attention masks of packed rows and prefix trees, one per kind of layer.
 
 A model whose layers differ in how far back they attend (Gemma 3, gpt-oss, OLMo 3, Llama 4) takes a dictionary with one
 mask per kind of layer, as transformers itself builds it.

@@ -1,4 +1,4 @@
-"""Prefix trees: the token sequences of a question come in; a tree in which common beginnings occur once goes out.
+"""Prefix trees of token sequences, in which common beginnings occur once.
 
 The thoughts of a question share its tokens, and sampled thoughts share beginnings with each other. A tree has one
 node for every distinct beginning, in depth-first order: the nodes below node v are v, ..., `ends[v] - 1`. So node u
