@@ -1,5 +1,6 @@
 """The engine `vllm` with a stand-in for the module, because there is no GPU to run vLLM itself on."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,9 +37,10 @@ def requests(count, n=3, max_tokens=8, **kwargs):
     return [SampleRequest(f"q{i}", "cot", f"How much is {i}?", params, n) for i in range(count)]
 
 
-def test_not_installed(folder):
+def test_not_installed(folder, monkeypatch):
     from md_trl.sampling.engines.vllm import VLLMEngine
 
+    monkeypatch.setitem(sys.modules, "vllm", None)  # Another test may have imported the stand-in
     with pytest.raises(ImportError, match=r"pip install md_trl\[vllm\].*--engine transformers"):
         VLLMEngine(folder)
 
