@@ -10,7 +10,8 @@ from typing import Any
 
 import datasets
 
-from .dataset_folder import read_metadata, solved_rows, write_folder
+from .dataset_card import read_metadata
+from .dataset_folder import solved_rows, write_folder
 from .errors import InputError
 from .execution import Executor, default_cache
 from .judging import mark, read_answers
