@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ..records import Thought
 from . import selection as selections
@@ -15,6 +18,7 @@ from .schema import open_database
 from .selection import Selection
 from .settings import Settings
 from .status import Spending, StatusRow, Usage
+from .thought_file import thought_rows
 from .transfer import ImportSummary, Transfer
 
 
@@ -75,6 +79,15 @@ class Store:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Let everything that a block reads be of one moment, whatever other processes write meanwhile."""
+        self._db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._db.execute("COMMIT")
+
     def thoughts(self, selection: Selection | None = None) -> list[Thought]:
         r"""
         Load thoughts.
@@ -90,7 +103,36 @@ class Store:
             `InputError`: A question and path has thoughts of several settings, and the selection does not combine
                 them. The message lists the settings and how to pick one.
         """
-        return selections.load_thoughts(self._db, self.file, selection or Selection())
+        return list(self.iterate_thoughts(selection))
+
+    def iterate_thoughts(self, selection: Selection | None = None) -> Iterator[Thought]:
+        r"""
+        Iterate over thoughts without holding them in memory.
+
+        Args:
+            selection ([`Selection`], *optional*, defaults to all thoughts):
+                Which thoughts to load.
+
+        Yields:
+            [`~md_trl.records.Thought`]: The thoughts, as [`Store.thoughts`] returns them.
+
+        Raises:
+            `InputError`: As in [`Store.thoughts`], before the first thought.
+        """
+        return selections.iterate_thoughts(self._db, self.file, selection or Selection())
+
+    def count_sampled(self, selection: Selection | None = None) -> dict[str, int]:
+        r"""
+        Count the questions that have thoughts.
+
+        Args:
+            selection ([`Selection`], *optional*, defaults to all thoughts):
+                Which thoughts to look for.
+
+        Returns:
+            `dict[str, int]`: Number of questions by split.
+        """
+        return selections.count_sampled(self._db, selection or Selection())
 
     def digest(self, selection: Selection | None = None) -> str:
         r"""
@@ -199,4 +241,26 @@ class Store:
         Raises:
             `InputError`: A row cannot be used. The message names file, row, value and how to fix it.
         """
-        return self._transfer.import_thoughts(file, task, split)
+        return self.import_rows(thought_rows(file), task, split)
+
+    def import_rows(
+        self, rows: Iterable[tuple[str, Any]], task: str | None = None, split: str = "train"
+    ) -> ImportSummary:
+        r"""
+        Add thoughts from rows like those of a thought file, as [`Store.import_thoughts`] does.
+
+        Args:
+            rows (`Iterable[tuple[str, Any]]`):
+                What to call each row in messages, and the row.
+            task (`str`, *optional*):
+                As in [`Store.import_thoughts`].
+            split (`str`, *optional*, defaults to `"train"`):
+                As in [`Store.import_thoughts`].
+
+        Returns:
+            [`ImportSummary`]: What was added.
+
+        Raises:
+            `InputError`: As in [`Store.import_thoughts`].
+        """
+        return self._transfer.import_rows(rows, task, split)
