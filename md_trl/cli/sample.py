@@ -15,6 +15,7 @@ from ..sampling import SampleSummary, sample
 from ..sampling.dry_run import PROBES, dry_run
 from ..sampling.engines import BATCH_SIZE, CONCURRENCY, MAX_RETRIES, POLL_SECONDS, TIMEOUT, Engine
 from ..sampling.ledger import Ledger, read_prices
+from ..sampling.shards import take_shard
 from ..store import Store
 from ..tasks import load_questions
 
@@ -37,6 +38,9 @@ class SampleArguments:
             Local copy of the task's original file. Loaded from the Hub by default.
         limit (`int`, *optional*):
             Sample only the first `limit` questions.
+        shard (`str`, *optional*):
+            Sample only one of N blocks of the questions, as in `--shard 2/4`: for the jobs of an array, each with a
+            store of its own, which `md-trl store merge` puts together.
         data_seed (`int`, *optional*, defaults to `42`):
             Seed of splits drawn from an original file, and of generated stories.
         paths (`list[str]`, *optional*, defaults to `["cot", "pot"]`):
@@ -100,6 +104,13 @@ class SampleArguments:
         default=None, metadata={"help": "Local copy of the task's original file. Loaded from the Hub by default."}
     )
     limit: int | None = field(default=None, metadata={"help": "Sample only the first `limit` questions."})
+    shard: str | None = field(
+        default=None,
+        metadata={
+            "help": "Sample only one of N blocks of the questions, as in `--shard 2/4`: for the jobs of an array, each "
+            "with a store of its own, which `md-trl store merge` puts together."
+        },
+    )
     data_seed: int = field(
         default=42, metadata={"help": "Seed of splits drawn from an original file, and of generated stories."}
     )
@@ -223,7 +234,9 @@ def run(args: SampleArguments) -> None:
         "prices": None if args.prices is None else read_prices(args.prices),
         "max_cost": args.max_cost,
     }
+    shard = (1, 1) if args.shard is None else _parse_shard(args.shard)
     questions = load_questions(args.task, args.split, args.source, seed=args.data_seed)[: args.limit]
+    questions = take_shard(questions, *shard)
     engine = _engine(args)
     prompt = _prompt(args, engine)
     with Store(args.store) as store:
@@ -237,6 +250,13 @@ def run(args: SampleArguments) -> None:
             print(f"\n{Ledger(store.spending(), options['prices']).format()}")
     if summary.missing:
         raise SystemExit(1)  # A warning has said why, and how to continue.
+
+
+def _parse_shard(shard: str) -> tuple[int, int]:
+    number, _, count = shard.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise InputError(f"`--shard` is {shard!r}. Write it as `--shard I/N` with I from 1 to N, for example `2/4`.")
+    return int(number), int(count)
 
 
 def _params(args: SampleArguments) -> SamplingParams:

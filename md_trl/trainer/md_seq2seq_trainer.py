@@ -221,7 +221,8 @@ class MDSeq2SeqTrainer(MixedObjective, Seq2SeqTrainer, _BaseTrainer):
             formatting_func=formatting_func,
         )
         args = as_config(args, MDSeq2SeqConfig, model)
-        check_adapter(type(self).__name__, model, None)
+        if check_adapter(type(self).__name__, model, None):
+            raise InputError(f"`{type(self).__name__}` does not support prefix tuning. Use LoRA.")
         train_dataset = as_dataset(train_dataset, "train")
         if peft_config is not None and not isinstance(peft_config, LoraConfig):
             raise InputError(
