@@ -174,6 +174,11 @@ class ContaminationCheck:
                 figures[hit[0]][kind] += count
         return figures
 
+    @property
+    def found(self) -> bool:
+        """Whether any question is contaminated."""
+        return any(self._kind(hit) for hit in self._hits)
+
     def describe(self) -> str:
         """Summarize the contaminated questions in a sentence per task, with the first ids."""
         figures, lines = self.figures(), []
