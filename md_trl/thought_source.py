@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import datasets
 import pyarrow
+from pyarrow import parquet
 
 from .errors import InputError
 from .store import Store
@@ -20,7 +22,7 @@ from .store.thought_file import COLUMNS, thought_rows
 CONFIG = "{task}-thoughts"
 """Configuration of a dataset that holds the raw thoughts of a task."""
 
-REQUIRED = ("task", "id", "question", "gold", "path", "text")
+REQUIRED = ("task", "question", "gold", "path", "text")
 
 
 def thoughts_digest(thoughts: str | Path, task: str) -> str:
@@ -40,12 +42,13 @@ def thoughts_digest(thoughts: str | Path, task: str) -> str:
         `FileNotFoundError`: There is no such file or dataset.
         `InputError`: The dataset has no raw thoughts of the task.
     """
-    if not Path(thoughts).is_file():
+    if not Path(thoughts).exists():
         return _builder(thoughts, task).hash
     state = hashlib.sha256()
-    with open(thoughts, "rb") as stream:
-        while block := stream.read(1 << 20):
-            state.update(block)
+    for file in _local_files(thoughts, task):
+        with open(file, "rb") as stream:
+            while block := stream.read(1 << 20):
+                state.update(block)
     return state.hexdigest()
 
 
@@ -70,7 +73,7 @@ def open_thoughts(thoughts: str | Path, task: str, folder: str | Path) -> Iterat
         `FileNotFoundError`: There is no such file or dataset.
         `InputError`: A row cannot be used, a column is missing or of another type, or there is no thought of the task.
     """
-    rows = thought_rows(thoughts) if Path(thoughts).is_file() else _dataset_rows(thoughts, task)
+    rows = _local_rows(thoughts, task) if Path(thoughts).exists() else _hub_rows(thoughts, task)
     with tempfile.TemporaryDirectory(prefix=".thoughts-", dir=folder) as temporary:
         file = Path(temporary) / "thoughts.db"
         with Store(file) as store:
@@ -109,13 +112,28 @@ def _builder(dataset: str | Path, task: str) -> datasets.DatasetBuilder:
         ) from error
 
 
-def _dataset_rows(dataset: str | Path, task: str) -> Iterator[tuple[str, Any]]:
+# `datasets` does not notice that a file in a folder has changed, so the files of a folder are read without it.
+def _local_files(thoughts: str | Path, task: str) -> list[Path]:
+    if Path(thoughts).is_file():
+        return [Path(thoughts)]
+    return [Path(file) for of_split in _builder(thoughts, task).config.data_files.values() for file in of_split]
+
+
+def _local_rows(thoughts: str | Path, task: str) -> Iterator[tuple[str, Any]]:
+    for file in _local_files(thoughts, task):
+        if file.suffix == ".parquet":
+            with contextlib.suppress(pyarrow.ArrowInvalid):  # `thought_rows` says that it is not Parquet
+                _check_columns(str(file), parquet.read_schema(file))
+        yield from thought_rows(file)
+
+
+def _hub_rows(dataset: str | Path, task: str) -> Iterator[tuple[str, Any]]:
     """Iterate over the rows of all splits of the raw thoughts of a dataset."""
     builder = _builder(dataset, task)
     builder.download_and_prepare()
-    where = f"{dataset}, configuration {CONFIG.format(task=task)}"
     for name, split in builder.as_dataset().items():
-        _check_columns(f"{where}, split {name}", split.features)
+        where = f"{dataset}, configuration {CONFIG.format(task=task)}, split {name}"
+        _check_columns(where, split.features.arrow_schema)
         number = 0
         for cached in split.cache_files:
             # Not memory-mapped, because mapped pages count as memory of the process.
@@ -123,18 +141,24 @@ def _dataset_rows(dataset: str | Path, task: str) -> Iterator[tuple[str, Any]]:
                 for batch in batches:
                     for row in batch.to_pylist():
                         number += 1
-                        yield f"{where}, split {name}, row {number}", row
+                        yield f"{where}, row {number}", row
 
 
-def _check_columns(where: str, features: datasets.Features) -> None:
-    missing = [name for name in REQUIRED if name not in features]
+def _check_columns(where: str, schema: pyarrow.Schema) -> None:
+    missing = [name for name in REQUIRED if name not in schema.names]
     if missing:
         raise InputError(
-            f"{where} lacks the column {', '.join(map(repr, missing))}; it has {', '.join(map(repr, features))}. Raw "
+            f"{where} has no column {', '.join(map(repr, missing))}; it has {', '.join(map(repr, schema.names))}. Raw "
             f"thoughts have the columns {', '.join(COLUMNS)}."
         )
-    kinds = {"index": "int", "logprob": "float"}
-    for name in COLUMNS:
-        dtype = str(features[name].dtype) if name in features else "null"
-        if not dtype.startswith((kinds.get(name, "string"), "large_string", "null")):
-            raise InputError(f"{where}: the column {name!r} holds {dtype}, expected {kinds.get(name, 'string')}.")
+    types = pyarrow.types
+    of_numbers = {"index": ("integers", types.is_integer), "logprob": ("numbers", types.is_floating)}
+    for name in ("task", "id", "question", "path", "index", "text", "finish_reason", "logprob", "model"):
+        expected, is_expected = of_numbers.get(name, ("strings", _is_string))
+        found = schema.field(name).type if name in schema.names else pyarrow.null()
+        if not (is_expected(found) or types.is_null(found)):
+            raise InputError(f"{where}: the column {name!r} holds {found}, expected {expected}.")
+
+
+def _is_string(kind: pyarrow.DataType) -> bool:
+    return pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)

@@ -405,11 +405,11 @@ def test_raw_thoughts_that_cannot_be_used_are_named(tmp_path):
     )
     table = parquet.read_table(export)
     for broken, message in [
-        (table.drop_columns(["gold", "text"]), "split train lacks the column 'gold', 'text'; it has 'task', 'id'"),
-        (table.set_column(6, "text", table["index"]), "the column 'text' holds int32, expected string"),
+        (table.drop_columns(["gold", "text"]), "has no column 'gold', 'text'; it has 'task', 'id'"),
+        (table.set_column(6, "text", table["index"]), "the column 'text' holds int32, expected strings"),
     ]:
         parquet.write_table(broken, tmp_path / "repo" / "mine-thoughts" / "train-00000-of-00001.parquet")
-        with pytest.raises(ValueError, match=f"repo, configuration mine-thoughts.*{message}"):
+        with pytest.raises(ValueError, match=f"repo/mine-thoughts/train-00000-of-00001.parquet:? ?{message}"):
             mix_file(tmp_path / "repo")
     with pytest.raises(ValueError, match="repo has no raw thoughts of svamp, .* 'svamp-thoughts'"):
         mix_file(tmp_path / "repo", "svamp")
