@@ -22,6 +22,8 @@ TEST_SPLIT = "test"
 REST = "rest"
 """Questions outside the usual test split that are test questions for others. Only other tasks are compared with them:
 SVAMP's file has no split, so that each of its 1,000 questions is a test question to somebody."""
+PUBLISHED = "published"
+"""A test split that everybody has, because it is published as such."""
 GIVEN = "given"
 """Test questions that the caller of a check brings."""
 MIN_TEMPLATE_WORDS = 8
@@ -95,9 +97,9 @@ class ContaminationCheck:
     Count the training questions of one split that are test questions.
 
     They are compared with the test splits of SVAMP, GSM8K, ASDiv and StrategyQA as md_trl draws them by default, with
-    both protocols of StrategyQA, and, for the questions of other tasks, with all 1,000 questions of SVAMP. A split of
-    the same task that was drawn otherwise would share questions with the default test split by construction. So if a
-    training question *is* a question of a test split, by name and text, the task is not compared with that split.
+    both protocols of StrategyQA, and, for the questions of other tasks, with all 1,000 questions of SVAMP. If the
+    training questions of one of these tasks were drawn otherwise, such as with another seed or on the Hub, they share
+    questions with the default test split by construction. They are recognized by name and text, and counted apart.
 
     Args:
         task (`str`):
@@ -122,7 +124,7 @@ class ContaminationCheck:
             by_task[question.task].append(question)
         for of_task, questions in by_task.items():
             self._add_known(of_task, GIVEN, base64.b64decode(fingerprints(questions)))
-        self._drawn_otherwise: set[str] = set()
+        self._drawn_otherwise: Counter[str] = Counter()
         self._hits: Counter[tuple[str, frozenset[str], frozenset[str]]] = Counter()
         self._ids: defaultdict[tuple[str, frozenset[str], frozenset[str]], list[str]] = defaultdict(list)
 
@@ -133,7 +135,7 @@ class ContaminationCheck:
             self._texts[text].add((task, name))
             if any(shape):
                 self._templates[shape].add((task, name))
-            if task == self.task and name != GIVEN:
+            if task == self.task and name not in (PUBLISHED, GIVEN):
                 self._named.add((named, name))
 
     def add(self, question_id: str, question: str) -> None:
@@ -152,7 +154,7 @@ class ContaminationCheck:
         if not of_text and not of_shape:
             return
         named = _hash(_named(question_id, text))
-        self._drawn_otherwise |= {name for _, name in of_text if (named, name) in self._named}
+        self._drawn_otherwise.update(name for _, name in of_text if (named, name) in self._named)
         for task in sorted({task for task, _ in of_text | of_shape}):
             hit = (task, *(frozenset(name for t, name in found if t == task) for found in (of_text, of_shape)))
             self._hits[hit] += 1
@@ -193,14 +195,15 @@ class ContaminationCheck:
                 )
         if not lines:
             lines.append(f"Contamination: none with the test questions of {', '.join(figures)}.")
-        if TEST_SPLIT in self._drawn_otherwise:
+        if count := self._drawn_otherwise[TEST_SPLIT]:
             lines.append(
-                f"Not compared with the default test split of {self.task}, because this split was drawn otherwise."
+                f"{count:,} questions are in the test split that md_trl draws from the original file of {self.task} "
+                "by default. This split was drawn otherwise: evaluate on the test split of the same source and seed."
             )
         return "\n".join(lines)
 
     def _ignored(self, task: str) -> set[str]:
-        return self._drawn_otherwise if task == self.task else set()
+        return set(+self._drawn_otherwise) if task == self.task else set()
 
     def _kind(self, hit: tuple[str, frozenset[str], frozenset[str]]) -> str | None:
         task, of_text, of_shape = hit
@@ -210,6 +213,7 @@ class ContaminationCheck:
 
 
 def _shipped() -> Mapping[str, Mapping[str, str]]:
+    """The [`fingerprints`] of sets of test questions by task: those of `tests/write_test_questions.py`."""
     return json.loads((files("md_trl") / "test_questions.json").read_text(encoding="utf-8"))
 
 

@@ -502,3 +502,26 @@ def test_contaminated_questions_are_counted_in_the_summary_and_the_metadata(tmp_
         "mine": {"text": 1, "template": 1},
     }
     assert "1 questions share their text with a test question of mine, and 1 more" in summary.format()
+
+
+def test_what_is_written_to_a_store_meanwhile_is_not_mixed(tmp_path):
+    file = make_large_store(tmp_path / "t.db", 4)
+    with Store(file) as store:
+        before = store.thoughts()
+        with store.snapshot():
+            assert store.count_sampled() == {"train": 4}
+            streaming = store.iterate_thoughts()
+            first = next(streaming)
+            make_large_store(file, 8)
+            assert [first, *streaming] == before and store.count_sampled() == {"train": 4}
+        assert store.count_sampled() == {"train": 8} and len(store.thoughts()) == 16
+
+
+def test_an_executor_with_a_cache_holds_few_results_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("md_trl.execution.executor.REMEMBERED", 3)
+    programs = [f"answer = {i}" for i in range(10)]
+    for cache, held in ((tmp_path / "results.db", 4), (None, 10)):
+        with Executor(cache=cache) as executor:
+            found = [executor.run_many(programs[i : i + 2])[0].value for i in (*range(9), 0)]
+            assert found == [*range(9), 0]
+            assert len(executor._results) <= held

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from conftest import SHARED
 
-from md_trl.contamination import REST, TEST_SPLIT, fingerprints
+from md_trl.contamination import PUBLISHED, REST, TEST_SPLIT, fingerprints
 from md_trl.tasks import load_questions
 
 
@@ -26,7 +26,7 @@ def entries():
             TEST_SPLIT: fingerprints(load_questions("svamp", "test", svamp)),
             REST: fingerprints(load_questions("svamp", "train", svamp)),
         },
-        "gsm8k": {TEST_SPLIT: fingerprints(load_questions("gsm8k", "test", gsm8k))},
+        "gsm8k": {PUBLISHED: fingerprints(load_questions("gsm8k", "test", gsm8k))},
         "asdiv": {TEST_SPLIT: fingerprints(load_questions("asdiv", "test", asdiv))},
         "strategyqa": {
             TEST_SPLIT: fingerprints(load_questions("strategyqa", "test", strategyqa)),
