@@ -107,8 +107,8 @@ class SampleArguments:
     shard: str | None = field(
         default=None,
         metadata={
-            "help": "Sample only one of N blocks of the questions, as in `--shard 2/4`: for the jobs of an array, each "
-            "with a store of its own, which `md-trl store merge` puts together."
+            "help": "Sample only one of N blocks of the questions, as in `--shard 2/4`: for the jobs of an array, "
+            "each with a store of its own, which `md-trl store merge` puts together."
         },
     )
     data_seed: int = field(

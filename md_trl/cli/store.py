@@ -1,4 +1,4 @@
-"""`md-trl store status | import | export | merge`: look into a store, fill it from files or other stores, export it."""
+"""`md-trl store status | import | export | merge`: inspect a store, move thoughts to and from it."""
 
 from __future__ import annotations
 

@@ -141,7 +141,8 @@ def _check_complete(other: sqlite3.Connection, file: Path) -> None:
     batches = sum(owner == BATCH_OWNER for owner, _ in rows)
     if batches:
         raise InputError(
-            f"{file} waits for {batches:,} requests of the Batch API. Run its `md-trl sample --batch` to the end first."
+            f"{file} waits for {batches:,} requests of the Batch API. Run its `md-trl sample --batch` to the end "
+            "before you merge it."
         )
     if open_requests := sum(is_alive(*row) for row in rows):
         raise InputError(
