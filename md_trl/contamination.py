@@ -188,10 +188,10 @@ class ContaminationCheck:
             if any(found.values()):
                 hits = [(kind, hit) for kind in found for hit in self._hits if hit[0] == task]
                 ids = [id_ for kind, hit in hits if self._kind(hit) == kind for id_ in self._ids[hit]]
+                more = ", ..." if sum(found.values()) > SHOWN_IDS else ""
                 lines.append(
-                    f"Contamination: {found['text']:,} questions share their text with a test question of {task}, and "
-                    f"{found['template']:,} more all but their numbers: {', '.join(ids[:SHOWN_IDS])}"
-                    f"{', ...' if sum(found.values()) > SHOWN_IDS else '.'}"
+                    f"Contamination with the test questions of {task}: {found['text']:,} with the same text, "
+                    f"{found['template']:,} more that differ only in numbers ({', '.join(ids[:SHOWN_IDS])}{more})."
                 )
         if not lines:
             lines.append(f"Contamination: none with the test questions of {', '.join(figures)}.")

@@ -191,7 +191,7 @@ def _count_sampled(store: Store, selection: Selection) -> dict[str, int]:
         picked = {name: value for name, value in vars(selection).items() if name in ("models", "settings") and value}
         raise InputError(
             f"{store.file} has no thoughts of {wanted}{f' with {picked}' if picked else ''}; it holds "
-            f"{', '.join(held)}. Sample some with `md-trl sample --task {selection.task} --store {store.file}`."
+            f"{', '.join(held)}. Sample some with `md-trl sample --task {selection.task}`."
         )
     return {split: counts[split] for split in splits}
 

@@ -87,14 +87,14 @@ def test_texts_and_templates_are_counted_once_each_by_task():
     train = [HENS.upper(), HENS.replace("1,200", "7"), HENS.replace("hens", "ducks"), tests[1], "Is this a question?"]
     found = check("svamp", train, tests)
     assert found.found
-    assert "2 questions share their text with a test question of mine, and 1 more" in found.describe()
+    assert "test questions of mine: 2 with the same text, 1 more that differ only in numbers" in found.describe()
     # Those that share their text are named first
-    assert "svamp/train/0, svamp/train/3, svamp/train/1." in found.describe()
+    assert "svamp/train/0, svamp/train/3, svamp/train/1)." in found.describe()
     assert found.figures() == dict.fromkeys(sorted(SOURCES), NONE) | {"mine": {"text": 2, "template": 1}}
     clean = check("svamp", ["Is this a question?"], tests)
     assert not clean.found and clean.describe().startswith("Contamination: none with the test questions of asdiv, ")
     many = check("svamp", [HENS] * 5, tests)
-    assert "svamp/train/0, svamp/train/1, svamp/train/2, ..." in many.describe()
+    assert "svamp/train/0, svamp/train/1, svamp/train/2, ...)" in many.describe()
 
 
 def test_the_file_holds_hashes_and_no_questions():

@@ -501,7 +501,7 @@ def test_contaminated_questions_are_counted_in_the_summary_and_the_metadata(tmp_
         **{task: {"text": 0, "template": 0} for task in ("asdiv", "gsm8k", "strategyqa", "svamp")},
         "mine": {"text": 1, "template": 1},
     }
-    assert "1 questions share their text with a test question of mine, and 1 more" in summary.format()
+    assert "test questions of mine: 1 with the same text, 1 more that differ only in numbers" in summary.format()
 
 
 def test_what_is_written_to_a_store_meanwhile_is_not_mixed(tmp_path):
