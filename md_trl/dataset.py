@@ -358,7 +358,7 @@ class MixedThoughts(datasets.ArrowBasedBuilder):
         **config_kwargs: Any,
     ):
         _check_one_source(store, thoughts)
-        self._store, self._thoughts = store, thoughts
+        self._store, self._thoughts, self._folder = store, thoughts, None
         self._selection = Selection(config_name, models=models, settings=settings, combine=combine)
         if store is None:
             digest = thoughts_digest(thoughts, config_name)
@@ -394,6 +394,11 @@ class MixedThoughts(datasets.ArrowBasedBuilder):
     # All rows are mixed here, because `repeat` depends on all of them, and because `datasets` hides the message of an
     # error in `_generate_tables`.
     def _split_generators(self, dl_manager) -> list[datasets.SplitGenerator]:
+        if self._folder is None:
+            raise InputError(
+                "Thoughts cannot be mixed as a stream, because `repeat` depends on all of them. Call "
+                "`download_and_prepare` and `as_dataset`."
+            )
         with open_source(self._store, self._thoughts, self.config.name, self._folder) as store:
             splits = mix_store(store, self._selection, self._folder, self.config.repeat_cap)
         for split in splits.values():

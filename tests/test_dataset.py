@@ -174,6 +174,8 @@ def test_the_builder_says_that_nothing_was_solved(tmp_path):
     builder = MixedThoughts("gsm8k", store=file, cache_dir=str(tmp_path / "cache"))
     with pytest.raises(ValueError, match="no thoughts of gsm8k"):
         builder.download_and_prepare()
+    with pytest.raises(ValueError, match="cannot be mixed as a stream"):
+        builder.as_streaming_dataset()
 
 
 def test_missing_stores_and_tasks_are_named(tmp_path):

@@ -25,13 +25,13 @@ DISTINCT_PROGRAMS = 12  # 37% of sampled programs repeat another sample of their
 LIMIT_MB = 2000
 
 MIX = """
-import sys, time
+import os, sys, time
 from md_trl.cli import main
 
 start = time.perf_counter()
 main(["mix", *sys.argv[1:]])
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]
-print(time.perf_counter() - start, int(peak) / 1024)
+print(time.perf_counter() - start, sum(os.times()[:4]), int(peak) / 1024)
 """
 
 
@@ -96,10 +96,11 @@ def run(arguments: argparse.Namespace, folder: Path) -> dict:
     for name in ("first", "cached"):
         mix = ["--store", str(file), "--task", "svamp", "--output", str(folder / name)]
         done = subprocess.run([sys.executable, "-c", MIX, *mix], stdout=subprocess.PIPE, text=True, check=True)
-        seconds, peak = map(float, done.stdout.strip().split("\n")[-1].split())
+        seconds, cpu_seconds, peak = map(float, done.stdout.strip().split("\n")[-1].split())
         shards = sorted((folder / name / "svamp").glob("*.parquet"))
         figures[name] = {
             "seconds": seconds,
+            "cpu_seconds": cpu_seconds,  # of this process and its workers: comparable even on a busy machine
             "peak_mb": peak,
             "thoughts_per_second": figures["thoughts"] / seconds,
             "parquet_files": len(shards),
