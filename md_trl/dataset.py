@@ -389,7 +389,10 @@ class MixedThoughts(datasets.ArrowBasedBuilder):
     def _download_and_prepare(self, dl_manager, verification_mode, **prepare_split_kwargs) -> None:
         parent = _existing(self._cache_dir_root)
         with tempfile.TemporaryDirectory(prefix=".mixing-", dir=parent) as self._folder:
-            super()._download_and_prepare(dl_manager, verification_mode, **prepare_split_kwargs)
+            try:
+                super()._download_and_prepare(dl_manager, verification_mode, **prepare_split_kwargs)
+            finally:
+                self._folder = None
 
     # All rows are mixed here, because `repeat` depends on all of them, and because `datasets` hides the message of an
     # error in `_generate_tables`.
