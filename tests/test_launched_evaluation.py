@@ -1,13 +1,13 @@
 """A student gets the same answers from any number of processes and machines, and a killed process loses nothing."""
 
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from md_trl.evaluation import EvaluationResult
@@ -33,7 +33,6 @@ def launch(folder, processes=1, machines=1, questions=40, max_tokens=12):
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             stderr=subprocess.PIPE,
             text=True,
-            start_new_session=True,
         )
         for machine in range(machines)
     ]
@@ -81,9 +80,10 @@ def test_a_killed_launch_goes_on_with_what_was_stored(tmp_path):
     while not _stored(store_file):
         time.sleep(0.02)
         assert launched[0].poll() is None, "ended before it was killed"
-    for process in launched:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+    [launcher] = launched
+    for process in (*psutil.Process(launcher.pid).children(recursive=True), launcher):
+        process.kill()
+    launcher.communicate()
     stored = _stored(store_file)
     assert 0 < stored < 720
     resumed = finish(store_file.parent, launch(store_file.parent, processes=2, **size))
