@@ -75,7 +75,7 @@ def test_more_machines_than_questions(tmp_path, alone):
 
 
 def test_a_killed_launch_goes_on_with_what_was_stored(tmp_path):
-    size, store_file = {"questions": 120, "max_tokens": 100}, tmp_path / "killed" / "student.db"
+    size, store_file = {"questions": 60, "max_tokens": 60}, tmp_path / "killed" / "student.db"
     launched = launch(store_file.parent, processes=2, **size)
     while not _stored(store_file):
         time.sleep(0.02)
@@ -85,10 +85,10 @@ def test_a_killed_launch_goes_on_with_what_was_stored(tmp_path):
         process.kill()
     launcher.communicate()
     stored = _stored(store_file)
-    assert 0 < stored < 720
+    assert 0 < stored < 360
     resumed = finish(store_file.parent, launch(store_file.parent, processes=2, **size))
     sampled = sum(int(file.read_text()) for file in store_file.parent.glob("sampled-*"))
-    assert sampled == 720 - stored
+    assert sampled == 360 - stored
     assert resumed == finish(tmp_path / "alone", launch(tmp_path / "alone", **size))
 
 
