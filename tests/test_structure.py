@@ -13,7 +13,7 @@ FILES = sorted(file for file in PACKAGE.rglob("*.py") if "hub_cards" not in file
 ORDER = (
     "errors records answers voting tasks prompts execution judging mixing store sampling adaptive contamination "
     "mixed_rows thought_source dataset_card dataset_folder dataset trainer evaluation comparison student_evaluation "
-    "report reasoner simulated_teacher metric cli __main__ __init__"
+    "launched_evaluation report reasoner simulated_teacher metric cli __main__ __init__"
 ).split()
 
 # Tables of data, which may be as long as they are
