@@ -13,12 +13,10 @@
 # limitations under the License.
 """Accuracy of the votes of two reasoning paths: chain of thought and program of thought."""
 
-from collections.abc import Iterable
-
 import datasets
 import evaluate
 
-from md_trl.voting import score, score_flat
+from md_trl.metric import compute, texts_of_question, texts_of_questions
 
 
 _DESCRIPTION = """
@@ -88,13 +86,6 @@ _FEATURES = {
 }
 
 
-def _as_text(given):
-    """Convert answers to strings, the only type that evaluate accepts here. `None` becomes the empty string."""
-    if isinstance(given, Iterable) and not isinstance(given, str):
-        return [_as_text(answer) for answer in given]
-    return "" if given is None else str(given)
-
-
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
 class MDVote(evaluate.Metric):
     def _info(self):
@@ -111,11 +102,12 @@ class MDVote(evaluate.Metric):
 
     def add(self, **answers):
         """Add the answers of one question."""
-        super().add(**{name: _as_text(given) for name, given in answers.items()})
+        super().add(**texts_of_question(answers))
 
     def add_batch(self, **answers):
         """Add the answers of several questions."""
-        super().add_batch(**{name: _as_text(given) for name, given in answers.items()})
+        super().add_batch(**texts_of_questions(answers))
 
-    def _compute(self, **answers):
-        return score_flat(**answers) if self.config_name == "flat" else score(**answers)
+    def _compute(self, extract=False, run_programs=False, **answers_and_options):
+        answers = {name: answers_and_options.pop(name) for name in self.features}
+        return compute(answers, extract, run_programs, **answers_and_options)
