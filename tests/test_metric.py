@@ -3,13 +3,23 @@ import os
 import re
 import subprocess
 import sys
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
 import evaluate
+import numpy
 import pytest
+
+from md_trl.errors import InputError
+from md_trl.execution import Executor
+from md_trl.judging import read_answers
+from md_trl.records import Thought
+from md_trl.voting import score
 
 
 CARD = Path(__file__).parents[1] / "hub_cards" / "md_vote"
+EXACT_MATCH = Path(__file__).parent / "stand_ins" / "exact_match"
 KEYS = [
     "accuracy",
     "cot_accuracy",
@@ -42,7 +52,7 @@ def examples(text):
 def run_doctest(text):
     test = doctest.DocTestParser().get_doctest(examples(text), {"evaluate": evaluate}, "md_vote", None, 0)
     results = doctest.DocTestRunner().run(test)
-    assert results.attempted >= 6 and results.failed == 0
+    assert results.attempted >= 8 and results.failed == 0
 
 
 class TestMetric:
@@ -102,6 +112,77 @@ class TestMetric:
         with pytest.raises(ValueError, match="no question to score"):
             load().compute(cot=[], pot=[], references=[])
 
+    def test_numpy_arrays_and_numbers_of_any_kind(self):
+        given = load().compute(
+            cot=[numpy.array([5, 6]), [Fraction(1, 2), Decimal("0.5")], [numpy.bool_(True)], [[12, 8]]],
+            pot=numpy.array([[5.0, 6.0], [0.5, numpy.nan], [1.0, 0.0], [2.5, 2.5]]),
+            references=numpy.array(["5", "1/2", "yes", "2.5"]),
+        )
+        expected = load().compute(
+            cot=[["5", "6"], ["1/2", "0.5"], ["yes"], ["12;8"]],
+            pot=[["5", "6"], ["0.5", ""], ["1", "0"], ["2.5", "2.5"]],
+            references=["5", "1/2", "yes", "2.5"],
+        )
+        assert given == expected and given["accuracy"] == 1
+        assert load("flat").compute(predictions=numpy.arange(3), references=[0.0, 1.0, 3.0])["accuracy"] == 2 / 3
+
+    @pytest.mark.parametrize(
+        ("given", "error"),
+        [
+            ({"cot": [["5"], "12"]}, r"cot\[1\] is '12', but must be a list of answers"),
+            ({"pot": [["5"], None]}, r"pot\[1\] is None, but must be a list of answers"),
+            ({"cot": "5"}, "cot is '5', but must be a list of answers"),
+            ({"cot": [["5"], [{"answer": 5}]]}, r"cot\[1\]\[0\] is \{'answer': 5\} of the type dict"),
+            ({"references": ["5", object]}, r"references\[1\] is .* of the type type"),
+        ],
+    )
+    def test_what_is_no_answer_is_an_error_that_names_its_place(self, given, error):
+        with pytest.raises(InputError, match=error):
+            load().compute(**{"cot": [["5"], ["6"]], "pot": [[], []], "references": ["5", "6"]} | given)
+        question = {"cot": ["5"], "pot": [], "references": "5"}
+        with pytest.raises(InputError, match="pot is '12'"):
+            load().add(**question | {"pot": "12"})
+
+    def test_a_missing_input_is_an_error(self):
+        with pytest.raises(ValueError, match=r"inputs are missing: \['pot'\]"):
+            load().compute(cot=[["5"]], references=["5"])
+
+    def test_weights_and_tie_break(self):
+        question = {"cot": [["5"]], "pot": [["6"]], "references": ["6"]}
+        assert load().compute(**question)["accuracy"] == 0
+        assert load().compute(**question, tie_break="pot")["accuracy"] == 1
+        assert load().compute(**question, cot_weights=[[0.3]], pot_weights=[[0.4]])["accuracy"] == 1
+        with pytest.raises(InputError, match=r"cot_weights\[0\] has 2 weights for 1 answers"):
+            load().compute(**question, cot_weights=[[1, 1]])
+
+    def test_weights_fit_questions_that_were_added_before(self):
+        metric = load()
+        metric.add(cot=["5"], pot=["6"], references="6")
+        metric.add_batch(cot=[["5"]], pot=[["6"]], references=["5"])
+        assert metric.compute(cot_weights=[[1], [2]], pot_weights=[[2], [1]])["accuracy"] == 1
+
+    def test_intervals_are_those_of_the_library(self):
+        given = {"cot": [["5"]] * 40, "pot": [["6"]] * 40, "references": ["5", "6"] * 20}
+        options = {"bootstrap": 500, "seed": 7, "confidence_level": 0.9}
+        scores = load().compute(**given, **options)
+        assert scores == score(**given, **options)
+        assert list(scores)[: len(KEYS)] == KEYS
+        assert 0.3 < scores["accuracy_low"] < 0.5 < scores["accuracy_high"] < 0.7
+
+    def test_an_error_leaves_the_metric_usable(self):
+        metric, question = load(), {"cot": [["5"]], "pot": [[]], "references": ["5"]}
+        with pytest.raises(InputError, match="tie_break"):
+            metric.compute(**question, tie_break="pto")
+        assert metric.compute(**question)["n_questions"] == 1
+
+    def test_combines_with_other_metrics(self):
+        combined = evaluate.combine([load("flat"), evaluate.load(str(EXACT_MATCH))])
+        scores = combined.compute(predictions=["$5.00", "7"], references=["5", "7"])
+        assert scores == {"accuracy": 1.0, "abstained": 0.0, "n_questions": 2, "exact_match": 0.5}
+        combined.add_batch(predictions=["$5.00"], references=["5"])
+        combined.add(prediction="", reference="7")
+        assert combined.compute() == {"accuracy": 0.5, "abstained": 0.5, "n_questions": 2, "exact_match": 0.0}
+
     def test_an_unknown_configuration_is_an_error(self):
         with pytest.raises(ValueError, match="'flta'. Choose one of default, flat"):
             load("flta")
@@ -116,6 +197,45 @@ class TestMetric:
         )
         output = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=tmp_path)
         assert output.split() == ["1.0", "0.0"]
+
+
+class TestRawGenerations:
+    COT = [
+        ["She pays 3 * 4 dollars. The answer is $12.", "It is hard to say.", "#### 13"],
+        ["So she has 7 apples left. Answer: 5", None],
+    ]
+    POT = [["def solution():\n    return 3 * 4", "print(12.0)", "1 / 0"], ["print(open('/etc/passwd').read())", ""]]
+
+    def test_answers_are_read_as_the_library_reads_them(self):
+        with Executor() as executor:
+            read = {
+                path: [
+                    [
+                        thought.answer
+                        for thought in read_answers([Thought("q", path, 0, text or "") for text in texts], executor)
+                    ]
+                    for texts in column
+                ]
+                for path, column in (("cot", self.COT), ("pot", self.POT))
+            }
+        assert read["cot"][0] == ["12", None, "13"] and read["pot"] == [["12", "12", None], [None, None]]
+        given = load().compute(cot=self.COT, pot=self.POT, references=["12", "5"], extract=True, run_programs=True)
+        assert given == load().compute(**read, references=["12", "5"])
+        assert given["pot_accuracy"] == 0.5
+
+    def test_programs_run_only_if_the_caller_says_so(self):
+        with pytest.raises(InputError, match="Pass run_programs=True to run them in a sandbox"):
+            load().compute(cot=self.COT, pot=self.POT, references=["12", "5"], extract=True)
+        with pytest.raises(InputError, match="Pass extract=True with it"):
+            load().compute(cot=self.COT, pot=self.POT, references=["12", "5"], run_programs=True)
+        scores = load().compute(cot=self.COT, pot=[[], []], references=["12", "5"], extract=True)
+        assert scores["cot_accuracy"] == 1 and scores["mean_votes"] == 3 / 2
+
+    def test_flat_predictions_are_read_as_chains_of_thought(self):
+        scores = load("flat").compute(
+            predictions=["The answer is 5.", "Who knows", None], references=["5", "6", "7"], extract=True
+        )
+        assert scores == {"accuracy": 1 / 3, "abstained": 2 / 3, "n_questions": 3}
 
 
 class TestCard:
