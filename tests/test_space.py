@@ -1,6 +1,7 @@
 """The Space of md_vote, in a browser: Debian's Chromium, without any other server than the Space itself."""
 
 import csv
+import importlib.util
 import json
 import os
 import re
@@ -32,6 +33,7 @@ FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 ).split()
+ROW = "[role=row][data-index]"
 QUESTIONS = {
     "cot": [["5", "6"], ["$1,080", "1080", ""], ["yes"], [], ["8", "9"]],
     "pot": [["5.0"], ["108", "108"], [], ["12", "12"], ["9"]],
@@ -101,21 +103,31 @@ def page(browser, url):
     assert elsewhere == []
 
 
+@pytest.fixture(scope="module")
+def app():
+    spec = importlib.util.spec_from_file_location("md_vote_app", CARD / "app.py")
+    app = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(app)
+    return app
+
+
 def upload(page, path):
     page.get_by_role("tab", name="Upload a file").click()
+    if page.get_by_label("Clear").is_visible():
+        page.get_by_label("Clear").click()
     page.locator("#upload input[type=file]").set_input_files(path)
 
 
 def cells(page, name):
     """The rows of a table as they can be read on the page."""
-    rows = page.locator(f"#{name} tbody tr").all()
-    return [[cell.inner_text().strip() for cell in row.locator("td").all()] for row in rows]
+    rows = page.locator(f"#{name} {ROW}").all()
+    return [[cell.inner_text().strip() for cell in row.get_by_role("gridcell").all()] for row in rows]
 
 
 def expect_accuracies(page, scores):
     figures = page.locator("#figures")
     for label, name in (("Joint vote", "accuracy"), ("CoT vote", "cot_accuracy"), ("PoT vote", "pot_accuracy")):
-        row = figures.locator("tbody tr", has_text=label)
+        row = figures.locator(ROW, has_text=label)
         playwright.expect(row).to_contain_text(f"{scores[name]:.1%}")
         playwright.expect(row).to_contain_text(f"{scores[f'{name}_low']:.1%} to {scores[f'{name}_high']:.1%}")
 
@@ -132,7 +144,7 @@ def write(path, questions):
                 rows.writerow(row | lists)
     else:
         answered = [
-            QuestionResult(f"q{i}", q["references"], [a or None for a in q["cot"]], q["pot"])
+            QuestionResult(f"q{i}", q["references"], *([a or None for a in q[p] or [""]] for p in ("cot", "pot")))
             for i, q in enumerate(questions)
         ]
         result = EvaluationResult("student", "m", "svamp", "test", {}, answered)
@@ -154,7 +166,7 @@ def test_the_example_is_scored_when_the_page_opens(page, tmp_path):
 def test_an_uploaded_file_is_scored(page, tmp_path, ending):
     upload(page, write(tmp_path / f"answers{ending}", ROWS))
     expect_accuracies(page, score(**QUESTIONS, bootstrap=10_000))
-    playwright.expect(page.locator("#questions tbody tr")).to_have_count(5)
+    playwright.expect(page.locator(f"#questions {ROW}")).to_have_count(5)
     assert cells(page, "questions")[1][1:6] == ["1080", "108", "1080", "1080", "right"]
     page.screenshot(path=tmp_path / "uploaded.png", full_page=True)
     assert page.locator("#message").count() == 0 or not page.locator("#message").is_visible()
@@ -165,56 +177,87 @@ def test_pasted_answers_are_scored(page):
     page.locator("#pot textarea").fill("\n3 | 3")
     page.locator("#references textarea").fill("1\n2\n")
     page.locator("#score").click()
-    playwright.expect(page.locator("#questions tbody tr")).to_have_count(2)
+    playwright.expect(page.locator(f"#questions {ROW}")).to_have_count(2)
     expect_accuracies(page, score([["1", "1"], ["2"]], [[], ["3", "3"]], ["1", "2"], bootstrap=10_000))
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "error"),
-    [
-        ("a.jsonl", '{"cot": ["5"], "pot": [], "references": "5"}\n{"cot": [', "Line 2 is not valid JSON: Expecting value"),
-        ("a.jsonl", '\n{"cot": ["5"], "references": "5"}', "Line 2 has no 'pot'. It has 'cot', 'references'"),
-        ("a.jsonl", '{"cot": "5", "pot": [], "references": "5"}', "Line 1: cot is '5', but must be a list of answers"),
-        ("a.jsonl", "[1]", "Line 1 is not an object with cot, pot and references"),
-        ("a.jsonl", "", "There is no question to score"),
-        ("a.csv", "cot,pot,references\n5,5,5\n5,5\n", "Line 3 does not have the 3 cells that the header names"),
-        ("a.csv", 'cot,pot,references\n"[5",5,5\n', "Line 2 is not valid JSON"),
-        ("a.csv", "cot,references\n5,5\n", "Line 2 has no 'pot'"),
-        ("a.json", '{"figures": {}}', "a.json is no result of `md-trl eval`"),
-        ("a.json", '{"questions": [{"id": "q", "cot": [], "pot": []}]}', "questions[0] has no 'answer'"),
-        ("a.jsonl", b"\xff\xfe", "a.jsonl is not a text in UTF-8"),
-        ("a.jsonl", '{"cot": %s1%s, "pot": [], "references": 1}' % ("[" * 5000, "]" * 5000), "recursion"),
-    ],
-)  # fmt: skip
-def test_malformed_files_are_explained(page, tmp_path, name, content, error):
-    path = tmp_path / name
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+def test_a_malformed_file_is_explained(page, tmp_path):
+    path = tmp_path / "answers.jsonl"
+    path.write_text(json.dumps(ROWS[0]) + "\n[")
     upload(page, path)
-    playwright.expect(page.locator("#message textarea")).to_have_value(re.compile(re.escape(error)))
-    playwright.expect(page.locator("#figures")).not_to_contain_text("%")
-    # The next file is scored as if nothing had happened
+    playwright.expect(page.locator("#message textarea")).to_have_value(re.compile("^Line 2 is not valid JSON"))
+    playwright.expect(page.locator(f"#figures {ROW}")).to_have_count(0)
+    page.screenshot(path=tmp_path / "malformed.png", full_page=True)
+    # The next answers are scored as if nothing had happened
     page.get_by_role("tab", name="Paste answers").click()
     page.locator("#score").click()
     playwright.expect(page.locator("#figures")).to_contain_text("83.3%")
     playwright.expect(page.locator("#message")).to_have_count(0)
 
 
-def test_a_gold_answer_that_is_missing_is_named(page):
-    page.locator("#cot textarea").fill("1\n2\n3")
-    page.locator("#references textarea").fill("1\n\n3")
-    page.locator("#score").click()
-    playwright.expect(page.locator("#message textarea")).to_have_value(re.compile("Line 2 has no gold answer"))
-
-
 def test_texts_of_models_are_shown_as_they_are(page, tmp_path):
     text = '<img src="x" onerror="document.title=\'changed\'"> **bold** [link](http://evil.example)'
     rows = [{"cot": [text], "pot": [text], "references": text}]
     upload(page, write(tmp_path / "answers.jsonl", rows))
-    playwright.expect(page.locator("#questions tbody")).to_contain_text(text)
+    playwright.expect(page.locator(f"#questions {ROW}")).to_have_count(1)
+    playwright.expect(page.locator(f"#questions {ROW}")).to_contain_text(text)
     assert page.locator("#questions img, #questions strong, #questions a").count() == 0
     upload(page, write(tmp_path / "wrong.jsonl", [{"cot": text, "pot": [], "references": ""}]))
     playwright.expect(page.locator("#message textarea")).to_have_value(re.compile("<img src"))
     assert page.locator("#message img").count() == 0 and page.title() == "md_vote"
+
+
+class TestErrors:
+    """What the page shows below its inputs, without the page."""
+
+    @pytest.mark.parametrize(
+        ("name", "content", "error"),
+        [
+            ("a.jsonl", '{"cot": [], "pot": [], "references": "5"}\n{"cot": [', "Line 2 is not valid JSON: Expecting"),
+            ("a.jsonl", '\n{"cot": ["5"], "references": "5"}', "Line 2 has no 'pot'. It has 'cot', 'references'"),
+            ("a.jsonl", '{"cot": "5", "pot": [], "references": "5"}', "Line 1: cot is '5', but must be a list"),
+            ("a.jsonl", '{"cot": [{}], "pot": [], "references": "5"}', "Line 1: cot[0] is {} of the type dict"),
+            ("a.jsonl", "[1]", "Line 1 is not an object with cot, pot and references"),
+            ("a.jsonl", "", "There is no question to score"),
+            ("a.jsonl", f'{{"cot": [{"9" * 5000}]}}', "Line 1 cannot be read: Exceeds the limit"),
+            ("a.jsonl", f'{{"cot": {"[" * 5000}', "recursion"),
+            ("a.jsonl", b"\xff\xfe", "a.jsonl is not a text in UTF-8"),
+            ("a.csv", "cot,pot,references\n5,5,5\n5,5\n", "Line 3 does not have the 3 cells that the header names"),
+            ("a.csv", "cot,pot,references\n5,5,5,5\n", "Line 2 does not have the 3 cells that the header names"),
+            ("a.csv", 'cot,pot,references\n"[5",5,5\n', "Line 2 is not valid JSON"),
+            ("a.csv", 'cot,pot,references\n"5" 6,5,5\n', "Line 2 is not valid CSV"),
+            ("a.csv", "cot,references\n5,5\n", "Line 2 has no 'pot'"),
+            ("a.json", '{"figures": {}}', "a.json is no result of `md-trl eval`"),
+            ("a.json", '{\n"questions":', "a.json is not valid JSON: Expecting value (line 2, column 13)"),
+            ("a.json", '{"questions": [{"id": "q", "cot": [], "pot": []}]}', "questions[0] has no 'answer'"),
+            ("a.txt", "5", "a.txt has the ending '.txt'. Upload a .jsonl, .csv or .json file"),
+        ],
+    )
+    def test_malformed_files(self, app, tmp_path, name, content, error):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        message, *tables = app.show_file(str(path))
+        assert message["visible"] and error in message["value"]
+        assert tables == [[], [], []]
+
+    @pytest.mark.parametrize(
+        ("cot", "pot", "references", "error"),
+        [
+            ("1\n2\n3", "", "1\n\n3", "Line 2 has no gold answer"),
+            ("1\n2", "", "1", "Line 2 has no gold answer"),
+            ("1", "[2", "1", "Line 1 is not valid JSON"),
+            ("", " \n", "", "There is no question to score"),
+        ],
+    )
+    def test_malformed_lines(self, app, cot, pot, references, error):
+        message, *tables = app.show_lines(cot, pot, references)
+        assert message["visible"] and error in message["value"]
+        assert tables == [[], [], []]
+
+    def test_a_long_table_is_cut_and_says_so(self, app):
+        message, figures, _, rows = app.show_lines("1\n" * 1001, "", "1\n" * 1000 + "2")
+        assert message["visible"] and "first 1,000 questions" in message["value"]
+        assert len(rows) == 1000 and figures[0][1] == "99.9%"
 
 
 def test_the_space_pins_the_gradio_that_was_tested():

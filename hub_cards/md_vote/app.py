@@ -89,7 +89,7 @@ def read_csv(text: str) -> Iterator[tuple[str, dict]]:
                 raise InputError(f"{place} does not have the {len(rows.fieldnames)} cells that the header names.")
             yield place, row | {path: split(pick(row, path, place), place) for path in ("cot", "pot")}
     except csv.Error as error:
-        raise InputError(f"Line {rows.line_num} is not valid CSV: {error}.") from None
+        raise InputError(f"Line {rows.reader.line_num} is not valid CSV: {error}.") from None
 
 
 def split(cell: str, place: str) -> list:
@@ -151,7 +151,7 @@ def evaluate_questions(questions: Iterator[tuple[str, dict]]) -> tuple[list, lis
         ["Number", f"{scores['n_questions']:,}"],
         ["Mean votes per question", f"{scores['mean_votes']:.1f}"],
     ]
-    rows = list(zip(*columns.values(), strict=True))[:SHOWN]
+    rows = list(zip(*columns.values(), strict=True))[: SHOWN + 1]
     return figures, shares, [row_of(number, *row) for number, row in enumerate(rows, start=1)]
 
 
@@ -170,7 +170,7 @@ def show(questions: Iterator[tuple[str, dict]]) -> list:
     except (InputError, RecursionError) as error:  # Lists within lists within lists are the latter
         return [gr.update(value=str(error), label="This input cannot be scored", visible=True), [], [], []]
     note = f"The table shows the first {SHOWN:,} questions. The figures count all of them."
-    return [gr.update(value=note, label="Note", visible=len(rows) == SHOWN), figures, shares, rows]
+    return [gr.update(value=note, label="Note", visible=len(rows) > SHOWN), figures, shares, rows[:SHOWN]]
 
 
 def show_file(file: str | None) -> list:
