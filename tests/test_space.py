@@ -162,9 +162,8 @@ def test_the_example_is_scored_when_the_page_opens(page, tmp_path):
     assert rows[5][3:6] == ["8", "9", "wrong"]
 
 
-@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".json"])
-def test_an_uploaded_file_is_scored(page, tmp_path, ending):
-    upload(page, write(tmp_path / f"answers{ending}", ROWS))
+def test_an_uploaded_file_is_scored(page, tmp_path):
+    upload(page, write(tmp_path / "answers.jsonl", ROWS))
     expect_accuracies(page, score(**QUESTIONS, bootstrap=10_000))
     playwright.expect(page.locator(f"#questions {ROW}")).to_have_count(5)
     assert cells(page, "questions")[1][1:6] == ["1080", "108", "1080", "1080", "right"]
@@ -207,8 +206,18 @@ def test_texts_of_models_are_shown_as_they_are(page, tmp_path):
     assert page.locator("#message img").count() == 0 and page.title() == "md_vote"
 
 
-class TestErrors:
+class TestFilesAndLines:
     """What the page shows below its inputs, without the page."""
+
+    @pytest.mark.parametrize("ending", [".jsonl", ".csv", ".json"])
+    def test_the_formats_of_files(self, app, tmp_path, ending):
+        message, figures, shares, rows = app.show_file(str(write(tmp_path / f"answers{ending}", ROWS)))
+        scores = score(**QUESTIONS)
+        assert not message["visible"]
+        names = ("accuracy", "cot_accuracy", "pot_accuracy")
+        assert [row[1] for row in figures] == [f"{scores[name]:.1%}" for name in names]
+        assert shares[-1] == ["Mean votes per question", f"{scores['mean_votes']:.1f}"]
+        assert rows[1] == ["2", "1080", "108", "1080", "1080", "right", "2 CoT, 2 PoT"]
 
     @pytest.mark.parametrize(
         ("name", "content", "error"),

@@ -148,7 +148,7 @@ def evaluate_questions(questions: Iterator[tuple[str, dict]]) -> tuple[list, lis
     ]
     shares = [[label, f"{scores[name]:.1%}"] for name, label in SHARES.items()]
     shares += [
-        ["Number", f"{scores['n_questions']:,}"],
+        ["Number of questions", f"{scores['n_questions']:,}"],
         ["Mean votes per question", f"{scores['mean_votes']:.1f}"],
     ]
     rows = list(zip(*columns.values(), strict=True))[: SHOWN + 1]
