@@ -59,12 +59,18 @@ def run_once(name: str, count: int, votes: int, distinct: bool) -> dict:
         answers = [answer for question in zip(cot, pot, strict=True) for path in question for answer in path]
         inputs = {"predictions": answers, "references": [reference for reference in gold for _ in range(votes)]}
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     scores = metric.compute(**inputs)
-    seconds = time.perf_counter() - start
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     score = float(scores["accuracy" if name == "md_vote" else "exact_match"])
-    return {"metric": name, "seconds": seconds, "mb": (peak - before) / 1024, "score": score}
+    return {
+        "metric": name,
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
+        "mb": (peak - before) / 1024,
+        "score": score,
+    }
 
 
 def compare(count: int, votes: int, turns: int, distinct: bool) -> dict:
@@ -78,19 +84,21 @@ def compare(count: int, votes: int, turns: int, distinct: bool) -> dict:
     figures = {
         name: {
             "microseconds_per_answer": 1e6 * statistics.median(run["seconds"] for run in results) / (count * votes),
-            "seconds": statistics.median(run["seconds"] for run in results),
-            "mb": statistics.median(run["mb"] for run in results),
+            **{key: statistics.median(run[key] for run in results) for key in ("seconds", "cpu_seconds", "mb")},
         }
         for name, results in runs.items()
     }
-    ratio = figures["md_vote"]["seconds"] / figures["exact_match"]["seconds"]
-    memory_ratio = figures["md_vote"]["mb"] / figures["exact_match"]["mb"]
+    ratio, cpu_ratio, memory_ratio = (
+        figures["md_vote"][key] / figures["exact_match"][key] for key in ("seconds", "cpu_seconds", "mb")
+    )
     kind = "distinct" if distinct else "repeated"
-    print(f"{kind} answers, {count:,} x {votes}: md_vote takes {ratio:.2f} of exact_match's time per answer, ", end="")
-    print(f"{memory_ratio:.2f} of its memory")
+    print(
+        f"{kind} answers, {count:,} x {votes}: md_vote takes {ratio:.2f} of exact_match's time per answer, "
+        f"{cpu_ratio:.2f} of its CPU time, {memory_ratio:.2f} of its memory"
+    )
     peer = f"evaluate {importlib.metadata.version('evaluate')}: {runs['exact_match'][0]['metric']}"
     sizes = {"questions": count, "answers_per_question": votes, "turns": turns}
-    return {"peer": peer, **sizes, **figures, "ratio": ratio, "memory_ratio": memory_ratio}
+    return {"peer": peer, **sizes, **figures, "ratio": ratio, "cpu_ratio": cpu_ratio, "memory_ratio": memory_ratio}
 
 
 def main() -> None:
