@@ -188,17 +188,6 @@ class TestMetric:
         with pytest.raises(ValueError, match="'flta'. Choose one of default, flat"):
             load("flta")
 
-    def test_loads_in_a_new_process(self, tmp_path):
-        code = (
-            "import evaluate\n"
-            f"metric = evaluate.load({str(CARD)!r})\n"
-            "print(metric.compute(cot=[['5', '6']], pot=[['5']], references=['5'])['accuracy'])\n"
-            f"flat = evaluate.load({str(CARD)!r}, 'flat')\n"
-            "print(flat.compute(predictions=['5'], references=['6'])['accuracy'])\n"
-        )
-        output = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=tmp_path)
-        assert output.split() == ["1.0", "0.0"]
-
 
 class TestRawGenerations:
     COT = [
@@ -265,6 +254,15 @@ for name in NAMES:
     print(evaluate.load(name).compute(cot=[["5", "6"]], pot=[["5"]], references=["5"])["accuracy"])
 """
 
+FLAT = """
+print(evaluate.load("md/md_vote", "flat").compute(predictions=["5", "7"], references=[5, 8])["accuracy"])
+"""
+REGISTER = """
+from md_trl import register_metric
+register_metric()
+NAMES = ["md_vote", "md/md_vote"]
+"""
+
 
 def run(folder, *command, **environment):
     """Run Python in a folder, with caches in it. Of all settings of Hugging Face, only the given ones are set."""
@@ -286,8 +284,7 @@ class TestBareName:
         offline = {"HF_EVALUATE_OFFLINE": "1"}
         assert run(tmp_path, "-m", "md_trl", "register", **offline).count("Wrote") == 2
         # A second time changes nothing
-        again = "from md_trl import register_metric\nregister_metric()\nNAMES = ['md_vote', 'md/md_vote']\n"
-        assert run(tmp_path, "-c", again + LOAD, **offline).split() == ["1.0", "1.0"]
+        assert run(tmp_path, "-c", REGISTER + LOAD, **offline).split() == ["1.0", "1.0"]
         assert run(tmp_path, "-m", "md_trl", "register", "--remove", **offline).count("Removed") == 2
         # `evaluate` makes a folder for the arguments of every metric that it loads
         left = [path for path in (tmp_path / ".cache/huggingface/modules").rglob("*") if "md_vote" in path.name]
@@ -305,10 +302,11 @@ api.upload_folder(repo_id="md/md_vote", repo_type="space", folder_path={str(CARD
         with running_hub(tmp_path / "hub") as (url, hub):
             run(tmp_path, "-c", upload, HF_ENDPOINT=url, HF_TOKEN="hf_write", HF_HUB_DISABLE_XET="1")
             assert hub.repos["space", "md/md_vote"].sdk == "gradio"
-            assert run(tmp_path, "-c", "NAMES = ['md/md_vote']" + LOAD, HF_ENDPOINT=url).split() == ["1.0"]
-        assert run(tmp_path, "-c", "NAMES = ['md/md_vote']" + LOAD, HF_EVALUATE_OFFLINE="1").split() == ["1.0"]
-
-    def test_the_bare_name_needs_no_hub_that_knows_it(self, tmp_path):
-        with running_hub(tmp_path / "hub") as (url, _):
-            register = "from md_trl import register_metric\nregister_metric()\nNAMES = ['md_vote']\n"
-            assert run(tmp_path, "-c", register + LOAD, HF_ENDPOINT=url).split() == ["1.0"]
+            assert run(tmp_path, "-c", "NAMES = ['md/md_vote']" + LOAD + FLAT, HF_ENDPOINT=url).split() == [
+                "1.0",
+                "0.5",
+            ]
+            offline = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_EVALUATE_OFFLINE": "1"}
+            assert run(tmp_path, "-c", "NAMES = ['md/md_vote']" + LOAD, **offline).split() == ["1.0"]
+            # The bare name is not on this Hub, but in the cache once it is registered
+            assert run(tmp_path, "-c", REGISTER + LOAD, HF_ENDPOINT=url).split() == ["1.0", "1.0"]

@@ -107,7 +107,9 @@ def page(browser, url):
 def app():
     spec = importlib.util.spec_from_file_location("md_vote_app", CARD / "app.py")
     app = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(app)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "dont_write_bytecode", True)  # The folder is what the Space gets
+        spec.loader.exec_module(app)
     return app
 
 
