@@ -12,14 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import md_trl.voting.calibration
 import md_trl.voting.votes
 import md_trl.voting.weights
 from md_trl.answers import canonical
 from md_trl.errors import InputError
 from md_trl.voting import (
     Tally,
+    expected_calibration_error,
     likelihood_weights,
     majority,
+    reliability_bins,
     score,
     score_flat,
     tally,
@@ -330,8 +333,44 @@ class TestScore:
         }
 
 
+# Shares of up to 20 votes, many of which are ends of bins
+confidences_of = st.integers(1, 20).flatmap(lambda n: st.integers(0, n).map(lambda k: Fraction(k, n)))
+
+
+class TestCalibration:
+    @given(st.lists(st.tuples(confidences_of, st.booleans())), st.integers(1, 20))
+    def test_against_the_slow_reference(self, questions, bins):
+        """In exact arithmetic: bin k holds the confidences in (k / bins, (k + 1) / bins], the first one also 0."""
+        confidences, correct = [float(share) for share, _ in questions], [is_correct for _, is_correct in questions]
+        expected, error = [], Fraction(0)
+        for k in range(bins):
+            low, high = Fraction(k, bins), Fraction(k + 1, bins)
+            group = [(share, right) for share, right in questions if low < share <= high or share == low == 0]
+            if group:
+                mean = sum(share for share, _ in group) / len(group)
+                accuracy = Fraction(sum(right for _, right in group), len(group))
+                expected.append((float(low), float(high), len(group), float(mean), float(accuracy)))
+                error += Fraction(len(group), len(questions)) * abs(accuracy - mean)
+        found = reliability_bins(confidences, correct, bins)
+        assert [pytest.approx((b.low, b.high, b.count, b.confidence, b.accuracy)) for b in found] == expected
+        assert expected_calibration_error(confidences, correct, bins) == pytest.approx(float(error), abs=1e-12)
+
+    @pytest.mark.parametrize(
+        ("confidences", "bins", "error"),
+        [
+            ([0.5], 10, "1 confidences for 2 questions"),
+            ([0.5, 1.5], 10, r"confidences\[1\] is 1.5"),
+            ([0.5, math.nan], 10, r"confidences\[1\] is nan"),
+            ([0.5, 0.5], 0, "bins is 0"),
+        ],
+    )
+    def test_bad_input_is_an_error(self, confidences, bins, error):
+        with pytest.raises(InputError, match=error):
+            expected_calibration_error(confidences, [True, False], bins)
+
+
 def test_the_examples_of_the_docstrings_run():
-    for module in (md_trl.voting.votes, md_trl.voting.weights):
+    for module in (md_trl.voting.votes, md_trl.voting.weights, md_trl.voting.calibration):
         examples = inspect.getsource(module).replace("```", "")
         test = doctest.DocTestParser().get_doctest(examples, {}, module.__name__, None, 0)
         results = doctest.DocTestRunner().run(test)

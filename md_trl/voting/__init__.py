@@ -4,6 +4,7 @@ Answers are counted by their canonical form, and votes are returned in that form
 scoring compares them. [`vote`] is Eq. 5; with weights, it is its weighted form. Ties are decided in `votes.py` alone.
 """
 
+from .calibration import ReliabilityBin, expected_calibration_error, reliability_bins
 from .scores import score, score_flat
 from .votes import TIE_BREAKS, Tally, majority, tally, usable, vote, vote_two
 from .weights import likelihood_weights
@@ -11,9 +12,12 @@ from .weights import likelihood_weights
 
 __all__ = [
     "TIE_BREAKS",
+    "ReliabilityBin",
     "Tally",
+    "expected_calibration_error",
     "likelihood_weights",
     "majority",
+    "reliability_bins",
     "score",
     "score_flat",
     "tally",
