@@ -9,10 +9,11 @@ from fractions import Fraction
 
 import numpy
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import md_trl.voting.calibration
+import md_trl.voting.path_weights
 import md_trl.voting.votes
 import md_trl.voting.weights
 from md_trl.answers import canonical
@@ -20,6 +21,7 @@ from md_trl.errors import InputError
 from md_trl.voting import (
     Tally,
     expected_calibration_error,
+    learn_path_weights,
     likelihood_weights,
     majority,
     reliability_bins,
@@ -333,6 +335,52 @@ class TestScore:
         }
 
 
+class TestPathWeights:
+    @settings(max_examples=30)
+    @given(
+        st.lists(st.tuples(weighted, weighted, st.sampled_from(["5", "6", "yes", ""])), min_size=1, max_size=8),
+        st.sampled_from(["cot", "pot"]),
+        st.booleans(),
+    )
+    def test_no_other_weight_is_better_or_as_good_and_closer_to_1(self, questions, tie_break, with_weights):
+        columns = [[[pair[i] for pair in question[path]] for question in questions] for path in (0, 1) for i in (0, 1)]
+        cot, cot_weights, pot, pot_weights = columns
+        references = [gold for _, _, gold in questions]
+
+        def accuracy(ratio):
+            of_cot = cot_weights if with_weights else [[1.0] * len(answers) for answers in cot]
+            of_pot = pot_weights if with_weights else [[1.0] * len(answers) for answers in pot]
+            scaled = [[ratio * weight for weight in of_question] for of_question in of_pot]
+            return score(cot, pot, references, of_cot, scaled, tie_break)["accuracy"]
+
+        given = {"cot_weights": cot_weights, "pot_weights": pot_weights} if with_weights else {}
+        learned = learn_path_weights(cot, pot, references, tie_break=tie_break, **given)
+        assert learned["cot"] == 1 and 1 / 8 <= learned["pot"] <= 8
+        for k in range(-12, 13):
+            ratio = 2 ** (k / 4)
+            closer = abs(math.log(ratio)) < abs(math.log(learned["pot"])) - 1e-9
+            assert (
+                accuracy(ratio) < accuracy(learned["pot"]) if closer else accuracy(ratio) <= accuracy(learned["pot"])
+            )
+
+    def test_the_better_path_wins_disagreements_only_as_far_as_the_questions_show(self):
+        # One program is right against one CoT, but wrong against two
+        cot, pot, references = [["5"], ["5", "5"], ["7"]], [["6"], ["6"], ["7"]], ["6", "5", "7"]
+        weights = learn_path_weights(cot, pot, references)
+        assert 1 < weights["pot"] < 2
+        assert learn_path_weights(cot[1:], pot[1:], references[1:]) == {"cot": 1.0, "pot": 1.0}
+
+    def test_huge_weights_stay_finite(self):
+        weights = learn_path_weights([["5"]], [["6"]], ["6"], cot_weights=[[1e308]], pot_weights=[[1e308]])
+        assert weights["pot"] > 1
+
+    def test_bad_input_is_an_error(self):
+        with pytest.raises(InputError, match="There is no question"):
+            learn_path_weights([], [], [])
+        with pytest.raises(InputError, match=r"pot_weights\[0\]\[0\] is -1"):
+            learn_path_weights([["5"]], [["5"]], ["5"], pot_weights=[[-1]])
+
+
 # Shares of up to 20 votes, many of which are ends of bins
 confidences_of = st.integers(1, 20).flatmap(lambda n: st.integers(0, n).map(lambda k: Fraction(k, n)))
 
@@ -370,7 +418,8 @@ class TestCalibration:
 
 
 def test_the_examples_of_the_docstrings_run():
-    for module in (md_trl.voting.votes, md_trl.voting.weights, md_trl.voting.calibration):
+    voting = md_trl.voting
+    for module in (voting.votes, voting.weights, voting.calibration, voting.path_weights):
         examples = inspect.getsource(module).replace("```", "")
         test = doctest.DocTestParser().get_doctest(examples, {}, module.__name__, None, 0)
         results = doctest.DocTestRunner().run(test)

@@ -5,6 +5,7 @@ scoring compares them. [`vote`] is Eq. 5; with weights, it is its weighted form.
 """
 
 from .calibration import ReliabilityBin, expected_calibration_error, reliability_bins
+from .path_weights import learn_path_weights
 from .scores import score, score_flat
 from .votes import TIE_BREAKS, Tally, majority, tally, usable, vote, vote_two
 from .weights import likelihood_weights
@@ -15,6 +16,7 @@ __all__ = [
     "ReliabilityBin",
     "Tally",
     "expected_calibration_error",
+    "learn_path_weights",
     "likelihood_weights",
     "majority",
     "reliability_bins",

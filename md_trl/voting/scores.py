@@ -75,7 +75,7 @@ def score(
     """
     check_tie_break(tie_break)
     given = {"cot": cot, "pot": pot, "references": references, "cot_weights": cot_weights, "pot_weights": pot_weights}
-    _check_lengths(given)
+    check_lengths(given)
     marks = _mark(cot, pot, references, cot_weights, pot_weights, tie_break)
     by_cot, by_pot, n = marks.correct["cot_accuracy"], marks.correct["pot_accuracy"], len(references)
     both = sum(map(bool.__and__, by_cot, by_pot))
@@ -127,7 +127,7 @@ def score_flat(
     Raises:
         [`~md_trl.errors.InputError`]: If the two lists differ in length or are empty, or if an option is invalid.
     """
-    _check_lengths({"predictions": predictions, "references": references})
+    check_lengths({"predictions": predictions, "references": references})
     forms = _Forms()
     answers = [_form(answer, forms) for answer in predictions]
     correct = [answer != "" and answer == _form(gold, forms) for answer, gold in zip(answers, references, strict=True)]
@@ -215,7 +215,8 @@ def _usable(answers: Iterable[Any], forms: _Forms, name: str, i: int) -> list[st
     return [form for answer in answers if (form := _form(answer, forms))]
 
 
-def _check_lengths(given: dict[str, Sequence[Any] | None]) -> None:
+def check_lengths(given: dict[str, Sequence[Any] | None]) -> None:
+    """Raise an error if the lists do not have one entry for each question, or if there is no question."""
     lengths = {name: len(values) for name, values in given.items() if values is not None}
     names, counts = _enumerate(list(lengths)), _enumerate(list(map(str, lengths.values())))
     if len(set(lengths.values())) > 1:

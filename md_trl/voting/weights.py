@@ -32,7 +32,7 @@ def check_weights(weights: Iterable[float] | None, answers: Sequence[Any], name:
     """
     if weights is None:
         return [1.0] * len(answers)
-    weights = list(weights)
+    weights = list(weights)  # A copy, which the caller may change
     if len(weights) != len(answers):
         raise InputError(
             f"{name} has {len(weights)} weights for {len(answers)} answers. Pass one weight per answer, also for "
