@@ -6,13 +6,11 @@ after S steps is therefore the ensemble of a CoT student and a PoT student after
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy
 
 from .errors import InputError
 from .evaluation import FIGURES, EvaluationResult, QuestionResult
+from .intervals import bootstrap_interval
 
 
 def ensemble(name: str, cot_student: EvaluationResult, pot_student: EvaluationResult) -> EvaluationResult:
@@ -128,25 +126,3 @@ def compare(a: EvaluationResult, b: EvaluationResult) -> Comparison | None:
         return None
     low, high = bootstrap_interval(differences)
     return Comparison(a.name, b.name, a.task, figure, sum(differences) / len(differences), low, high)
-
-
-def bootstrap_interval(values: Sequence[float], resamples: int = 10_000, seed: int = 0) -> tuple[float, float]:
-    r"""
-    95% bootstrap interval of a mean over questions.
-
-    Args:
-        values (`Sequence[float]`):
-            One value per question, for example whether it was answered correctly.
-        resamples (`int`, *optional*, defaults to `10_000`):
-            Number of resamples.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the resamples.
-
-    Returns:
-        `tuple[float, float]`: The lower and the upper end.
-    """
-    # How often each distinct value is drawn is multinomial, which needs no array of resampled questions.
-    distinct, counts = numpy.unique(numpy.asarray(values, dtype=float), return_counts=True)
-    drawn = numpy.random.default_rng(seed).multinomial(len(values), counts / len(values), size=resamples)
-    low, high = numpy.quantile(drawn @ distinct / len(values), [0.025, 0.975])
-    return float(low), float(high)

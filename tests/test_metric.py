@@ -3,13 +3,24 @@ import os
 import re
 import subprocess
 import sys
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
 import evaluate
+import numpy
 import pytest
+from servers.hub import running_hub
+
+from md_trl.errors import InputError
+from md_trl.execution import Executor
+from md_trl.judging import read_answers
+from md_trl.records import Thought
+from md_trl.voting import score
 
 
 CARD = Path(__file__).parents[1] / "hub_cards" / "md_vote"
+EXACT_MATCH = Path(__file__).parent / "stand_ins" / "exact_match"
 KEYS = [
     "accuracy",
     "cot_accuracy",
@@ -42,7 +53,7 @@ def examples(text):
 def run_doctest(text):
     test = doctest.DocTestParser().get_doctest(examples(text), {"evaluate": evaluate}, "md_vote", None, 0)
     results = doctest.DocTestRunner().run(test)
-    assert results.attempted >= 6 and results.failed == 0
+    assert results.attempted >= 8 and results.failed == 0
 
 
 class TestMetric:
@@ -102,20 +113,119 @@ class TestMetric:
         with pytest.raises(ValueError, match="no question to score"):
             load().compute(cot=[], pot=[], references=[])
 
+    def test_numpy_arrays_and_numbers_of_any_kind(self):
+        given = load().compute(
+            cot=[numpy.array([5, 6]), [Fraction(1, 2), Decimal("0.5")], [numpy.bool_(True)], [[12, 8]]],
+            pot=numpy.array([[5.0, 6.0], [0.5, numpy.nan], [1.0, 0.0], [2.5, 2.5]]),
+            references=numpy.array(["5", "1/2", "yes", "2.5"]),
+        )
+        expected = load().compute(
+            cot=[["5", "6"], ["1/2", "0.5"], ["yes"], ["12;8"]],
+            pot=[["5", "6"], ["0.5", ""], ["1", "0"], ["2.5", "2.5"]],
+            references=["5", "1/2", "yes", "2.5"],
+        )
+        assert given == expected and given["accuracy"] == 1
+        assert load("flat").compute(predictions=numpy.arange(3), references=[0.0, 1.0, 3.0])["accuracy"] == 2 / 3
+
+    @pytest.mark.parametrize(
+        ("given", "error"),
+        [
+            ({"cot": [["5"], "12"]}, r"cot\[1\] is '12', but must be a list of answers"),
+            ({"pot": [["5"], None]}, r"pot\[1\] is None, but must be a list of answers"),
+            ({"cot": "5"}, "cot is '5', but must be a list of answers"),
+            ({"cot": [["5"], [{"answer": 5}]]}, r"cot\[1\]\[0\] is \{'answer': 5\} of the type dict"),
+            ({"references": ["5", object]}, r"references\[1\] is .* of the type type"),
+        ],
+    )
+    def test_what_is_no_answer_is_an_error_that_names_its_place(self, given, error):
+        with pytest.raises(InputError, match=error):
+            load().compute(**{"cot": [["5"], ["6"]], "pot": [[], []], "references": ["5", "6"]} | given)
+        question = {"cot": ["5"], "pot": [], "references": "5"}
+        with pytest.raises(InputError, match="pot is '12'"):
+            load().add(**question | {"pot": "12"})
+
+    def test_a_missing_input_is_an_error(self):
+        with pytest.raises(ValueError, match=r"inputs are missing: \['pot'\]"):
+            load().compute(cot=[["5"]], references=["5"])
+
+    def test_weights_and_tie_break(self):
+        question = {"cot": [["5"]], "pot": [["6"]], "references": ["6"]}
+        assert load().compute(**question)["accuracy"] == 0
+        assert load().compute(**question, tie_break="pot")["accuracy"] == 1
+        assert load().compute(**question, cot_weights=[[0.3]], pot_weights=[[0.4]])["accuracy"] == 1
+        with pytest.raises(InputError, match=r"cot_weights\[0\] has 2 weights for 1 answers"):
+            load().compute(**question, cot_weights=[[1, 1]])
+
+    def test_weights_fit_questions_that_were_added_before(self):
+        metric = load()
+        metric.add(cot=["5"], pot=["6"], references="6")
+        metric.add_batch(cot=[["5"]], pot=[["6"]], references=["5"])
+        assert metric.compute(cot_weights=[[1], [2]], pot_weights=[[2], [1]])["accuracy"] == 1
+
+    def test_intervals_are_those_of_the_library(self):
+        given = {"cot": [["5"]] * 40, "pot": [["6"]] * 40, "references": ["5", "6"] * 20}
+        options = {"bootstrap": 500, "seed": 7, "confidence_level": 0.9}
+        scores = load().compute(**given, **options)
+        assert scores == score(**given, **options)
+        assert list(scores)[: len(KEYS)] == KEYS
+        assert 0.3 < scores["accuracy_low"] < 0.5 < scores["accuracy_high"] < 0.7
+
+    def test_an_error_leaves_the_metric_usable(self):
+        metric, question = load(), {"cot": [["5"]], "pot": [[]], "references": ["5"]}
+        with pytest.raises(InputError, match="tie_break"):
+            metric.compute(**question, tie_break="pto")
+        assert metric.compute(**question)["n_questions"] == 1
+
+    def test_combines_with_other_metrics(self):
+        combined = evaluate.combine([load("flat"), evaluate.load(str(EXACT_MATCH))])
+        scores = combined.compute(predictions=["$5.00", "7"], references=["5", "7"])
+        assert scores == {"accuracy": 1.0, "abstained": 0.0, "n_questions": 2, "exact_match": 0.5}
+        combined.add_batch(predictions=["$5.00"], references=["5"])
+        combined.add(prediction="", reference="7")
+        assert combined.compute() == {"accuracy": 0.5, "abstained": 0.5, "n_questions": 2, "exact_match": 0.0}
+
     def test_an_unknown_configuration_is_an_error(self):
         with pytest.raises(ValueError, match="'flta'. Choose one of default, flat"):
             load("flta")
 
-    def test_loads_in_a_new_process(self, tmp_path):
-        code = (
-            "import evaluate\n"
-            f"metric = evaluate.load({str(CARD)!r})\n"
-            "print(metric.compute(cot=[['5', '6']], pot=[['5']], references=['5'])['accuracy'])\n"
-            f"flat = evaluate.load({str(CARD)!r}, 'flat')\n"
-            "print(flat.compute(predictions=['5'], references=['6'])['accuracy'])\n"
+
+class TestRawGenerations:
+    COT = [
+        ["She pays 3 * 4 dollars. The answer is $12.", "It is hard to say.", "#### 13"],
+        ["So she has 7 apples left. Answer: 5", None],
+    ]
+    POT = [["def solution():\n    return 3 * 4", "print(12.0)", "1 / 0"], ["print(open('/etc/passwd').read())", ""]]
+
+    def test_answers_are_read_as_the_library_reads_them(self):
+        with Executor() as executor:
+            read = {
+                path: [
+                    [
+                        thought.answer
+                        for thought in read_answers([Thought("q", path, 0, text or "") for text in texts], executor)
+                    ]
+                    for texts in column
+                ]
+                for path, column in (("cot", self.COT), ("pot", self.POT))
+            }
+        assert read["cot"][0] == ["12", None, "13"] and read["pot"] == [["12", "12", None], [None, None]]
+        given = load().compute(cot=self.COT, pot=self.POT, references=["12", "5"], extract=True, run_programs=True)
+        assert given == load().compute(**read, references=["12", "5"])
+        assert given["pot_accuracy"] == 0.5
+
+    def test_programs_run_only_if_the_caller_says_so(self):
+        with pytest.raises(InputError, match="Pass run_programs=True to run them in a sandbox"):
+            load().compute(cot=self.COT, pot=self.POT, references=["12", "5"], extract=True)
+        with pytest.raises(InputError, match="Pass extract=True with it"):
+            load().compute(cot=self.COT, pot=self.POT, references=["12", "5"], run_programs=True)
+        scores = load().compute(cot=self.COT, pot=[[], []], references=["12", "5"], extract=True)
+        assert scores["cot_accuracy"] == 1 and scores["mean_votes"] == 3 / 2
+
+    def test_flat_predictions_are_read_as_chains_of_thought(self):
+        scores = load("flat").compute(
+            predictions=["The answer is 5.", "Who knows", None], references=["5", "6", "7"], extract=True
         )
-        output = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=tmp_path)
-        assert output.split() == ["1.0", "0.0"]
+        assert scores == {"accuracy": 1 / 3, "abstained": 2 / 3, "n_questions": 3}
 
 
 class TestCard:
@@ -133,31 +243,70 @@ class TestCard:
     def test_the_space_runs_the_app(self):
         front = (CARD / "README.md").read_text(encoding="utf-8").split("---\n")[1]
         assert "sdk: gradio\n" in front and "app_file: app.py\n" in front
-        # The app needs gradio, which the library does not depend on, so it is only compiled here.
-        compile((CARD / "app.py").read_text(encoding="utf-8"), "app.py", "exec")
+        # `test_space.py` runs the app itself
+        needed = (CARD / "requirements.txt").read_text().split("\n")
+        assert [line.split(">")[0] for line in needed if line] == ["evaluate", "gradio", "md_trl"]
 
 
-class TestBareName:
-    CODE = """
+LOAD = """
 import evaluate
-for name in ("md_vote", "md/md_vote"):
+for name in NAMES:
     print(evaluate.load(name).compute(cot=[["5", "6"]], pot=[["5"]], references=["5"])["accuracy"])
 """
 
-    def run(self, folder, *command, check=True):
-        environment = os.environ | {"HF_HOME": str(folder / "home"), "HF_EVALUATE_OFFLINE": "1"}
-        done = subprocess.run(
-            [sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True, timeout=200
-        )
-        assert not check or done.returncode == 0, done.stderr[-2000:]
-        return done
+FLAT = """
+print(evaluate.load("md/md_vote", "flat").compute(predictions=["5", "7"], references=[5, 8])["accuracy"])
+"""
+REGISTER = """
+from md_trl import register_metric
+register_metric()
+NAMES = ["md_vote", "md/md_vote"]
+"""
 
+
+def run(folder, *command, **environment):
+    """Run Python in a folder, with caches in it. Of all settings of Hugging Face, only the given ones are set."""
+    others = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "XDG_"))}
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=folder,
+        env=others | {"HOME": str(folder)} | environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+class TestBareName:
     def test_works_from_any_folder_until_it_is_removed(self, tmp_path):
-        self.run(tmp_path, "-m", "md_trl", "register")
-        self.run(tmp_path, "-m", "md_trl", "register")  # A second time changes nothing
-        assert self.run(tmp_path, "-c", self.CODE).stdout.split() == ["1.0", "1.0"]
-        self.run(tmp_path, "-m", "md_trl", "register", "--remove")
-        assert "md_vote" in self.run(tmp_path, "-c", self.CODE, check=False).stderr
+        offline = {"HF_EVALUATE_OFFLINE": "1"}
+        assert run(tmp_path, "-m", "md_trl", "register", **offline).count("Wrote") == 2
+        # A second time changes nothing
+        assert run(tmp_path, "-c", REGISTER + LOAD, **offline).split() == ["1.0", "1.0"]
+        assert run(tmp_path, "-m", "md_trl", "register", "--remove", **offline).count("Removed") == 2
         # `evaluate` makes a folder for the arguments of every metric that it loads
-        left = [path for path in (tmp_path / "home" / "modules").rglob("*") if "md_vote" in path.name]
+        left = [path for path in (tmp_path / ".cache/huggingface/modules").rglob("*") if "md_vote" in path.name]
         assert left == []
+
+
+class TestHub:
+    def test_loads_from_a_space_and_then_offline(self, tmp_path):
+        upload = f"""
+from huggingface_hub import HfApi
+api = HfApi()
+api.create_repo("md/md_vote", repo_type="space", space_sdk="gradio")
+api.upload_folder(repo_id="md/md_vote", repo_type="space", folder_path={str(CARD)!r})
+"""
+        with running_hub(tmp_path / "hub") as (url, hub):
+            run(tmp_path, "-c", upload, HF_ENDPOINT=url, HF_TOKEN="hf_write", HF_HUB_DISABLE_XET="1")
+            assert hub.repos["space", "md/md_vote"].sdk == "gradio"
+            assert run(tmp_path, "-c", "NAMES = ['md/md_vote']" + LOAD + FLAT, HF_ENDPOINT=url).split() == [
+                "1.0",
+                "0.5",
+            ]
+            offline = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_EVALUATE_OFFLINE": "1"}
+            assert run(tmp_path, "-c", "NAMES = ['md/md_vote']" + LOAD, **offline).split() == ["1.0"]
+            # The bare name is not on this Hub, but in the cache once it is registered
+            assert run(tmp_path, "-c", REGISTER + LOAD, HF_ENDPOINT=url).split() == ["1.0", "1.0"]

@@ -13,12 +13,10 @@
 # limitations under the License.
 """Accuracy of the votes of two reasoning paths: chain of thought and program of thought."""
 
-from collections.abc import Iterable
-
 import datasets
 import evaluate
 
-from md_trl.voting import score, score_flat
+from md_trl.metric import compute, texts_of_question, texts_of_questions
 
 
 _DESCRIPTION = """
@@ -30,12 +28,22 @@ paper). Answers are compared in a canonical form of numbers, yes/no, times and w
 
 _KWARGS_DESCRIPTION = """
 Args:
-    cot (list of list of str): for each question, the answers of its CoT thoughts in sample order. The answer of an
-        unusable thought is an empty string or None. A question without CoT thoughts has an empty list. Numbers are
-        accepted too.
-    pot (list of list of str): for each question, the answers of its PoT thoughts in sample order.
-    references (list of str): for each question, the gold answer.
-    predictions (list of str): for each question, one answer. Used by the configuration "flat" in place of cot and pot.
+    cot (list of list of str or number): for each question, the answers of its CoT thoughts in sample order. The answer
+        of an unusable thought is an empty string or None. A question without CoT thoughts has an empty list.
+    pot (list of list of str or number): for each question, the answers of its PoT thoughts in sample order.
+    references (list of str or number): for each question, the gold answer.
+    predictions (list of str or number): for each question, one answer. Used by the configuration "flat" in place of
+        cot and pot.
+    cot_weights (list of list of float): for each question, one weight per CoT answer. Defaults to 1 for each answer.
+    pot_weights (list of list of float): for each question, one weight per PoT answer. Defaults to 1 for each answer.
+    tie_break (str): path whose answers win ties, "cot" or "pot". Defaults to "cot", as in Eq. 5.
+    bootstrap (int): number of bootstrap resamples of the questions for intervals. Defaults to 0, no intervals.
+    seed (int): seed of the resamples. Defaults to 0.
+    confidence_level (float): share of the resamples that lie within an interval. Defaults to 0.95.
+    extract (bool): whether cot, pot and predictions are raw generations whose answers must be read first. A chain of
+        thought must state its answer, as in "The answer is 5." or "#### 5". Defaults to False.
+    run_programs (bool): whether the programs in pot may run, in a sandbox, to read their answers. Requires
+        extract=True. Defaults to False.
 Returns:
     accuracy (float): share of questions whose joint vote is correct. No usable answer counts as wrong.
     cot_accuracy (float): share of questions whose CoT vote is correct.
@@ -47,7 +55,10 @@ Returns:
     abstained (float): share of questions without a usable answer.
     n_questions (int): number of questions.
     mean_votes (float): mean number of usable answers per question, both paths together.
-    The configuration "flat" returns accuracy, abstained and n_questions.
+    accuracy_low, accuracy_high (float): bootstrap interval of accuracy, only with bootstrap. The same for
+        cot_accuracy and pot_accuracy.
+    The configuration "flat" returns accuracy, abstained, n_questions and, with bootstrap, the interval. It takes no
+    weights and no tie_break.
 Examples:
 
     Three questions. In the second, the votes tie and the CoT answer is seen first; in the third, CoT is wrong:
@@ -63,6 +74,25 @@ Examples:
     0.667 0.333 0.333
     >>> print(results["n_questions"], round(results["mean_votes"], 3))
     3 2.667
+
+    Votes weighted by the likelihood of their thoughts, which decides a tie:
+
+    >>> weights = {"cot_weights": [[0.4]], "pot_weights": [[0.9]]}
+    >>> print(md_vote.compute(cot=[["5"]], pot=[["6"]], references=["6"], **weights)["accuracy"])
+    1.0
+
+    Raw generations, and an interval over the questions:
+
+    >>> results = md_vote.compute(
+    ...     cot=[["3 * 4 = 12. The answer is 12."], ["I do not know."]],
+    ...     pot=[["return 3 * 4"], ["return 2 + 2"]],
+    ...     references=["12", "5"],
+    ...     extract=True,
+    ...     run_programs=True,
+    ...     bootstrap=1000,
+    ... )
+    >>> print(results["accuracy"], results["accuracy_low"], results["accuracy_high"], results["mean_votes"])
+    0.5 0.0 1.0 1.5
 
     One answer per question:
 
@@ -88,13 +118,6 @@ _FEATURES = {
 }
 
 
-def _as_text(given):
-    """Convert answers to strings, the only type that evaluate accepts here. `None` becomes the empty string."""
-    if isinstance(given, Iterable) and not isinstance(given, str):
-        return [_as_text(answer) for answer in given]
-    return "" if given is None else str(given)
-
-
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
 class MDVote(evaluate.Metric):
     def _info(self):
@@ -111,11 +134,12 @@ class MDVote(evaluate.Metric):
 
     def add(self, **answers):
         """Add the answers of one question."""
-        super().add(**{name: _as_text(given) for name, given in answers.items()})
+        super().add(**texts_of_question(answers))
 
     def add_batch(self, **answers):
         """Add the answers of several questions."""
-        super().add_batch(**{name: _as_text(given) for name, given in answers.items()})
+        super().add_batch(**texts_of_questions(answers))
 
-    def _compute(self, **answers):
-        return score_flat(**answers) if self.config_name == "flat" else score(**answers)
+    def _compute(self, extract=False, run_programs=False, **answers_and_options):
+        answers = {name: answers_and_options.pop(name) for name in self.features}
+        return compute(answers, extract, run_programs, **answers_and_options)
