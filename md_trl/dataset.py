@@ -10,6 +10,7 @@ from typing import Any
 
 import datasets
 
+from . import __version__
 from .dataset_card import read_metadata
 from .dataset_folder import solved_rows, write_folder
 from .errors import InputError
@@ -134,9 +135,11 @@ def build_dataset(
     """
     # Thoughts that arrive from now on make the digest stale, whether or not they are mixed.
     source = {"selection": asdict(selection), "repeat_cap": repeat_cap, "digest": store.digest(selection)}
+    source["unfinished"] = store.unfinished(selection)
     rows = rows_from_store(store, selection, repeat_cap, progress)
-    write_folder(output, selection.task, rows, _card_settings(store, selection, rows, repeat_cap), source)
     cost = None if prices is None else Ledger(store.spending(selection), prices).cost
+    settings = _card_settings(store, selection, rows, repeat_cap) | _provenance(store, selection, cost)
+    write_folder(output, selection.task, rows, settings, source)
     return BuildSummary(selection.task, rows, cost)
 
 
@@ -158,6 +161,16 @@ def _card_settings(
         "PoT thoughts per question": _listed(row.n_pot for row in all_rows),
         "repeat_cap": repeat_cap,
     }
+
+
+def _provenance(store: Store, selection: Selection, cost: float | None) -> dict[str, Any]:
+    """Describe for the card which prompts thoughts were sampled with, when, at what cost, and what mixed them."""
+    hashes = {path: _listed(row.prompt_hash for row in store.status(selection) if row.path == path) for path in PATHS}
+    prompts = {f"{path} prompt (hash)": value for path, value in hashes.items() if value}
+    days = store.sampled_on(selection)
+    sampled = {} if days is None else {"sampled on": " to ".join(dict.fromkeys(days))}
+    paid = {} if cost is None else {"cost": f"{cost:.4f}"}
+    return {**prompts, **sampled, **paid, "md_trl": __version__}
 
 
 def _listed(values: Iterable[Any]) -> str:

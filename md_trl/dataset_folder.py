@@ -11,8 +11,10 @@ from typing import Any
 
 import datasets
 
-from .dataset_card import METADATA_FILE, dataset_card
+from .dataset_card import METADATA_FILE, check_task_name, folder_card
+from .dataset_picture import lambda_histogram
 from .errors import InputError
+from .flat_twin import twin_of, write_flat_twin
 from .mixing import describe
 from .records import MixedRow, QuestionType
 
@@ -60,11 +62,13 @@ def write_folder(
         `ValueError`: All rows of a split are of type 4.
     """
     output = Path(output)
+    check_task_name(task)
     solved = {split: solved_rows(rows, task, split) for split, rows in splits.items()}
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{task}-", dir=output) as temporary:
         new = Path(temporary) / "new"
-        info = _write_parquet(new, task, solved)
+        _write_parquet(new, solved)
+        write_flat_twin(new, Path(temporary) / "twin")
         summary = {
             "settings": dict(settings),
             "source": source,
@@ -72,25 +76,29 @@ def write_folder(
                 split: {f"{t:d}": sum(row.type == t for row in rows) for t in QuestionType}
                 for split, rows in splits.items()
             },
+            "lambda": lambda_histogram(new),
             "summary": {split: describe(rows) for split, rows in splits.items()},
         }
         (new / METADATA_FILE).write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        if (output / task).exists():
-            os.replace(output / task, Path(temporary) / "old")
-        os.replace(new, output / task)
-        dataset_card(output, task, info).save(Path(temporary) / "README.md")
+        # The rows come last: where they are complete, so is their flat twin
+        _replace(output / task, None, Path(temporary) / "old")
+        _replace(output / twin_of(task), Path(temporary) / "twin", Path(temporary) / "old-twin")
+        _replace(output / task, new, Path(temporary) / "old")
+        folder_card(output).save(Path(temporary) / "README.md")
         os.replace(Path(temporary) / "README.md", output / "README.md")
     return output
 
 
-def _write_parquet(folder: Path, task: str, splits: Mapping[str, Sequence[MixedRow]]) -> datasets.DatasetInfo:
+def _replace(folder: Path, new: Path | None, old: Path) -> None:
+    """Move a folder out of the way, if it exists, and the new one into its place."""
+    if folder.exists():
+        os.replace(folder, old)
+    if new is not None:
+        os.replace(new, folder)
+
+
+def _write_parquet(folder: Path, splits: Mapping[str, Sequence[MixedRow]]) -> None:
     folder.mkdir()
-    info = datasets.DatasetInfo(features=MixedRow.features(), config_name=task, splits=datasets.SplitDict())
     for split, rows in splits.items():
-        file = folder / f"{split}-00000-of-00001.parquet"
         dataset = datasets.Dataset.from_list([row.to_dict() for row in rows], features=MixedRow.features())
-        dataset.to_parquet(file)
-        info.splits[split] = datasets.SplitInfo(name=split, num_bytes=dataset.data.nbytes, num_examples=len(rows))
-        info.download_size = (info.download_size or 0) + file.stat().st_size
-        info.dataset_size = (info.dataset_size or 0) + dataset.data.nbytes
-    return info
+        dataset.to_parquet(folder / f"{split}-00000-of-00001.parquet")

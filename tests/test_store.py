@@ -531,7 +531,8 @@ def test_export_line(store, tmp_path):
     usage = {"prompt_tokens": 10, "completion_tokens": 5}
     fill(store, question(0).id, "cot", ["one\u2028two", "three"], usage=usage)
     assert store.export_thoughts(tmp_path / "t.jsonl") == 2
-    common = {"task": "svamp", "id": question(0).id, "question": question(0).question, "gold": "1", "path": "cot"}
+    common = {"task": "svamp", "id": question(0).id, "split": "train", "question": question(0).question}
+    common |= {"gold": "1", "path": "cot"}
     params = {**PARAMS_AS_JSON, "prompt_hash": "p"}
     last = {"finish_reason": "stop", "model": "m", "params": params}
     assert lines(tmp_path / "t.jsonl") == [

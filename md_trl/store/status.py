@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from .owner import IMPORT_OWNER
+from .owner import BATCH_OWNER, IMPORT_OWNER, is_alive
 from .selection import Selection, conditions
 
 
@@ -234,6 +235,56 @@ def spending(db: sqlite3.Connection, selection: Selection) -> list[Spending]:
         [IMPORT_OWNER, *values],
     )
     return [Spending(model, bool(batch), *map(int, figures)) for model, batch, *figures in rows]
+
+
+def unfinished(db: sqlite3.Connection, selection: Selection) -> list[str]:
+    r"""
+    Name what a running process or a batch is sampling.
+
+    Args:
+        db (`sqlite3.Connection`):
+            The open store.
+        selection ([`Selection`]):
+            What to select.
+
+    Returns:
+        `list[str]`: One description per task, split, path, model and kind of owner.
+    """
+    where, values = conditions(selection, "r")
+    rows = db.execute(
+        "SELECT q.task || '/' || q.split || ', ' || r.path || ' of ' || s.model, r.owner, max(r.created_at), sum(r.n) "
+        "FROM requests r JOIN questions q ON q.key = r.question JOIN settings s ON s.id = r.setting "
+        f"WHERE r.ended_at IS NULL AND {where} GROUP BY 1, 2 ORDER BY 1, 2",
+        values,
+    )
+    samples: Counter[tuple[str, str]] = Counter()
+    for name, owner, created_at, n in rows:
+        if is_alive(owner, created_at):
+            samples[name, "a batch" if owner == BATCH_OWNER else "a running process"] += n
+    return [f"{name}: {n:,} samples by {owner}" for (name, owner), n in samples.items()]
+
+
+def sampled_on(db: sqlite3.Connection, selection: Selection) -> tuple[str, str] | None:
+    r"""
+    Find out when the selected thoughts were sampled, or imported.
+
+    Args:
+        db (`sqlite3.Connection`):
+            The open store.
+        selection ([`Selection`]):
+            What to select.
+
+    Returns:
+        `tuple[str, str]` or `None`: The first and the last day in UTC.
+    """
+    where, values = conditions(selection, "r")
+    first, last = db.execute(
+        "SELECT date(min(r.ended_at), 'unixepoch'), date(max(r.ended_at), 'unixepoch') FROM requests r "
+        "JOIN questions q ON q.key = r.question JOIN settings s ON s.id = r.setting "
+        f"WHERE r.error IS NULL AND r.ended_at IS NOT NULL AND {where}",
+        values,
+    ).fetchone()
+    return None if first is None else (first, last)
 
 
 def usage(db: sqlite3.Connection, question: int, path: str, setting: int) -> Usage:
