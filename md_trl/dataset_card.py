@@ -214,11 +214,15 @@ def _section(task: str, metadata: Mapping[str, Any], has_thoughts: bool, repo: s
     return "\n\n".join([*parts, f"To build it again:\n\n```bash\n{commands}\n```"])
 
 
-def _contamination(counts: Mapping[str, Any]) -> str:
-    """Show how many questions occur in the test split of a task, with the same numbers or with others."""
-    rows = [f"| {name} | {count['text']:,} | {count['template']:,} |" for name, count in counts.items()]
-    head = "| test split of | same text | same but for numbers |\n| --- | ---: | ---: |\n"
-    return "Questions that occur in a test split:\n\n" + head + "\n".join(rows)
+def _contamination(splits: Mapping[str, Mapping[str, Mapping[str, int]]]) -> str:
+    """Show by split how many questions are test questions of a task, with the same numbers or with others."""
+    rows = [
+        f"| {split} | {task} | {found['text']:,} | {found['template']:,} |"
+        for split, tasks in splits.items()
+        for task, found in tasks.items()
+    ]
+    head = "| split | test questions of | same text | same but for numbers |\n| --- | --- | ---: | ---: |\n"
+    return "Questions that are also test questions:\n\n" + head + "\n".join(rows)
 
 
 def _commands(task: str, metadata: Mapping[str, Any], has_thoughts: bool, repo: str) -> str:

@@ -13,7 +13,7 @@ FILES = sorted(file for file in PACKAGE.rglob("*.py") if "hub_cards" not in file
 ORDER = (
     "errors records answers voting tasks prompts execution judging mixing weighting store sampling adaptive flat_twin "
     "dataset_picture dataset_card dataset_folder dataset secret_search hub_repo hub trainer evaluation comparison "
-    "student_evaluation report reasoner simulated_teacher metric cli __main__ __init__"
+    "student_evaluation launched_evaluation report reasoner simulated_teacher metric cli __main__ __init__"
 ).split()
 
 # Tables of data, which may be as long as they are

@@ -128,13 +128,11 @@ def run(args: RecipeArguments, training_args: MDConfig, model_args: ModelConfig)
     if training_args.push_to_hub:
         trainer.push_to_hub(dataset_name=None if Path(args.dataset).is_dir() else args.dataset)
 
-    is_main = trainer.accelerator.is_main_process
-    on_main_machine = training_args.process_index == training_args.local_process_index
     trainer.accelerator.wait_for_everyone()
-    # From here on no process waits for another in a collective, which would time out in a long evaluation.
+    # Ends the process group, whose collectives would time out in a long evaluation.
     trainer.end()
-    if evaluation is not None and on_main_machine:
-        _evaluate(evaluation, args, training_args.output_dir, is_main)
+    if evaluation is not None:
+        _evaluate(evaluation, args, training_args.output_dir)
 
 
 def _prepare_evaluation(args: RecipeArguments, prompt_format: str) -> StudentEvaluation:
@@ -207,15 +205,11 @@ def _load_rows(args: RecipeArguments, training_args: MDConfig) -> Dataset:
     return rows if args.train_limit is None else rows.select(range(min(args.train_limit, len(rows))))
 
 
-def _evaluate(evaluation: StudentEvaluation, args: RecipeArguments, student: str, is_main: bool) -> None:
-    """Evaluate the student. All processes of the main process's machine sample; the main process judges."""
+def _evaluate(evaluation: StudentEvaluation, args: RecipeArguments, student: str) -> None:
+    """Evaluate the student in all processes."""
+    from ..launched_evaluation import Process
     from ..sampling.engines.transformers import TransformersEngine
-    from ..store import Store
     from .eval import evaluate
 
     engine = TransformersEngine(student)
-    with Store(args.eval_store) as store:
-        if is_main:
-            evaluate(evaluation, Path(student).name, engine, store, args.eval_output)
-        else:
-            evaluation.sample(engine, store, progress=False)
+    evaluate(evaluation, Path(student).name, engine, args.eval_store, args.eval_output, Process.from_environment())

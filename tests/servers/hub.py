@@ -23,6 +23,7 @@ import re
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -591,7 +592,9 @@ class Watch:
         fault = self._fault(line)
         if fault is not None:
             self.hub.failing.append(line)
-            await asyncio.sleep(fault.seconds)
+            until = time.monotonic() + fault.seconds
+            while fault in self.hub.faults and time.monotonic() < until:  # `hub.faults.clear()` ends the waiting
+                await asyncio.sleep(0.02)
         if fault is None:
             await self.app(scope, receive, watched)
         elif fault.status is not None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ...errors import InputError
-from ...prompts import encode_prompt, read_student_settings
+from ...prompts import encode_prompt, read_student_settings, resolve_prompt_format
 from ...records import Choice
 from . import SampleRequest, SampleResult, check_params, cut_at_stop, model_name
 
@@ -70,6 +70,19 @@ class VLLMEngine:
         self.tokenizer = self._llm.get_tokenizer()
         self._max_length = self._llm.llm_engine.model_config.max_model_len
         self.batch_size = batch_size
+
+    def student_prompt_format(self, prompt_format: str = "auto") -> str:
+        r"""
+        Decide how a student is asked.
+
+        Args:
+            prompt_format (`str`, *optional*, defaults to `"auto"`):
+                As in [`~md_trl.prompts.resolve_prompt_format`].
+
+        Returns:
+            `str`: `"plain"` or `"chat"`.
+        """
+        return resolve_prompt_format(self.tokenizer, prompt_format, self.student_settings)
 
     def generate(self, requests: Iterable[SampleRequest]) -> Iterator[SampleResult]:
         r"""
