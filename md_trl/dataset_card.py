@@ -205,13 +205,18 @@ def _config_list(tasks: list[str], configs: Iterable[str]) -> str:
 
 def _section(task: str, metadata: Mapping[str, Any], has_thoughts: bool, repo: str) -> str:
     """Write the section of one task: how it was made, how it is mixed, how to build it again."""
-    settings = "\n".join(f"| {name} | {value} |" for name, value in metadata["settings"].items())
+    settings = "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in metadata["settings"].items())
     parts = [f"## {task}", f"| setting | value |\n| --- | --- |\n{settings}"]
     parts += [f"### {task}, {split}\n\n{summary}" for split, summary in metadata["summary"].items()]
     if metadata.get("contamination"):
         parts.append(_contamination(metadata["contamination"]))
     commands = _commands(task, metadata, has_thoughts, repo)
     return "\n\n".join([*parts, f"To build it again:\n\n```bash\n{commands}\n```"])
+
+
+def _cell(value: Any) -> str:
+    """Write a value as a cell of a Markdown table."""
+    return " ".join(str(value).replace("|", "\\|").split())
 
 
 def _contamination(splits: Mapping[str, Mapping[str, Mapping[str, int]]]) -> str:
