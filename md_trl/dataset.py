@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
+from datasets.builder import Key
+from pyarrow import Table
 
 from . import __version__
+from .contamination import ContaminationCheck
 from .dataset_card import read_metadata
-from .dataset_folder import solved_rows, write_folder
+from .dataset_folder import write_folder
 from .errors import InputError
-from .execution import Executor, default_cache
-from .judging import mark, read_answers
-from .mixing import REPEAT_CAP, describe, mix
-from .records import PATHS, MixedRow, QuestionType
+from .mixed_rows import MixedSplit, mix_store
+from .mixing import REPEAT_CAP, MixStatistics, describe
+from .records import PATHS, MixedRow
 from .sampling.ledger import Ledger, Price
 from .store import Selection, Store
 from .tasks import TASKS, load_questions
+from .thought_source import open_thoughts, thoughts_digest
+
+
+logger = logging.getLogger(__name__)
+
+MAX_PROCESSES = 64
+"""Ranges of rows that [`MixedThoughts`] can prepare at the same time."""
 
 
 def open_store(file: str | Path) -> Store:
@@ -30,46 +42,48 @@ def open_store(file: str | Path) -> Store:
     return Store(file)
 
 
-def rows_from_store(
-    store: Store, selection: Selection, repeat_cap: int = REPEAT_CAP, progress: bool = False
-) -> dict[str, list[MixedRow]]:
+@contextmanager
+def open_source(
+    store: str | Path | None, thoughts: str | Path | None, task: str, folder: str | Path
+) -> Iterator[Store]:
     r"""
-    Judge and mix the thoughts of one task.
+    Open the thoughts to mix, wherever they are.
 
     Args:
-        store ([`~md_trl.store.Store`]):
+        store (`str` or `Path`, *optional*):
             Store of the thoughts.
-        selection ([`~md_trl.store.Selection`]):
-            Which thoughts to mix. It names one task.
-        repeat_cap (`int`, *optional*, defaults to `4`):
-            Maximum `repeat` of a question.
-        progress (`bool`, *optional*, defaults to `False`):
-            Whether to show a progress bar while programs run.
+        thoughts (`str` or `Path`, *optional*):
+            Raw thoughts, as in [`~md_trl.thought_source.open_thoughts`]. Either this or `store` must be given.
+        task (`str`):
+            Task of the raw thoughts.
+        folder (`str` or `Path`):
+            Folder on a disk that has room for them. It may not exist yet.
 
-    Returns:
-        `dict[str, list[MixedRow]]`: Mixed rows by split, type 4 included.
+    Yields:
+        [`~md_trl.store.Store`]: The store, or a temporary one that holds the raw thoughts.
 
     Raises:
-        `ValueError`: A split has no thoughts, or a question has thoughts of several settings.
+        `FileNotFoundError`: There is no such store, file or dataset.
+        `ValueError`: Both or neither are given, or the raw thoughts cannot be used.
     """
-    thoughts = store.thoughts(selection)
-    sampled = {thought.question_id for thought in thoughts}
-    questions = [question for question in store.questions.load(selection.task) if question.id in sampled]
-    splits = dict.fromkeys(selection.splits or (question.split for question in questions))
-    empty = [split for split in splits if all(question.split != split for question in questions)]
-    if empty or not splits:
-        held = sorted({f"{q.task}/{q.split}" for q in store.questions.load()}) or ["no questions at all"]
-        wanted = "/".join([selection.task, *empty[:1]])
-        picked = {name: value for name, value in vars(selection).items() if name in ("models", "settings") and value}
+    _check_one_source(store, thoughts)
+    with open_store(store) if store is not None else open_thoughts(thoughts, task, _existing(folder)) as opened:
+        yield opened
+
+
+def _check_one_source(store: str | Path | None, thoughts: str | Path | None) -> None:
+    if store is None and thoughts is None:
         raise InputError(
-            f"{store.file} has no thoughts of {wanted}{f' with {picked}' if picked else ''}; it holds "
-            f"{', '.join(held)}. Sample some with `md-trl sample --task {selection.task} --store {store.file}`."
+            "No thoughts to mix are named. Name a `store`, or as `thoughts` a thought file or a dataset of them."
         )
-    with Executor(cache=default_cache(store.file)) as executor:
-        answered = read_answers(thoughts, executor, progress=progress)
-    rows = mix(questions, mark(answered, {q.id: q.answer for q in questions}), repeat_cap=repeat_cap)
-    split_of = {question.id: question.split for question in questions}
-    return {split: [row for row in rows if split_of[row.id] == split] for split in splits}
+    if store is not None and thoughts is not None:
+        raise InputError(f"Thoughts are mixed from one place. Name the `store` {store} or the `thoughts` {thoughts}.")
+
+
+def _existing(folder: str | Path) -> Path:
+    """The folder, or the nearest folder above it that exists, for temporary files on the same disk."""
+    folder = Path(folder).resolve()
+    return next(candidate for candidate in (folder, *folder.parents) if candidate.is_dir())
 
 
 @dataclass(frozen=True)
@@ -80,23 +94,28 @@ class BuildSummary:
     Args:
         task (`str`):
             Task of the dataset.
-        rows (`dict[str, list[MixedRow]]`):
-            Mixed rows by split, type 4 included.
+        statistics (`dict[str, MixStatistics]`):
+            What was counted about the mixed rows, by split.
+        contamination (`dict[str, ContaminationCheck]`):
+            Which questions are test questions, by split. The split `test` is not checked.
         cost (`float`, *optional*):
             What the thoughts cost, if prices are known.
     """
 
     task: str
-    rows: dict[str, list[MixedRow]]
+    statistics: dict[str, MixStatistics]
+    contamination: dict[str, ContaminationCheck]
     cost: float | None = None
 
     def format(self) -> str:
         """Format the summary as Markdown."""
-        parts = [
-            f"{self.task}/{split}: {len(rows):,} questions\n\n{describe(rows)}\n" for split, rows in self.rows.items()
-        ]
+        parts = []
+        for split, statistics in self.statistics.items():
+            parts.append(f"{self.task}/{split}: {statistics.total:,} questions\n\n{describe(statistics)}\n")
+            if split in self.contamination:
+                parts.append(f"{self.contamination[split].describe()}\n")
         if self.cost is not None:
-            kept = sum(row.type != QuestionType.NEITHER for rows in self.rows.values() for row in rows)
+            kept = sum(statistics.kept for statistics in self.statistics.values())
             per_question = self.cost / max(kept, 1)
             parts.append(f"Cost {self.cost:.4f}: {per_question:.6f} for each of {kept:,} kept questions.\n")
         return "\n".join(parts)
@@ -125,26 +144,29 @@ def build_dataset(
         prices (`Mapping[str, Price]`, *optional*):
             Prices by model, to state the cost per question.
         progress (`bool`, *optional*, defaults to `False`):
-            Whether to show a progress bar while programs run.
+            Whether to show a progress bar.
 
     Returns:
         [`BuildSummary`]: What was written.
 
     Raises:
-        `ValueError`: As in [`rows_from_store`], or no question is solved by any path.
+        `ValueError`: As in [`~md_trl.mixed_rows.mix_store`].
     """
     # Thoughts that arrive from now on make the digest stale, whether or not they are mixed.
     source = {"selection": asdict(selection), "repeat_cap": repeat_cap, "digest": store.digest(selection)}
     source["unfinished"] = store.unfinished(selection)
-    rows = rows_from_store(store, selection, repeat_cap, progress)
     cost = None if prices is None else Ledger(store.spending(selection), prices).cost
-    settings = _card_settings(store, selection, rows, repeat_cap) | _provenance(store, selection, cost)
-    write_folder(output, selection.task, rows, settings, source)
-    return BuildSummary(selection.task, rows, cost)
+    with tempfile.TemporaryDirectory(prefix=".mixing-", dir=_existing(output)) as folder:
+        splits = mix_store(store, selection, folder, repeat_cap, progress)
+        statistics = {name: split.statistics for name, split in splits.items()}
+        settings = _card_settings(store, selection, statistics.values(), repeat_cap)
+        write_folder(output, selection.task, splits, settings | _provenance(store, selection, cost), source)
+    checks = {name: split.contamination for name, split in splits.items() if split.contamination is not None}
+    return BuildSummary(selection.task, statistics, checks, cost)
 
 
 def _card_settings(
-    store: Store, selection: Selection, rows: Mapping[str, Sequence[MixedRow]], repeat_cap: int
+    store: Store, selection: Selection, statistics: Iterable[MixStatistics], repeat_cap: int
 ) -> dict[str, Any]:
     """Describe for the card how the thoughts of a dataset were sampled."""
     sampled = store.status(selection)
@@ -153,12 +175,12 @@ def _card_settings(
     if "" not in teachers.values() and teachers["cot"] != teachers["pot"]:
         teacher = "; ".join(f"{path}: {name}" for path, name in teachers.items())
     parameters = dict.fromkeys(name for row in sampled for name in row.params)
-    all_rows = [row for of_split in rows.values() for row in of_split]
+    per_question = {path: set().union(*(split.per_question[path] for split in statistics)) for path in PATHS}
     return {
         "teacher": teacher,
         **{name: _listed(row.params.get(name, "unknown") for row in sampled) for name in parameters},
-        "CoT thoughts per question": _listed(row.n_cot for row in all_rows),
-        "PoT thoughts per question": _listed(row.n_pot for row in all_rows),
+        "CoT thoughts per question": _listed(per_question["cot"]),
+        "PoT thoughts per question": _listed(per_question["pot"]),
         "repeat_cap": repeat_cap,
     }
 
@@ -167,10 +189,9 @@ def _provenance(store: Store, selection: Selection, cost: float | None) -> dict[
     """Describe for the card which prompts thoughts were sampled with, when, at what cost, and what mixed them."""
     hashes = {path: _listed(row.prompt_hash for row in store.status(selection) if row.path == path) for path in PATHS}
     prompts = {f"{path} prompt (hash)": value for path, value in hashes.items() if value}
-    days = store.sampled_on(selection)
-    sampled = {} if days is None else {"sampled on": " to ".join(dict.fromkeys(days))}
+    dates = {f"{how} on": days for how, days in store.dates(selection).items()}
     paid = {} if cost is None else {"cost": f"{cost:.4f}"}
-    return {**prompts, **sampled, **paid, "md_trl": __version__}
+    return {**prompts, **dates, **paid, "md_trl": __version__}
 
 
 def _listed(values: Iterable[Any]) -> str:
@@ -271,8 +292,6 @@ class MixedThoughtsConfig(datasets.BuilderConfig):
     Configuration of [`MixedThoughts`]. Its name is the task.
 
     Args:
-        store (`str`):
-            Store of the thoughts.
         models (`str` or `dict[str, str]`, *optional*):
             As in [`~md_trl.store.Selection`].
         settings (`list[int]`, *optional*):
@@ -282,10 +301,10 @@ class MixedThoughtsConfig(datasets.BuilderConfig):
         repeat_cap (`int`, *optional*, defaults to `4`):
             Maximum `repeat` of a question.
         digest (`str`, *optional*):
-            Digest of the selected thoughts. [`MixedThoughts`] sets it, so that a store that has grown is mixed again.
+            Digest of the thoughts. [`MixedThoughts`] sets it, so that other thoughts are mixed again, and the same
+            ones are not, wherever they are read from.
     """
 
-    store: str | None = None
     models: str | dict[str, str] | None = None
     settings: list[int] | None = None
     combine: bool = False
@@ -293,9 +312,11 @@ class MixedThoughtsConfig(datasets.BuilderConfig):
     digest: str | None = None
 
 
-class MixedThoughts(datasets.GeneratorBasedBuilder):
+class MixedThoughts(datasets.ArrowBasedBuilder):
     r"""
-    `datasets` builder of mixed thoughts (Sec. 3.1). Each task is a configuration, each split of the store a split.
+    `datasets` builder of mixed thoughts (Sec. 3.1). Each task is a configuration, each split of the thoughts a split.
+
+    Thoughts come from a store, or as raw thoughts from a thought file or a dataset on the Hub.
 
     Example:
 
@@ -305,12 +326,14 @@ class MixedThoughts(datasets.GeneratorBasedBuilder):
     >>> builder = MixedThoughts("svamp", store="thoughts.db")
     >>> builder.download_and_prepare()
     >>> dataset = builder.as_dataset(split="train")
+
+    >>> builder = MixedThoughts("svamp", thoughts="md/mixed-thoughts", repeat_cap=2)
     ```
 
     Args:
         config_name (`str`):
             Name of the task.
-        store (`str` or `Path`):
+        store (`str` or `Path`, *optional*):
             Store of the thoughts.
         cache_dir (`str`, *optional*):
             Folder for the prepared dataset. Defaults to the cache of `datasets`.
@@ -320,12 +343,15 @@ class MixedThoughts(datasets.GeneratorBasedBuilder):
             Settings whose thoughts to use, by the numbers that `md-trl store status` shows.
         combine (`bool`, *optional*, defaults to `False`):
             Whether to combine the thoughts of several settings of one question and path.
+        thoughts (`str` or `Path`, *optional*):
+            Instead of a store, a thought file, or the Hub id or folder of a dataset of raw thoughts, with a
+            configuration `{task}-thoughts`.
         **config_kwargs:
             Other fields of [`MixedThoughtsConfig`].
 
     Raises:
-        `FileNotFoundError`: There is no such store.
-        `ValueError`: The store has no thoughts of the task.
+        `FileNotFoundError`: There is no such store, file or dataset.
+        `ValueError`: There are no thoughts of the task, or both or neither of `store` and `thoughts` are given.
     """
 
     BUILDER_CONFIG_CLASS = MixedThoughtsConfig
@@ -334,22 +360,27 @@ class MixedThoughts(datasets.GeneratorBasedBuilder):
     def __init__(
         self,
         config_name: str,
-        store: str | Path,
+        store: str | Path | None = None,
         cache_dir: str | None = None,
         models: str | dict[str, str] | None = None,
         settings: list[int] | None = None,
         combine: bool = False,
+        thoughts: str | Path | None = None,
         **config_kwargs: Any,
     ):
+        _check_one_source(store, thoughts)
+        self._store, self._thoughts, self._folder = store, thoughts, None
         self._selection = Selection(config_name, models=models, settings=settings, combine=combine)
-        with open_store(store) as opened:
-            digest = opened.digest(self._selection)
+        if store is None:
+            digest = thoughts_digest(thoughts, config_name)
+        else:
+            with open_store(store) as opened:
+                digest = opened.digest(self._selection)
         if config_name not in TASKS:  # a task that the user imported under a name of their own
             self.BUILDER_CONFIGS = []
         super().__init__(
             cache_dir=cache_dir,
             config_name=config_name,
-            store=str(Path(store).resolve()),
             models=models,
             settings=settings,
             combine=combine,
@@ -366,15 +397,33 @@ class MixedThoughts(datasets.GeneratorBasedBuilder):
             homepage="https://huggingface.co/papers/2312.10730",
         )
 
-    # All rows are mixed here, because `datasets` hides the message of an error in `_generate_examples`.
+    def _download_and_prepare(self, dl_manager, verification_mode, **prepare_split_kwargs) -> None:
+        parent = _existing(self._cache_dir_root)
+        with tempfile.TemporaryDirectory(prefix=".mixing-", dir=parent) as self._folder:
+            try:
+                super()._download_and_prepare(dl_manager, verification_mode, **prepare_split_kwargs)
+            finally:
+                self._folder = None
+
+    # All rows are mixed here, because `repeat` depends on all of them, and because `datasets` hides the message of an
+    # error in `_generate_tables`.
     def _split_generators(self, dl_manager) -> list[datasets.SplitGenerator]:
-        with open_store(self.config.store) as store:
-            rows = rows_from_store(store, self._selection, self.config.repeat_cap)
+        if self._folder is None:
+            raise InputError(
+                "Thoughts cannot be mixed as a stream, because `repeat` depends on all of them. Call "
+                "`download_and_prepare` and `as_dataset`."
+            )
+        with open_source(self._store, self._thoughts, self.config.name, self._folder) as store:
+            splits = mix_store(store, self._selection, self._folder, self.config.repeat_cap)
+        for split in splits.values():
+            if split.contamination is not None and split.contamination.found:
+                logger.warning(split.contamination.describe())
         return [
-            datasets.SplitGenerator(name=split, gen_kwargs={"rows": solved_rows(of_split, self.config.name, split)})
-            for split, of_split in rows.items()
+            datasets.SplitGenerator(name=name, gen_kwargs={"split": split, "ranges": split.ranges(MAX_PROCESSES)})
+            for name, split in splits.items()
         ]
 
-    def _generate_examples(self, rows: list[MixedRow]):
-        for row in rows:
-            yield row.id, row.to_dict()
+    def _generate_tables(self, split: MixedSplit, ranges: list[tuple[int, int]]) -> Iterator[tuple[Key, Table]]:
+        for i, (start, stop) in enumerate(ranges):
+            for j, table in enumerate(split.tables(start, stop)):
+                yield Key(i, j), table

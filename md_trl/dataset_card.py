@@ -19,6 +19,7 @@ from .errors import InputError
 from .flat_twin import read_info, twin_of
 from .mixing import REPEAT_CAP
 from .records import MixedRow, SamplingParams
+from .thought_source import thoughts_of
 
 
 METADATA_FILE = "mixing.json"
@@ -47,11 +48,6 @@ _SIZES = (
 )
 # Options of `md-trl sample`, which ends samples by itself
 _SAMPLE_OPTIONS = tuple(parameter.name for parameter in fields(SamplingParams) if parameter.name != "stop")
-
-
-def thoughts_of(task: str) -> str:
-    """Return the name of the configuration that holds the raw thoughts of a task."""
-    return f"{task}-thoughts"
 
 
 def read_metadata(folder: str | Path, task: str) -> dict[str, Any] | None:
@@ -236,17 +232,7 @@ def _commands(task: str, metadata: Mapping[str, Any], has_thoughts: bool, repo: 
     selection = source.get("selection") or {}
     splits = list(metadata["types"])
     commands = []
-    if has_thoughts:
-        name = thoughts_of(task)
-        commands.append(
-            ["hf", "download", repo, "--repo-type", "dataset", "--include", f"{name}/*", "--local-dir", "."]
-        )
-        commands += [
-            ["md-trl", "store", "import", "--store", "thoughts.db", "--task", task]
-            + ["--file", f"{name}/{split}-00000-of-00001.parquet"]
-            for split in splits
-        ]
-    else:
+    if not has_thoughts:
         options = {"model": settings.get("teacher"), "n": settings.get("CoT thoughts per question")}
         options |= {name: settings.get(name) for name in _SAMPLE_OPTIONS}
         # A list of values is not an argument: the thoughts were sampled in several runs
@@ -255,7 +241,8 @@ def _commands(task: str, metadata: Mapping[str, Any], has_thoughts: bool, repo: 
             ["md-trl", "sample", "--task", task, "--split", split, *given, "--store", "thoughts.db"]
             for split in splits
         ]
-    mix = ["md-trl", "mix", "--store", "thoughts.db", "--task", task, "--splits", *splits, "--output", "mixed"]
+    thoughts = ["--thoughts", repo] if has_thoughts else ["--store", "thoughts.db"]
+    mix = ["md-trl", "mix", *thoughts, "--task", task, "--splits", *splits, "--output", "mixed"]
     models = selection.get("models")
     if isinstance(models, str):
         mix += ["--model", models]

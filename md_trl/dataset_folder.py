@@ -3,81 +3,80 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import datasets
+from pyarrow.parquet import ParquetWriter
 
 from .dataset_card import METADATA_FILE, check_task_name, folder_card
-from .dataset_picture import lambda_histogram
-from .errors import InputError
 from .flat_twin import twin_of, write_flat_twin
-from .mixing import describe
+from .mixed_rows import MixedSplit
+from .mixing import LAMBDA_BINS, describe
 from .records import MixedRow, QuestionType
 
 
-def solved_rows(rows: Sequence[MixedRow], task: str, split: str) -> list[MixedRow]:
-    """Return the rows that belong in a dataset: all but those of type 4."""
-    kept = [row for row in rows if row.type != QuestionType.NEITHER]
-    if not kept:
-        raise InputError(
-            f"No question of {task}/{split} is left to mix: all {len(rows)} are of type 4, solved by neither path. "
-            "Sample more thoughts (`--n`) or use a better model. `md-trl store export` shows what was sampled."
-        )
-    return kept
+MAX_SHARD_BYTES = 500_000_000
+"""Size in memory of the rows of one Parquet file, as in `datasets`."""
 
 
 def write_folder(
     output: str | Path,
     task: str,
-    splits: Mapping[str, Sequence[MixedRow]],
+    splits: Mapping[str, MixedSplit],
     settings: Mapping[str, Any],
     source: Mapping[str, Any] | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Path:
     r"""
     Write mixed rows as Parquet with a dataset card, so that `load_dataset(output, task)` opens them.
 
     The rows are written beside those of an earlier run and then take their place, so that a run that is killed leaves
-    no half-written dataset. Other tasks in the folder are kept. Rows of type 4 are only counted in the card.
+    no half-written dataset. Other tasks in the folder are kept.
 
     Args:
         output (`str` or `Path`):
             Folder, created if it does not exist.
         task (`str`):
             Task, which becomes the name of the configuration.
-        splits (`Mapping[str, Sequence[MixedRow]]`):
-            Mixed rows by split, type 4 included.
+        splits (`Mapping[str, MixedSplit]`):
+            Mixed rows by split.
         settings (`Mapping[str, Any]`):
             How the rows were made, for the card.
         source (`Mapping[str, Any]`, *optional*):
             What the rows were made from, for [`ensure_dataset`].
+        max_shard_bytes (`int`, *optional*, defaults to 500 MB):
+            Size in memory of the rows of one Parquet file.
 
     Returns:
         `Path`: The folder.
-
-    Raises:
-        `ValueError`: All rows of a split are of type 4.
     """
     output = Path(output)
     check_task_name(task)
-    solved = {split: solved_rows(rows, task, split) for split, rows in splits.items()}
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{task}-", dir=output) as temporary:
         new = Path(temporary) / "new"
-        _write_parquet(new, solved)
+        _write_parquet(new, splits, max_shard_bytes)
         write_flat_twin(new, Path(temporary) / "twin")
         summary = {
             "settings": dict(settings),
             "source": source,
             "types": {
-                split: {f"{t:d}": sum(row.type == t for row in rows) for t in QuestionType}
-                for split, rows in splits.items()
+                name: {f"{type_:d}": split.statistics.types[type_] for type_ in QuestionType}
+                for name, split in splits.items()
             },
-            "lambda": lambda_histogram(new),
-            "summary": {split: describe(rows) for split, rows in splits.items()},
+            "lambda": {
+                name: [split.statistics.lambda_bins[i] for i in range(LAMBDA_BINS)] for name, split in splits.items()
+            },
+            "contamination": {
+                name: split.contamination.figures()
+                for name, split in splits.items()
+                if split.contamination is not None
+            },
+            "summary": {name: describe(split.statistics) for name, split in splits.items()},
         }
         (new / METADATA_FILE).write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         # The rows come last: where they are complete, so is their flat twin
@@ -97,8 +96,12 @@ def _replace(folder: Path, new: Path | None, old: Path) -> None:
         os.replace(new, folder)
 
 
-def _write_parquet(folder: Path, splits: Mapping[str, Sequence[MixedRow]]) -> None:
+def _write_parquet(folder: Path, splits: Mapping[str, MixedSplit], max_shard_bytes: int) -> None:
     folder.mkdir()
-    for split, rows in splits.items():
-        dataset = datasets.Dataset.from_list([row.to_dict() for row in rows], features=MixedRow.features())
-        dataset.to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    for name, split in splits.items():
+        shards = max(1, math.ceil(split.num_bytes / max_shard_bytes))
+        for shard, (start, stop) in enumerate(split.ranges(shards)):
+            file = folder / f"{name}-{shard:05d}-of-{shards:05d}.parquet"
+            with ParquetWriter(file, MixedRow.features().arrow_schema) as writer:
+                for table in split.tables(start, stop):
+                    writer.write_table(table)

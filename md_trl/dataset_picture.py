@@ -6,13 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .flat_twin import read_batches
-from .mixing import SOLVED_BY
+from .mixing import LAMBDA_BINS, SOLVED_BY
 from .records import QuestionType
 
-
-LAMBDA_BINS = 10
-"""Bins of the histogram of lambda, from 0 to 1."""
 
 _ORDER = (QuestionType.BOTH, QuestionType.COT_ONLY, QuestionType.POT_ONLY, QuestionType.NEITHER)
 # Colors of Okabe and Ito, which colour-blind readers can tell apart
@@ -22,27 +18,6 @@ _COLORS = {
     QuestionType.POT_ONLY: "#E69F00",
     QuestionType.NEITHER: "#D0D0D0",
 }
-
-
-def lambda_histogram(folder: str | Path) -> dict[str, list[int]]:
-    r"""
-    Count the questions of type 3 by lambda.
-
-    Args:
-        folder (`str` or `Path`):
-            Folder with the Parquet files of the mixed rows of one task, named `SPLIT-*.parquet`.
-
-    Returns:
-        `dict[str, list[int]]`: Number of questions in each bin, by split.
-    """
-    counts: dict[str, list[int]] = {}
-    for file in sorted(Path(folder).glob("*.parquet")):
-        bins = counts.setdefault(file.name.partition("-")[0], [0] * LAMBDA_BINS)
-        for batch in read_batches(file, columns=["type", "lambda"]):
-            for row in batch:
-                if row["type"] == QuestionType.BOTH:
-                    bins[min(int(row["lambda"] * LAMBDA_BINS), LAMBDA_BINS - 1)] += 1
-    return counts
 
 
 def draw_mixing(metadata: Mapping[str, Mapping[str, Any]], file: str | Path) -> None:

@@ -47,10 +47,10 @@ def write_flat_twin(rows: str | Path, output: str | Path) -> None:
                     writer.write_table(pyarrow.Table.from_pylist(flat, schema))
 
 
-def read_batches(file: str | Path, columns: list[str] | None = None) -> Iterator[list[dict[str, Any]]]:
+def read_batches(file: str | Path) -> Iterator[list[dict[str, Any]]]:
     """Read the rows of a Parquet file a batch at a time."""
     with ParquetFile(file) as parquet:
-        for batch in parquet.iter_batches(_BATCH_SIZE, columns=columns):
+        for batch in parquet.iter_batches(_BATCH_SIZE):
             yield batch.to_pylist()
 
 

@@ -20,7 +20,6 @@ from .dataset_card import (
     dataset_card,
     read_infos,
     read_tasks,
-    thoughts_of,
 )
 from .dataset_picture import draw_mixing
 from .errors import InputError
@@ -28,6 +27,7 @@ from .flat_twin import read_info, twin_of
 from .hub_repo import Head, HubRepo, OutdatedError
 from .secret_search import Finding, check_kinds, find_kinds, search_parquet
 from .store import Selection, Store
+from .thought_source import thoughts_of
 
 
 _SHOWN_FINDINGS = 10

@@ -9,12 +9,15 @@ from typing import Any
 
 from .answers import equal
 from .errors import InputError
-from .records import MixedRow, Question, QuestionType, Thought
+from .records import PATHS, MixedRow, Question, QuestionType, Thought
 from .voting import majority
 
 
 REPEAT_CAP = 4
 """Maximum `repeat` of a question by default."""
+
+LAMBDA_BINS = 10
+"""Bins of the histogram of lambda, from 0 to 1."""
 
 SOLVED_BY = {
     QuestionType.POT_ONLY: "PoT only",
@@ -88,18 +91,87 @@ def mix(questions: Iterable[Question], thoughts: Iterable[Thought], repeat_cap: 
     for question in questions:
         cot, pot = by_path[question.id, "cot"], by_path[question.id, "pot"]
         if cot or pot:
-            rows.append(_mix_question(question, cot, pot))
+            rows.append(mix_question(question, cot, pot))
             groups.append((question.task, question.split))
-    sizes = Counter((group, row.type) for group, row in zip(groups, rows, strict=True))
+    statistics: dict[tuple[str, str], MixStatistics] = defaultdict(lambda: MixStatistics(repeat_cap))
     for group, row in zip(groups, rows, strict=True):
-        if row.type in (QuestionType.POT_ONLY, QuestionType.COT_ONLY):
-            balance = math.floor(sizes[group, QuestionType.BOTH] / sizes[group, row.type] + 0.5)
-            row.repeat = max(1, min(repeat_cap, balance))
+        statistics[group].add(row)
+    for group, row in zip(groups, rows, strict=True):
+        row.repeat = statistics[group].repeat(row.type)
     return rows
 
 
-def _mix_question(question: Question, cot: list[Thought], pot: list[Thought]) -> MixedRow:
-    """Mix the thoughts of one question, in sample order. Its `repeat` depends on the other questions."""
+class MixStatistics:
+    r"""
+    What is counted about the mixed rows of one task and split, one row after the other.
+
+    Args:
+        repeat_cap (`int`, *optional*, defaults to `4`):
+            Maximum `repeat` of a question.
+
+    Attributes:
+        types (`Counter[QuestionType]`):
+            Number of questions of each type.
+        sampled (`Counter[tuple[QuestionType, str]]`), correct (`Counter[tuple[QuestionType, str]]`):
+            Number of thoughts sampled, and of correct ones, by type and path.
+        per_question (`dict[str, set[int]]`):
+            The numbers of thoughts that questions have, by path.
+        lambda_bins (`Counter[int]`), lambda_sum (`float`):
+            Number of questions of type 3 by tenth of lambda, and the sum of their lambdas.
+    """
+
+    def __init__(self, repeat_cap: int = REPEAT_CAP):
+        self.repeat_cap = repeat_cap
+        self.types: Counter[QuestionType] = Counter()
+        self.sampled: Counter[tuple[QuestionType, str]] = Counter()
+        self.correct: Counter[tuple[QuestionType, str]] = Counter()
+        self.per_question: dict[str, set[int]] = {path: set() for path in PATHS}
+        self.lambda_bins: Counter[int] = Counter()
+        self.lambda_sum = 0.0
+
+    @property
+    def total(self) -> int:
+        """Number of questions, type 4 included."""
+        return self.types.total()
+
+    @property
+    def kept(self) -> int:
+        """Number of questions that some path solves: all but those of type 4."""
+        return self.total - self.types[QuestionType.NEITHER]
+
+    def add(self, row: MixedRow) -> None:
+        """Count a row. Its `repeat` is not read."""
+        self.types[row.type] += 1
+        for path, sampled, correct in (("cot", row.n_cot, row.n_cot_correct), ("pot", row.n_pot, row.n_pot_correct)):
+            self.sampled[row.type, path] += sampled
+            self.correct[row.type, path] += correct
+            self.per_question[path].add(sampled)
+        if row.type == QuestionType.BOTH:
+            self.lambda_bins[min(int(row.lambda_ * LAMBDA_BINS), LAMBDA_BINS - 1)] += 1
+            self.lambda_sum += row.lambda_
+
+    def repeat(self, type_: QuestionType) -> int:
+        """Return the `repeat` that balances a question of this type against those that both paths solve."""
+        if type_ not in (QuestionType.POT_ONLY, QuestionType.COT_ONLY) or not self.types[type_]:
+            return 1
+        balance = math.floor(self.types[QuestionType.BOTH] / self.types[type_] + 0.5)
+        return max(1, min(self.repeat_cap, balance))
+
+
+def mix_question(question: Question, cot: Sequence[Thought], pot: Sequence[Thought]) -> MixedRow:
+    r"""
+    Mix the thoughts of one question.
+
+    Args:
+        question ([`~md_trl.records.Question`]):
+            The question.
+        cot (`Sequence[Thought]`), pot (`Sequence[Thought]`):
+            Its judged thoughts of each path, in sample order.
+
+    Returns:
+        [`~md_trl.records.MixedRow`]: The row. Its `repeat` is 1, because it depends on the other questions: see
+            [`MixStatistics.repeat`].
+    """
     cot_vote, pot_vote = majority(t.answer for t in cot), majority(t.answer for t in pot)
     solved_by_cot, solved_by_pot = (vote is not None and equal(vote, question.answer) for vote in (cot_vote, pot_vote))
     n1, n2 = sum(t.correct for t in cot), sum(t.correct for t in pot)
@@ -132,13 +204,13 @@ def _distinct(thoughts: Iterable[Thought]) -> list[dict[str, Any]]:
     return list(distinct.values())
 
 
-def describe(rows: Sequence[MixedRow]) -> str:
+def describe(statistics: MixStatistics) -> str:
     r"""
     Summarize mixed rows: the size of each type, how many thoughts are correct, and the distribution of lambda.
 
     Args:
-        rows (`Sequence[MixedRow]`):
-            Mixed rows of one task and split, type 4 included.
+        statistics ([`MixStatistics`]):
+            What was counted about the rows of one task and split.
 
     Returns:
         `str`: Two Markdown tables.
@@ -148,25 +220,23 @@ def describe(rows: Sequence[MixedRow]) -> str:
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for type_, solved_by in SOLVED_BY.items():
-        of_type = [row for row in rows if row.type == type_]
+        count = statistics.types[type_]
         repeat = n1 = n2 = "-"
-        if of_type:
-            n1 = f"{sum(r.n_cot_correct for r in of_type):,} of {sum(r.n_cot for r in of_type):,}"
-            n2 = f"{sum(r.n_pot_correct for r in of_type):,} of {sum(r.n_pot for r in of_type):,}"
+        if count:
+            n1, n2 = (f"{statistics.correct[type_, p]:,} of {statistics.sampled[type_, p]:,}" for p in PATHS)
         if type_ == QuestionType.NEITHER:
             solved_by += " (dropped)"
-        elif of_type:
-            repeat = str(of_type[0].repeat)
-        share = f"{len(of_type) / len(rows):.1%}" if rows else "-"
-        lines.append(f"| {type_} | {solved_by} | {len(of_type):,} | {share} | {repeat} | {n1} | {n2} |")
+        elif count:
+            repeat = str(statistics.repeat(type_))
+        share = f"{count / statistics.total:.1%}" if statistics.total else "-"
+        lines.append(f"| {type_} | {solved_by} | {count:,} | {share} | {repeat} | {n1} | {n2} |")
 
-    lambdas = [row.lambda_ for row in rows if row.type == QuestionType.BOTH]
-    bins = Counter(min(int(lambda_ * 10), 9) for lambda_ in lambdas)
+    bins = statistics.lambda_bins
     lines += ["", "| lambda (type 3) | questions |", "| --- | ---: |"]
-    for i in range(10):
+    for i in range(LAMBDA_BINS):
         if bins[i]:
             bar = "█" * math.ceil(20 * bins[i] / max(bins.values()))
-            lines.append(f"| {i / 10:.1f} - {(i + 1) / 10:.1f} | {bins[i]:,} {bar} |")
-    if lambdas:
-        lines.append(f"| mean | {sum(lambdas) / len(lambdas):.3f} |")
+            lines.append(f"| {i / LAMBDA_BINS:.1f} - {(i + 1) / LAMBDA_BINS:.1f} | {bins[i]:,} {bar} |")
+    if bins:
+        lines.append(f"| mean | {statistics.lambda_sum / bins.total():.3f} |")
     return "\n".join(lines)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from md_trl.execution import Executor
 from md_trl.judging import mark, read_answers
-from md_trl.mixing import describe, mix
+from md_trl.mixing import MixStatistics, describe, mix
 from md_trl.records import MixedRow, Question, Thought
 
 
@@ -102,11 +102,15 @@ def test_describe_counts_types():
         + thoughts("b", "pot", ["5", "5"])
         + thoughts("c", "cot", [None]),
     )
-    text = describe(rows)
+    statistics = MixStatistics()
+    for row in rows:
+        statistics.add(row)
+    text = describe(statistics)
+    assert (statistics.total, statistics.kept) == (3, 2)
     assert "| 1 | PoT only | 1 | 33.3% | 1 | 0 of 0 | 1 of 1 |" in text
     assert "| 4 | neither (dropped) | 1 | 33.3% | - | 0 of 1 | 0 of 0 |" in text
     assert "| 0.6 - 0.7 | 1" in text
-    assert describe([])
+    assert describe(MixStatistics())
 
 
 def test_answers_are_read_from_prose_and_programs_then_marked():

@@ -12,14 +12,15 @@ import pytest
 from conftest import SHARED, needs_shared
 from datasets import load_dataset
 from huggingface_hub import DatasetCard
-from pyarrow.parquet import read_schema, read_table
+from pyarrow import Table
+from pyarrow.parquet import read_schema, read_table, write_table
 from servers.hub import running_hub
 from students import byte_tokenizer, tiny_llama
 from test_dataset import HOPELESS, build, import_lines, make_store
 from test_hub_server import add_fault, client
 from trl import SFTConfig, SFTTrainer
 
-from md_trl.dataset_folder import write_folder
+from md_trl.flat_twin import write_flat_twin
 from md_trl.records import MixedRow, QuestionType
 from md_trl.secret_search import find_kinds
 from md_trl.store import Store
@@ -365,13 +366,9 @@ def test_columns_card_and_thoughts(hub):
     }  # fmt: skip
     for row in ("| teacher | gpt |", "| cot prompt (hash) | abc |", "| temperature | 0.7 |", "| md_trl | 0"):
         assert row in card.text
-    assert re.search(r"\| sampled on \| \d{4}-\d\d-\d\d \|", card.text)
+    assert re.search(r"\| imported on \| \d{4}-\d\d-\d\d \|", card.text)
     commands = re.search(r"To build it again:\n\n```bash\n(.*?)```", card.text, re.DOTALL)[1].strip().split("\n")
-    assert commands == [
-        f"hf download {REPO} --repo-type dataset --include 'svamp-thoughts/*' --local-dir .",
-        "md-trl store import --store thoughts.db --task svamp --file svamp-thoughts/train-00000-of-00001.parquet",
-        "md-trl mix --store thoughts.db --task svamp --splits train --output mixed",
-    ]
+    assert commands == [f"md-trl mix --thoughts {REPO} --task svamp --splits train --output mixed"]
     # huggingface_hub's own validation, which the Hub answers
     code = """
 from huggingface_hub import DatasetCard
@@ -440,8 +437,11 @@ def test_the_flat_twin_has_the_weights_of_the_method(tmp_path):
         row(3, 3, 0.25, 1, ["E", "F", "G", "h"], ["I"]),
         row(4, 4, None, 1, ["j"], ["k"]),
     ]
-    folder = write_folder(tmp_path / "mixed", "mine", {"train": rows}, {})
-    flat = load_dataset(str(folder), "mine-paths", split="train", cache_dir=str(tmp_path / "cache")).to_list()
+    (tmp_path / "mine").mkdir()
+    table = Table.from_pylist([mixed.to_dict() for mixed in rows], MixedRow.features().arrow_schema)
+    write_table(table, tmp_path / "mine" / "train-00000-of-00001.parquet")
+    write_flat_twin(tmp_path / "mine", tmp_path / "mine-paths")
+    flat = read_table(tmp_path / "mine-paths" / "train-00000-of-00001.parquet").to_pylist()
     expected = []
     for mixed in rows[:3]:
         for path, thoughts, share in (("cot", mixed.cot, 1 - mixed.lambda_), ("pot", mixed.pot, mixed.lambda_)):
@@ -456,8 +456,6 @@ def test_the_flat_twin_has_the_weights_of_the_method(tmp_path):
             ]
     assert flat == expected
     assert [path_row["weight"] for path_row in flat[:3]] == [3.0, 1.5, 1.5]
-    metadata = json.loads((folder / "mine" / "mixing.json").read_text())
-    assert metadata["lambda"] == {"train": [0, 0, 1, 0, 0, 0, 0, 0, 0, 0]}
 
 
 def test_vanilla_sft_trains_on_path_rows(tmp_path):

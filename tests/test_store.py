@@ -554,6 +554,17 @@ def test_logprobs_are_kept_exported_and_imported(store, tmp_path):
     assert [row.get("logprob") for row in lines(tmp_path / "t.jsonl")] == [-0.1, None]
 
 
+def test_dates_tell_sampled_from_imported_thoughts(store, tmp_path):
+    assert store.dates() == {}
+    fill(store, question(0).id, "cot", ["one"])
+    [(how, day)] = store.dates().items()
+    assert how == "sampled" and re.fullmatch(r"\d{4}-\d\d-\d\d( to \d{4}-\d\d-\d\d)?", day)
+    write(tmp_path / "t.jsonl", {"task": "svamp", "id": question(0).id, "path": "pot", "text": "answer = 1"})
+    store.import_thoughts(tmp_path / "t.jsonl")
+    assert list(store.dates()) == ["sampled", "imported"]
+    assert list(store.dates(Selection(paths=["pot"]))) == ["imported"]
+
+
 def test_export_of_a_selection(store, tmp_path):
     for model in ("big", "small"):
         fill(store, question(0).id, "cot", [f"of {model}"], model=model)

@@ -1,4 +1,4 @@
-"""`md-trl mix`: judge and mix the thoughts of a store into a dataset."""
+"""`md-trl mix`: judge and mix the thoughts of a store, a thought file or a dataset into a dataset of mixed rows."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ class MixArguments:
     Arguments of `md-trl mix`.
 
     Args:
-        store (`str`):
-            Store of the thoughts.
         task (`str`):
             Task to mix, which becomes a configuration of the dataset.
         output (`str`):
             Folder to write, for `load_dataset(output, task)`.
+        store (`str`, *optional*):
+            Store of the thoughts. Either this or `thoughts` must be given.
+        thoughts (`str`, *optional*):
+            Thought file, or Hub id or folder of a dataset of raw thoughts.
         splits (`list[str]`, *optional*, defaults to `["train"]`):
             Splits to mix.
         model (`str`, *optional*):
@@ -37,9 +39,15 @@ class MixArguments:
             Maximum number of times that a question of type 1 or 2 counts per epoch.
     """
 
-    store: str = field(metadata={"help": "Store of the thoughts."})
     task: str = field(metadata={"help": "Task to mix, which becomes a configuration of the dataset."})
     output: str = field(metadata={"help": "Folder to write, for `load_dataset(OUTPUT, TASK)`."})
+    store: str | None = field(
+        default=None, metadata={"help": "Store of the thoughts. Either this or `--thoughts` must be given."}
+    )
+    thoughts: str | None = field(
+        default=None,
+        metadata={"help": "Thought file, or Hub id or folder of a dataset of raw thoughts, instead of `--store`."},
+    )
     splits: list[str] = field(default_factory=lambda: ["train"], metadata={"help": "Splits to mix."})
     model: str | None = field(default=None, metadata={"help": "Use only thoughts of this model."})
     pick: list[str] | None = field(
@@ -67,14 +75,14 @@ ARGUMENTS = MixArguments
 
 def run(args: MixArguments) -> None:
     """Mix, write the dataset and print a summary."""
-    from ..dataset import build_dataset, open_store
+    from ..dataset import build_dataset, open_source
     from ..sampling.ledger import read_prices
     from ..store import Selection
 
     models = args.model if args.pick is None else _parse_pick(args.pick, args.model)
     selection = Selection(args.task, args.splits, models=models, settings=args.settings, combine=args.combine)
     prices = None if args.prices is None else read_prices(args.prices)
-    with open_store(args.store) as store:
+    with open_source(args.store, args.thoughts, args.task, args.output) as store:
         summary = build_dataset(store, args.output, selection, args.repeat_cap, prices, progress=True)
     print(summary.format())
     print(f"Wrote {args.output}. Open it with `load_dataset({args.output!r}, {args.task!r})`.")

@@ -24,6 +24,8 @@ from .source import InvalidProgramError
 
 
 ENGINES = ("auto", "monty", "jail")
+# Results that an executor with a cache keeps in memory, so that memory does not grow with the programs it runs
+REMEMBERED = 100_000
 
 
 class Executor:
@@ -91,7 +93,8 @@ class Executor:
         r"""
         Run programs and return their results.
 
-        Equal texts run only once, because sampled programs are often the same. An executor remembers all results.
+        Equal texts run only once, because sampled programs are often the same. An executor remembers all results, in
+        memory or in its cache.
 
         Args:
             programs (`Iterable[str]`):
@@ -110,6 +113,8 @@ class Executor:
             self._parents_engines = (self._monty, self._jail)
             self.__enter__()
         programs = list(programs)
+        if self.cache and len(self._results) > REMEMBERED:
+            self._results.clear()
         pending = [text for text in dict.fromkeys(programs) if text not in self._results]
         if self.cache and pending:
             self._results.update(self.cache.read(pending))

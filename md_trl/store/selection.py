@@ -6,9 +6,8 @@ import hashlib
 import itertools
 import json
 import sqlite3
-from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -98,9 +97,9 @@ def conditions(selection: Selection, table: str) -> tuple[str, list[Any]]:
     return " AND ".join(parts), values
 
 
-def load_thoughts(db: sqlite3.Connection, file: Path, selection: Selection) -> list[Thought]:
+def iterate_thoughts(db: sqlite3.Connection, file: Path, selection: Selection) -> Iterator[Thought]:
     r"""
-    Load the selected thoughts.
+    Iterate over the selected thoughts. Only one of them is in memory at a time.
 
     Args:
         db (`sqlite3.Connection`):
@@ -110,25 +109,41 @@ def load_thoughts(db: sqlite3.Connection, file: Path, selection: Selection) -> l
         selection ([`Selection`]):
             What to select.
 
-    Returns:
-        `list[Thought]`: The thoughts, in the order of questions, paths and sample indices.
+    Yields:
+        [`~md_trl.records.Thought`]: The thoughts, in the order of questions, paths and sample indices.
 
     Raises:
-        `InputError`: A question and path has thoughts of several settings, and `combine` is not set.
+        `InputError`: A question and path has thoughts of several settings, and `combine` is not set. It is raised
+            before the first thought.
     """
-    thoughts: list[Thought] = []
-    settings_of: dict[tuple[str, str], set[int]] = defaultdict(set)
-    for setting, *columns in _rows(db, selection):
-        thoughts.append(Thought(*columns))
-        settings_of[thoughts[-1].question_id, thoughts[-1].path].add(setting)
     if not selection.combine:
-        _check_one_setting(db, file, settings_of)
-        return thoughts
-    counts: Counter[tuple[str, str]] = Counter()
-    for position, thought in enumerate(thoughts):
-        thoughts[position] = replace(thought, index=counts[thought.question_id, thought.path])
-        counts[thought.question_id, thought.path] += 1
-    return thoughts
+        _check_one_setting(db, file, selection)
+    rows = _rows(db, selection)
+    for _, of_pair in itertools.groupby(rows, key=lambda row: (row[1], row[2])):
+        for position, (_, question_id, path, index, *columns) in enumerate(of_pair):
+            yield Thought(question_id, path, position if selection.combine else index, *columns)
+
+
+def count_sampled(db: sqlite3.Connection, selection: Selection) -> dict[str, int]:
+    r"""
+    Count the questions that have selected thoughts.
+
+    Args:
+        db (`sqlite3.Connection`):
+            The open store.
+        selection ([`Selection`]):
+            What to select.
+
+    Returns:
+        `dict[str, int]`: Number of questions by split, in the order of the first question of each.
+    """
+    where, values = conditions(selection, "t")
+    rows = db.execute(
+        f"SELECT q.split, count(DISTINCT t.question) FROM {_JOINED} WHERE {where} GROUP BY q.split "
+        "ORDER BY min(t.question)",
+        values,
+    )
+    return dict(rows)
 
 
 def digest(db: sqlite3.Connection, selection: Selection) -> str:
@@ -154,20 +169,28 @@ def digest(db: sqlite3.Connection, selection: Selection) -> str:
     return state.hexdigest()
 
 
+_JOINED = "thoughts t JOIN questions q ON q.key = t.question JOIN settings s ON s.id = t.setting"
+
+
 def _rows(db: sqlite3.Connection, selection: Selection) -> Iterator[tuple[Any, ...]]:
     """Iterate over the selected thoughts: the number of the setting, then the fields of a [`Thought`]."""
     where, values = conditions(selection, "t")
     # In the order of the table's index, so that nothing has to be sorted.
     return db.execute(
         "SELECT s.id, q.id, t.path, t.sample_index, t.text, s.model, t.finish_reason, t.stated, t.logprob "
-        "FROM thoughts t JOIN questions q ON q.key = t.question JOIN settings s ON s.id = t.setting "
-        f"WHERE {where} ORDER BY t.question, t.path, t.setting, t.sample_index",
+        f"FROM {_JOINED} WHERE {where} ORDER BY t.question, t.path, t.setting, t.sample_index",
         values,
     )
 
 
-def _check_one_setting(db: sqlite3.Connection, file: Path, settings_of: Mapping[tuple[str, str], set[int]]) -> None:
-    several = {pair: found for pair, found in settings_of.items() if len(found) > 1}
+def _check_one_setting(db: sqlite3.Connection, file: Path, selection: Selection) -> None:
+    where, values = conditions(selection, "t")
+    pairs = db.execute(
+        f"SELECT q.id, t.path, group_concat(DISTINCT t.setting) FROM {_JOINED} WHERE {where} "
+        "GROUP BY t.question, t.path HAVING min(t.setting) != max(t.setting) ORDER BY t.question, t.path",
+        values,
+    )
+    several = {(question_id, path): {int(n) for n in found.split(",")} for question_id, path, found in pairs}
     if not several:
         return
     (question_id, path), found = next(iter(several.items()))

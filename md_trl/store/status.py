@@ -264,9 +264,9 @@ def unfinished(db: sqlite3.Connection, selection: Selection) -> list[str]:
     return [f"{name}: {n:,} samples by {owner}" for (name, owner), n in samples.items()]
 
 
-def sampled_on(db: sqlite3.Connection, selection: Selection) -> tuple[str, str] | None:
+def dates(db: sqlite3.Connection, selection: Selection) -> dict[str, str]:
     r"""
-    Find out when the selected thoughts were sampled, or imported.
+    Find out when the selected thoughts were sampled, and when they were imported.
 
     Args:
         db (`sqlite3.Connection`):
@@ -275,16 +275,17 @@ def sampled_on(db: sqlite3.Connection, selection: Selection) -> tuple[str, str] 
             What to select.
 
     Returns:
-        `tuple[str, str]` or `None`: The first and the last day in UTC.
+        `dict[str, str]`: First and last day in UTC under `sampled` and `imported`. A key without thoughts is left out.
     """
     where, values = conditions(selection, "r")
-    first, last = db.execute(
-        "SELECT date(min(r.ended_at), 'unixepoch'), date(max(r.ended_at), 'unixepoch') FROM requests r "
-        "JOIN questions q ON q.key = r.question JOIN settings s ON s.id = r.setting "
-        f"WHERE r.error IS NULL AND r.ended_at IS NOT NULL AND {where}",
-        values,
-    ).fetchone()
-    return None if first is None else (first, last)
+    rows = db.execute(
+        "SELECT iif(r.owner = ?, 'imported', 'sampled'), date(min(r.ended_at), 'unixepoch'), "
+        "date(max(r.ended_at), 'unixepoch') FROM requests r JOIN questions q ON q.key = r.question "
+        f"JOIN settings s ON s.id = r.setting WHERE r.error IS NULL AND r.ended_at IS NOT NULL AND {where} "
+        "GROUP BY 1 ORDER BY 1 DESC",
+        [IMPORT_OWNER, *values],
+    )
+    return {how: " to ".join(dict.fromkeys(days)) for how, *days in rows}
 
 
 def usage(db: sqlite3.Connection, question: int, path: str, setting: int) -> Usage:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ..records import Thought
 from . import selection as selections
@@ -16,6 +19,7 @@ from .schema import open_database
 from .selection import Selection
 from .settings import Settings
 from .status import Spending, StatusRow, Usage
+from .thought_file import thought_rows
 from .transfer import ImportSummary, Transfer
 
 
@@ -77,6 +81,15 @@ class Store:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Let everything that a block reads be of one moment, whatever other processes write meanwhile."""
+        self._db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._db.execute("COMMIT")
+
     def thoughts(self, selection: Selection | None = None) -> list[Thought]:
         r"""
         Load thoughts.
@@ -92,7 +105,36 @@ class Store:
             `InputError`: A question and path has thoughts of several settings, and the selection does not combine
                 them. The message lists the settings and how to pick one.
         """
-        return selections.load_thoughts(self._db, self.file, selection or Selection())
+        return list(self.iterate_thoughts(selection))
+
+    def iterate_thoughts(self, selection: Selection | None = None) -> Iterator[Thought]:
+        r"""
+        Iterate over thoughts without holding them in memory.
+
+        Args:
+            selection ([`Selection`], *optional*, defaults to all thoughts):
+                Which thoughts to load.
+
+        Yields:
+            [`~md_trl.records.Thought`]: The thoughts, as [`Store.thoughts`] returns them.
+
+        Raises:
+            `InputError`: As in [`Store.thoughts`], before the first thought.
+        """
+        return selections.iterate_thoughts(self._db, self.file, selection or Selection())
+
+    def count_sampled(self, selection: Selection | None = None) -> dict[str, int]:
+        r"""
+        Count the questions that have thoughts.
+
+        Args:
+            selection ([`Selection`], *optional*, defaults to all thoughts):
+                Which thoughts to look for.
+
+        Returns:
+            `dict[str, int]`: Number of questions by split.
+        """
+        return selections.count_sampled(self._db, selection or Selection())
 
     def digest(self, selection: Selection | None = None) -> str:
         r"""
@@ -163,18 +205,19 @@ class Store:
         """
         return status.unfinished(self._db, selection or Selection())
 
-    def sampled_on(self, selection: Selection | None = None) -> tuple[str, str] | None:
+    def dates(self, selection: Selection | None = None) -> dict[str, str]:
         r"""
-        Find out when thoughts were sampled, or imported.
+        Find out when thoughts were sampled, and when they were imported.
 
         Args:
             selection ([`Selection`], *optional*, defaults to all thoughts):
                 Which thoughts to look at.
 
         Returns:
-            `tuple[str, str]` or `None`: The first and the last day in UTC, as in `2026-11-24`.
+            `dict[str, str]`: First and last day in UTC under `sampled` and `imported`, as in `2026-11-23 to
+            2026-11-24`.
         """
-        return status.sampled_on(self._db, selection or Selection())
+        return status.dates(self._db, selection or Selection())
 
     def changed_elsewhere(self) -> bool:
         """Return whether another connection has written to the file since the last call."""
@@ -227,7 +270,29 @@ class Store:
         Raises:
             `InputError`: A row cannot be used. The message names file, row, value and how to fix it.
         """
-        return self._transfer.import_thoughts(file, task, split)
+        return self.import_rows(thought_rows(file), task, split)
+
+    def import_rows(
+        self, rows: Iterable[tuple[str, Any]], task: str | None = None, split: str = "train"
+    ) -> ImportSummary:
+        r"""
+        Add thoughts from rows like those of a thought file, as [`Store.import_thoughts`] does.
+
+        Args:
+            rows (`Iterable[tuple[str, Any]]`):
+                What to call each row in messages, and the row.
+            task (`str`, *optional*):
+                As in [`Store.import_thoughts`].
+            split (`str`, *optional*, defaults to `"train"`):
+                As in [`Store.import_thoughts`].
+
+        Returns:
+            [`ImportSummary`]: What was added.
+
+        Raises:
+            `InputError`: As in [`Store.import_thoughts`].
+        """
+        return self._transfer.import_rows(rows, task, split)
 
     def merge(self, file: str | Path) -> MergeSummary:
         r"""

@@ -58,24 +58,22 @@ class ThoughtLine:
     finish_reason: str = "stop"
 
 
-def read_thought_file(file: str | Path, tasks: Collection[str]) -> Iterator[ThoughtLine]:
+def thought_rows(file: str | Path) -> Iterator[tuple[str, Any]]:
     r"""
-    Read and check a thought file.
+    Read the rows of a thought file.
 
     Args:
         file (`str` or [`~pathlib.Path`]):
             The file: Parquet if its name ends in `.parquet`, JSONL otherwise.
-        tasks (`Collection[str]`):
-            Tasks that a row may belong to.
 
     Yields:
-        [`ThoughtLine`]: One per row. Blank lines are skipped.
+        `tuple[str, Any]`: File and number of each row for messages, and the row. Blank lines are skipped.
 
     Raises:
-        `InputError`: A row is malformed or lacks a field. The message names file, row, value and how to fix it.
+        `InputError`: A line is not JSON, or the file is not Parquet.
     """
     if Path(file).suffix == ".parquet":
-        yield from _read_parquet(file, tasks)
+        yield from _parquet_rows(file)
         return
     with open(file, "rb") as stream:
         # Lines end at "\n" only: a text may contain other line separators, such as U+2028.
@@ -84,10 +82,10 @@ def read_thought_file(file: str | Path, tasks: Collection[str]) -> Iterator[Thou
                 line = line.removeprefix(b"\xef\xbb\xbf")
             if line.strip():
                 where = f"{file}, line {number}"
-                yield _check(where, _parse(where, line.decode(errors="surrogateescape")), tasks)
+                yield where, _parse(where, line.decode(errors="surrogateescape"))
 
 
-def _read_parquet(file: str | Path, tasks: Collection[str]) -> Iterator[ThoughtLine]:
+def _parquet_rows(file: str | Path) -> Iterator[tuple[str, Any]]:
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
@@ -100,11 +98,31 @@ def _read_parquet(file: str | Path, tasks: Collection[str]) -> Iterator[ThoughtL
                 f"{file} is not a Parquet file: {error}. Write it as Parquet, or give a JSONL file another name."
             ) from None
         for number, row in rows:
-            where = f"{file}, row {number}"
+            yield f"{file}, row {number}", row
+
+
+def check_rows(rows: Iterable[tuple[str, Any]], tasks: Collection[str]) -> Iterator[ThoughtLine]:
+    r"""
+    Check the rows of a thought file.
+
+    Args:
+        rows (`Iterable[tuple[str, Any]]`):
+            What to call each row in messages, and the row. `params` and `usage` may be written as JSON.
+        tasks (`Collection[str]`):
+            Tasks that a row may belong to.
+
+    Yields:
+        [`ThoughtLine`]: One per row.
+
+    Raises:
+        `InputError`: A row is malformed or lacks a field. The message names file, row, value and how to fix it.
+    """
+    for where, row in rows:
+        if isinstance(row, dict):
             for name in _JSON_COLUMNS:
                 if isinstance(row.get(name), str):
-                    row[name] = _parse(f"{where}, column {name!r}", row[name])
-            yield _check(where, row, tasks)
+                    row = row | {name: _parse(f"{where}, column {name!r}", row[name])}
+        yield _check(where, row, tasks)
 
 
 def thought_schema() -> pyarrow.Schema:

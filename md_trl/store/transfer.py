@@ -6,7 +6,7 @@ import json
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from .questions import Questions
 from .schema import transaction
 from .selection import Selection, conditions
 from .settings import Settings
-from .thought_file import QuestionFinder, ThoughtLine, read_thought_file, write_thought_file
+from .thought_file import QuestionFinder, ThoughtLine, check_rows, write_thought_file
 
 
 class ImportSummary(NamedTuple):
@@ -74,14 +74,14 @@ class Transfer:
         """Write the selected thoughts to a thought file, and return their number."""
         return write_thought_file(file, self._rows(selection))
 
-    def import_thoughts(self, file: str | Path, task: str | None, split: str) -> ImportSummary:
-        """Add the thoughts of a thought file in one transaction."""
+    def import_rows(self, rows: Iterable[tuple[str, Any]], task: str | None, split: str) -> ImportSummary:
+        """Add the thoughts of rows, each with its name in messages, in one transaction."""
         new_questions = new_thoughts = known = 0
         with transaction(self._db):
             finder = QuestionFinder(self._questions.load(), split)
             tasks = [task] if task is not None else {*TASKS, *(question.task for question in finder.by_id.values())}
             series: dict[tuple[str, str, int], _Series] = {}
-            for line in read_thought_file(file, tasks):
+            for line in check_rows(rows, tasks):
                 question = finder.find(line)
                 if question is None:
                     question = finder.new(line)
