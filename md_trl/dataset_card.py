@@ -227,12 +227,16 @@ def _contamination(splits: Mapping[str, Mapping[str, Mapping[str, int]]]) -> str
 
 
 def _commands(task: str, metadata: Mapping[str, Any], has_thoughts: bool, repo: str) -> str:
-    """Write the commands that build a task again: from its raw thoughts, or by sampling."""
+    """Write the commands that build a task again: from its raw thoughts, by import, or by sampling."""
     source, settings = metadata["source"] or {}, metadata["settings"]
     selection = source.get("selection") or {}
     splits = list(metadata["types"])
     commands = []
-    if not has_thoughts:
+    if not has_thoughts and "sampled on" not in settings:
+        commands += [
+            ["md-trl", "store", "import", "--store", "thoughts.db", "--task", task, "--file", "thoughts.jsonl"]
+        ]
+    elif not has_thoughts:
         options = {"model": settings.get("teacher"), "n": settings.get("CoT thoughts per question")}
         options |= {name: settings.get(name) for name in _SAMPLE_OPTIONS}
         # A list of values is not an argument: the thoughts were sampled in several runs

@@ -20,10 +20,13 @@ from test_dataset import HOPELESS, build, import_lines, make_store
 from test_hub_server import add_fault, client
 from trl import SFTConfig, SFTTrainer
 
+from md_trl.cli import main
+from md_trl.dataset import build_dataset
 from md_trl.flat_twin import write_flat_twin
-from md_trl.records import MixedRow, QuestionType
+from md_trl.records import Choice, MixedRow, Question, QuestionType, SamplingParams
+from md_trl.sampling.ledger import Price
 from md_trl.secret_search import find_kinds
-from md_trl.store import Store
+from md_trl.store import Selection, Store
 
 
 REPO = "md/mixed-thoughts"
@@ -552,3 +555,42 @@ def test_the_commands_of_the_card_build_the_dataset_again(hub):
             for root in (folder, folder / "again")
         )
         assert first == again
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Name either a folder with `--dataset`, or `--metric`"),
+        (["--dataset", "mixed", "--metric"], "Name either a folder"),
+        (["--metric", "--thoughts", "t.db"], "`--thoughts` and `--allow` need `--dataset`"),
+    ],
+)
+def test_contradicting_arguments_are_refused(arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        main(["publish", "--repo", REPO, *arguments])
+
+
+def test_the_card_says_how_sampled_and_imported_thoughts_are_mixed_again(tmp_path):
+    make_folder(tmp_path)
+    imported = DatasetCard.load(tmp_path / "mixed" / "README.md").text
+    assert "md-trl store import --store thoughts.db --task svamp --file thoughts.jsonl\nmd-trl mix" in imported
+    with Store(tmp_path / "sampled.db") as store:
+        store.questions.add([Question("gsm8k/train/0", "gsm8k", "train", QUESTIONS[0], "5")])
+        setting = store.settings.number("gpt", "abc", SamplingParams(temperature=0.5))
+        for path, text in (("cot", "The answer is 5."), ("pot", "answer = 5")):
+            [claim] = store.claims.claim("gsm8k/train/0", path, setting, 3).claims
+            store.claims.save(claim.key, [Choice(text, "stop")] * 3, {})
+    with Store(tmp_path / "sampled.db") as store:
+        build_dataset(
+            store, tmp_path / "mixed", Selection("gsm8k", ["train"], models="gpt"), 2, {"gpt": Price(1.0, 1.0)}
+        )
+    card = DatasetCard.load(tmp_path / "mixed" / "README.md")
+    assert card.text.count("To build it again") == 2 and imported[imported.index("## svamp") :] in card.text + "\n"
+    assert (
+        "md-trl sample --task gsm8k --split train --model gpt --n 3 --temperature 0.5 --top_p 1.0 --max_tokens 512 "
+        "--seed 42 --store thoughts.db\n"
+        "md-trl mix --store thoughts.db --task gsm8k --splits train --output mixed --model gpt --repeat_cap 2\n"
+    ) in card.text
+    assert "| cost | 0.0000 |" in card.text and re.search(r"\| sampled on \| \d{4}", card.text)
+    default = load_dataset(str(tmp_path / "mixed"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert [row["task"] for row in default] == ["gsm8k", "svamp", "svamp"]
