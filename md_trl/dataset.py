@@ -15,6 +15,7 @@ import datasets
 from datasets.builder import Key
 from pyarrow import Table
 
+from . import __version__
 from .contamination import ContaminationCheck
 from .dataset_card import read_metadata
 from .dataset_folder import write_folder
@@ -153,12 +154,13 @@ def build_dataset(
     """
     # Thoughts that arrive from now on make the digest stale, whether or not they are mixed.
     source = {"selection": asdict(selection), "repeat_cap": repeat_cap, "digest": store.digest(selection)}
+    source["unfinished"] = store.unfinished(selection)
+    cost = None if prices is None else Ledger(store.spending(selection), prices).cost
     with tempfile.TemporaryDirectory(prefix=".mixing-", dir=_existing(output)) as folder:
         splits = mix_store(store, selection, folder, repeat_cap, progress)
         statistics = {name: split.statistics for name, split in splits.items()}
         settings = _card_settings(store, selection, statistics.values(), repeat_cap)
-        write_folder(output, selection.task, splits, settings, source)
-    cost = None if prices is None else Ledger(store.spending(selection), prices).cost
+        write_folder(output, selection.task, splits, settings | _provenance(store, selection, cost), source)
     checks = {name: split.contamination for name, split in splits.items() if split.contamination is not None}
     return BuildSummary(selection.task, statistics, checks, cost)
 
@@ -181,6 +183,15 @@ def _card_settings(
         "PoT thoughts per question": _listed(per_question["pot"]),
         "repeat_cap": repeat_cap,
     }
+
+
+def _provenance(store: Store, selection: Selection, cost: float | None) -> dict[str, Any]:
+    """Describe for the card which prompts thoughts were sampled with, when, at what cost, and what mixed them."""
+    hashes = {path: _listed(row.prompt_hash for row in store.status(selection) if row.path == path) for path in PATHS}
+    prompts = {f"{path} prompt (hash)": value for path, value in hashes.items() if value}
+    dates = {f"{how} on": days for how, days in store.dates(selection).items()}
+    paid = {} if cost is None else {"cost": f"{cost:.4f}"}
+    return {**prompts, **dates, **paid, "md_trl": __version__}
 
 
 def _listed(values: Iterable[Any]) -> str:

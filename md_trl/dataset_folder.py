@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import datasets
 from pyarrow.parquet import ParquetWriter
 
-from .dataset_card import METADATA_FILE, dataset_card
+from .dataset_card import METADATA_FILE, check_task_name, folder_card
+from .flat_twin import twin_of, write_flat_twin
 from .mixed_rows import MixedSplit
-from .mixing import describe
+from .mixing import LAMBDA_BINS, describe
 from .records import MixedRow, QuestionType
 
 
@@ -55,16 +55,21 @@ def write_folder(
         `Path`: The folder.
     """
     output = Path(output)
+    check_task_name(task)
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{task}-", dir=output) as temporary:
         new = Path(temporary) / "new"
-        info = _write_parquet(new, task, splits, max_shard_bytes)
+        _write_parquet(new, splits, max_shard_bytes)
+        write_flat_twin(new, Path(temporary) / "twin")
         summary = {
             "settings": dict(settings),
             "source": source,
             "types": {
                 name: {f"{type_:d}": split.statistics.types[type_] for type_ in QuestionType}
                 for name, split in splits.items()
+            },
+            "lambda": {
+                name: [split.statistics.lambda_bins[i] for i in range(LAMBDA_BINS)] for name, split in splits.items()
             },
             "contamination": {
                 name: split.contamination.figures()
@@ -74,30 +79,29 @@ def write_folder(
             "summary": {name: describe(split.statistics) for name, split in splits.items()},
         }
         (new / METADATA_FILE).write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        if (output / task).exists():
-            os.replace(output / task, Path(temporary) / "old")
-        os.replace(new, output / task)
-        dataset_card(output, task, info).save(Path(temporary) / "README.md")
+        # The rows come last: where they are complete, so is their flat twin
+        _replace(output / task, None, Path(temporary) / "old")
+        _replace(output / twin_of(task), Path(temporary) / "twin", Path(temporary) / "old-twin")
+        _replace(output / task, new, Path(temporary) / "old")
+        folder_card(output).save(Path(temporary) / "README.md")
         os.replace(Path(temporary) / "README.md", output / "README.md")
     return output
 
 
-def _write_parquet(
-    folder: Path, task: str, splits: Mapping[str, MixedSplit], max_shard_bytes: int
-) -> datasets.DatasetInfo:
+def _replace(folder: Path, new: Path | None, old: Path) -> None:
+    """Move a folder out of the way, if it exists, and the new one into its place."""
+    if folder.exists():
+        os.replace(folder, old)
+    if new is not None:
+        os.replace(new, folder)
+
+
+def _write_parquet(folder: Path, splits: Mapping[str, MixedSplit], max_shard_bytes: int) -> None:
     folder.mkdir()
-    info = datasets.DatasetInfo(features=MixedRow.features(), config_name=task, splits=datasets.SplitDict())
-    info.download_size = info.dataset_size = 0
     for name, split in splits.items():
         shards = max(1, math.ceil(split.num_bytes / max_shard_bytes))
-        num_bytes = 0
         for shard, (start, stop) in enumerate(split.ranges(shards)):
             file = folder / f"{name}-{shard:05d}-of-{shards:05d}.parquet"
             with ParquetWriter(file, MixedRow.features().arrow_schema) as writer:
                 for table in split.tables(start, stop):
                     writer.write_table(table)
-                    num_bytes += table.nbytes
-            info.download_size += file.stat().st_size
-        info.splits[name] = datasets.SplitInfo(name=name, num_bytes=num_bytes, num_examples=split.num_rows)
-        info.dataset_size += num_bytes
-    return info

@@ -16,6 +16,9 @@ from .voting import majority
 REPEAT_CAP = 4
 """Maximum `repeat` of a question by default."""
 
+LAMBDA_BINS = 10
+"""Bins of the histogram of lambda, from 0 to 1."""
+
 SOLVED_BY = {
     QuestionType.POT_ONLY: "PoT only",
     QuestionType.COT_ONLY: "CoT only",
@@ -144,7 +147,7 @@ class MixStatistics:
             self.correct[row.type, path] += correct
             self.per_question[path].add(sampled)
         if row.type == QuestionType.BOTH:
-            self.lambda_bins[min(int(row.lambda_ * 10), 9)] += 1
+            self.lambda_bins[min(int(row.lambda_ * LAMBDA_BINS), LAMBDA_BINS - 1)] += 1
             self.lambda_sum += row.lambda_
 
     def repeat(self, type_: QuestionType) -> int:
@@ -230,10 +233,10 @@ def describe(statistics: MixStatistics) -> str:
 
     bins = statistics.lambda_bins
     lines += ["", "| lambda (type 3) | questions |", "| --- | ---: |"]
-    for i in range(10):
+    for i in range(LAMBDA_BINS):
         if bins[i]:
             bar = "█" * math.ceil(20 * bins[i] / max(bins.values()))
-            lines.append(f"| {i / 10:.1f} - {(i + 1) / 10:.1f} | {bins[i]:,} {bar} |")
+            lines.append(f"| {i / LAMBDA_BINS:.1f} - {(i + 1) / LAMBDA_BINS:.1f} | {bins[i]:,} {bar} |")
     if bins:
         lines.append(f"| mean | {statistics.lambda_sum / bins.total():.3f} |")
     return "\n".join(lines)

@@ -231,3 +231,21 @@ class MixedRow:
                 "pot": thoughts,
             }
         )
+
+
+def path_row_features() -> Features:
+    """Schema of path rows, in order: one correct thought per row, and its weight in the objective (Sec. 3.2)."""
+    from datasets import Features, Value
+
+    string = Value("string")
+    return Features(
+        {
+            "id": string,
+            "task": string,
+            "path": string,
+            "type": Value("int32"),
+            "prompt": string,
+            "completion": string,
+            "weight": Value("float64"),
+        }
+    )

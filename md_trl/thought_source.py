@@ -19,10 +19,12 @@ from .store import Store
 from .store.thought_file import COLUMNS, thought_rows
 
 
-CONFIG = "{task}-thoughts"
-"""Configuration of a dataset that holds the raw thoughts of a task."""
-
 REQUIRED = ("task", "question", "gold", "path", "text")
+
+
+def thoughts_of(task: str) -> str:
+    """Return the name of the configuration of a dataset that holds the raw thoughts of a task."""
+    return f"{task}-thoughts"
 
 
 def thoughts_digest(thoughts: str | Path, task: str) -> str:
@@ -99,7 +101,7 @@ def _of_task(rows: Iterator[tuple[str, Any]], task: str, thoughts: str | Path) -
 
 
 def _builder(dataset: str | Path, task: str) -> datasets.DatasetBuilder:
-    config = CONFIG.format(task=task)
+    config = thoughts_of(task)
     try:
         return datasets.load_dataset_builder(str(dataset), config)
     except ValueError as error:
@@ -132,7 +134,7 @@ def _hub_rows(dataset: str | Path, task: str) -> Iterator[tuple[str, Any]]:
     builder = _builder(dataset, task)
     builder.download_and_prepare()
     for name, split in builder.as_dataset().items():
-        where = f"{dataset}, configuration {CONFIG.format(task=task)}, split {name}"
+        where = f"{dataset}, configuration {thoughts_of(task)}, split {name}"
         _check_columns(where, split.features.arrow_schema)
         number = 0
         for cached in split.cache_files:

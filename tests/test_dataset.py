@@ -406,9 +406,13 @@ def test_raw_thoughts_that_cannot_be_used_are_named(tmp_path):
         "    path: mine-thoughts/train-*.parquet\n---\n"
     )
     table = parquet.read_table(export)
+    text = table.schema.get_field_index("text")
     for broken, message in [
         (table.drop_columns(["gold", "text"]), "has no column 'gold', 'text'; it has 'task', 'id'"),
-        (table.set_column(6, "text", table["index"]), "the column 'text' holds int32, expected strings"),
+        (
+            table.set_column(text, "text", table["index"]),
+            "the column 'text' holds int32, expected strings",
+        ),
     ]:
         parquet.write_table(broken, tmp_path / "repo" / "mine-thoughts" / "train-00000-of-00001.parquet")
         with pytest.raises(ValueError, match=f"repo/mine-thoughts/train-00000-of-00001.parquet:? ?{message}"):
@@ -432,7 +436,6 @@ def rows():
     return builder.cache_dir, builder.as_dataset(split="train").to_list()
 
 raw = Dataset.from_parquet(sys.argv[1], cache_dir=sys.argv[2])
-raw = raw.add_column("split", ["train"] * len(raw))
 raw.push_to_hub("md/mixed-thoughts", "mine-thoughts", split="train")
 first, all_rows = rows()
 assert rows() == (first, all_rows)

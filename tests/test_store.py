@@ -531,7 +531,8 @@ def test_export_line(store, tmp_path):
     usage = {"prompt_tokens": 10, "completion_tokens": 5}
     fill(store, question(0).id, "cot", ["one\u2028two", "three"], usage=usage)
     assert store.export_thoughts(tmp_path / "t.jsonl") == 2
-    common = {"task": "svamp", "id": question(0).id, "question": question(0).question, "gold": "1", "path": "cot"}
+    common = {"task": "svamp", "id": question(0).id, "split": "train", "question": question(0).question}
+    common |= {"gold": "1", "path": "cot"}
     params = {**PARAMS_AS_JSON, "prompt_hash": "p"}
     last = {"finish_reason": "stop", "model": "m", "params": params}
     assert lines(tmp_path / "t.jsonl") == [
@@ -551,6 +552,17 @@ def test_logprobs_are_kept_exported_and_imported(store, tmp_path):
             other.import_thoughts(tmp_path / name)
             assert [t.logprob for t in other.thoughts()] == [-0.1, None]
     assert [row.get("logprob") for row in lines(tmp_path / "t.jsonl")] == [-0.1, None]
+
+
+def test_dates_tell_sampled_from_imported_thoughts(store, tmp_path):
+    assert store.dates() == {}
+    fill(store, question(0).id, "cot", ["one"])
+    [(how, day)] = store.dates().items()
+    assert how == "sampled" and re.fullmatch(r"\d{4}-\d\d-\d\d( to \d{4}-\d\d-\d\d)?", day)
+    write(tmp_path / "t.jsonl", {"task": "svamp", "id": question(0).id, "path": "pot", "text": "answer = 1"})
+    store.import_thoughts(tmp_path / "t.jsonl")
+    assert list(store.dates()) == ["sampled", "imported"]
+    assert list(store.dates(Selection(paths=["pot"]))) == ["imported"]
 
 
 def test_export_of_a_selection(store, tmp_path):

@@ -26,7 +26,7 @@ from md_trl.prompts import encode, read_student_settings, student_text
 from md_trl.tasks import load_questions
 from md_trl.trainer.data_sampler import DrawnQuestions, QuestionSampler, draw
 from md_trl.trainer.preprocessing import prepare_questions, tokenize_thoughts
-from md_trl.trainer.weighting import path_rows, thoughts_to_learn
+from md_trl.weighting import path_rows, thoughts_to_learn
 
 
 # Every `train` collects garbage: what the imports have made is none

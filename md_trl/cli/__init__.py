@@ -21,6 +21,7 @@ VERBS = {
     "sample": "sample thoughts of a teacher or a student into a store",
     "store": "show what a store holds (`status`), `import` and `export` thoughts, `merge` stores",
     "mix": "judge and mix the thoughts of a store into a dataset",
+    "publish": "publish a dataset, or the metric `md_vote`, on the Hub",
     "train": "run a recipe: load or build mixed thoughts, train a student, evaluate it",
     "eval": "sample a student and score its votes",
     "report": "compare evaluation results in tables and figures",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from .owner import IMPORT_OWNER
+from .owner import BATCH_OWNER, IMPORT_OWNER, is_alive
 from .selection import Selection, conditions
 
 
@@ -234,6 +235,57 @@ def spending(db: sqlite3.Connection, selection: Selection) -> list[Spending]:
         [IMPORT_OWNER, *values],
     )
     return [Spending(model, bool(batch), *map(int, figures)) for model, batch, *figures in rows]
+
+
+def unfinished(db: sqlite3.Connection, selection: Selection) -> list[str]:
+    r"""
+    Name what a running process or a batch is sampling.
+
+    Args:
+        db (`sqlite3.Connection`):
+            The open store.
+        selection ([`Selection`]):
+            What to select.
+
+    Returns:
+        `list[str]`: One description per task, split, path, model and kind of owner.
+    """
+    where, values = conditions(selection, "r")
+    rows = db.execute(
+        "SELECT q.task || '/' || q.split || ', ' || r.path || ' of ' || s.model, r.owner, max(r.created_at), sum(r.n) "
+        "FROM requests r JOIN questions q ON q.key = r.question JOIN settings s ON s.id = r.setting "
+        f"WHERE r.ended_at IS NULL AND {where} GROUP BY 1, 2 ORDER BY 1, 2",
+        values,
+    )
+    samples: Counter[tuple[str, str]] = Counter()
+    for name, owner, created_at, n in rows:
+        if is_alive(owner, created_at):
+            samples[name, "a batch" if owner == BATCH_OWNER else "a running process"] += n
+    return [f"{name}: {n:,} samples by {owner}" for (name, owner), n in samples.items()]
+
+
+def dates(db: sqlite3.Connection, selection: Selection) -> dict[str, str]:
+    r"""
+    Find out when the selected thoughts were sampled, and when they were imported.
+
+    Args:
+        db (`sqlite3.Connection`):
+            The open store.
+        selection ([`Selection`]):
+            What to select.
+
+    Returns:
+        `dict[str, str]`: First and last day in UTC under `sampled` and `imported`. A key without thoughts is left out.
+    """
+    where, values = conditions(selection, "r")
+    rows = db.execute(
+        "SELECT iif(r.owner = ?, 'imported', 'sampled'), date(min(r.ended_at), 'unixepoch'), "
+        "date(max(r.ended_at), 'unixepoch') FROM requests r JOIN questions q ON q.key = r.question "
+        f"JOIN settings s ON s.id = r.setting WHERE r.error IS NULL AND r.ended_at IS NOT NULL AND {where} "
+        "GROUP BY 1 ORDER BY 1 DESC",
+        [IMPORT_OWNER, *values],
+    )
+    return {how: " to ".join(dict.fromkeys(days)) for how, *days in rows}
 
 
 def usage(db: sqlite3.Connection, question: int, path: str, setting: int) -> Usage:

@@ -192,6 +192,33 @@ class Store:
         """
         return status.usage(self._db, self.questions.key(question_id), path, setting)
 
+    def unfinished(self, selection: Selection | None = None) -> list[str]:
+        r"""
+        Name what is being sampled at this moment, by a running process or a batch.
+
+        Args:
+            selection ([`Selection`], *optional*, defaults to all thoughts):
+                Which requests to look at.
+
+        Returns:
+            `list[str]`: One description per task, split, path and model, empty if nothing is being sampled.
+        """
+        return status.unfinished(self._db, selection or Selection())
+
+    def dates(self, selection: Selection | None = None) -> dict[str, str]:
+        r"""
+        Find out when thoughts were sampled, and when they were imported.
+
+        Args:
+            selection ([`Selection`], *optional*, defaults to all thoughts):
+                Which thoughts to look at.
+
+        Returns:
+            `dict[str, str]`: First and last day in UTC under `sampled` and `imported`, as in `2026-11-23 to
+            2026-11-24`.
+        """
+        return status.dates(self._db, selection or Selection())
+
     def changed_elsewhere(self) -> bool:
         """Return whether another connection has written to the file since the last call."""
         (version,) = self._db.execute("PRAGMA data_version").fetchone()
@@ -202,8 +229,8 @@ class Store:
         r"""
         Write thoughts to a thought file, in the order of questions, paths, settings and sample indices.
 
-        Each row has `task`, `id`, `question`, `gold`, `path`, `index`, `text` and `finish_reason`, and where they are
-        known `answer`, `logprob`, `model`, `params` and `usage` (on the first thought of a request).
+        Each row has `task`, `id`, `split`, `question`, `gold`, `path`, `index`, `text` and `finish_reason`, and where
+        they are known `answer`, `logprob`, `model`, `params` and `usage` (on the first thought of a request).
 
         Args:
             file (`str` or [`~pathlib.Path`]):

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..answers import equal
 from ..errors import InputError
@@ -21,14 +21,18 @@ from ..records import PATHS_AND_LABEL, Question
 from .settings import FLOAT_PARAMS
 
 
+if TYPE_CHECKING:
+    import pyarrow
+
 FORM = (
     'Each row is an object: {"task": "svamp", "id": "svamp/train/chal-12", "path": "cot", "text": "..."}, or with '
     '"question" instead of "id"'
 )
 COLUMNS = (
-    *("task", "id", "question", "gold", "path", "index", "text", "finish_reason"),
+    *("task", "id", "split", "question", "gold", "path", "index", "text", "finish_reason"),
     *("answer", "logprob", "model", "params", "usage"),
 )
+"""Columns of the thoughts that a store exports, and of raw thoughts on the Hub."""
 _JSON_COLUMNS = ("params", "usage")
 _TOKEN_COUNTS = ("prompt_tokens", "cached_tokens", "completion_tokens")
 
@@ -121,6 +125,14 @@ def check_rows(rows: Iterable[tuple[str, Any]], tasks: Collection[str]) -> Itera
         yield _check(where, row, tasks)
 
 
+def thought_schema() -> pyarrow.Schema:
+    """Schema of thoughts in Parquet: `params` and `usage` are JSON objects as strings, what is unknown is null."""
+    import pyarrow
+
+    types = {"index": pyarrow.int32(), "logprob": pyarrow.float64()}
+    return pyarrow.schema([(name, types.get(name, pyarrow.string())) for name in COLUMNS])
+
+
 def write_thought_file(file: str | Path, rows: Iterable[dict[str, Any]]) -> int:
     r"""
     Write a thought file.
@@ -154,9 +166,7 @@ def _write_parquet(file: Path, rows: Iterable[dict[str, Any]]) -> int:
     import pyarrow
     from pyarrow.parquet import ParquetWriter
 
-    types = {"index": pyarrow.int32(), "logprob": pyarrow.float64()}
-    schema = pyarrow.schema([(name, types.get(name, pyarrow.string())) for name in COLUMNS])
-    count = 0
+    count, schema = 0, thought_schema()
     rows = iter(rows)
     with ParquetWriter(file, schema) as writer:
         while chunk := list(itertools.islice(rows, 10_000)):

@@ -122,14 +122,14 @@ class Transfer:
         where, values = conditions(selection, "t")
         # Settings are sorted by their content, because their numbers differ from store to store.
         rows = self._db.execute(
-            "SELECT q.task, q.id, q.question, q.answer, t.path, t.sample_index, t.text, t.finish_reason, t.stated, "
-            "t.logprob, s.model, s.prompt_hash, s.params, iif(t.choice_index = 0, r.usage, '{}') FROM thoughts t "
-            "JOIN questions q ON q.key = t.question JOIN settings s ON s.id = t.setting "
+            "SELECT q.task, q.id, q.split, q.question, q.answer, t.path, t.sample_index, t.text, t.finish_reason, "
+            "t.stated, t.logprob, s.model, s.prompt_hash, s.params, iif(t.choice_index = 0, r.usage, '{}') "
+            "FROM thoughts t JOIN questions q ON q.key = t.question JOIN settings s ON s.id = t.setting "
             f"JOIN requests r ON r.id = t.request WHERE {where} "
             "ORDER BY q.key, t.path, s.model, s.prompt_hash, s.params, t.sample_index",
             values,
         )
-        names = ("task", "id", "question", "gold", "path", "index", "text", "finish_reason")
+        names = ("task", "id", "split", "question", "gold", "path", "index", "text", "finish_reason")
         for *columns, stated, logprob, model, prompt_hash, params, usage in rows:
             row = dict(zip(names, columns, strict=True))
             params = json.loads(params) | ({"prompt_hash": prompt_hash} if prompt_hash else {})

@@ -113,28 +113,6 @@ def check_template(tokenizer: PreTrainedTokenizerBase, prompt_format: str, where
         raise InputError(f"{where} is a conversation, which `prompt_format='plain'` cannot render. Set it to 'chat'.")
 
 
-def thought_text(thought: str | list[dict[str, Any]]) -> str:
-    r"""
-    Return the text of a thought.
-
-    Args:
-        thought (`str` or `list[dict]`):
-            A text, or a conversation of a single message of the assistant.
-
-    Returns:
-        `str`: The text, or the content of the message.
-
-    Raises:
-        `ValueError`: If there are several messages.
-    """
-    if isinstance(thought, str):
-        return thought
-    [message] = thought if len(thought) == 1 else [{}]
-    if message.get("role") != "assistant" or not isinstance(message.get("content"), str):
-        raise InputError(f"A thought must be a text or one message of the assistant, got {thought!r:.80}.")
-    return message["content"]
-
-
 def template_opening(tokenizer: PreTrainedTokenizerBase) -> str:
     r"""
     Return how prompts begin that a tokenizer's chat template has rendered.

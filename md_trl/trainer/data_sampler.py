@@ -12,8 +12,8 @@ from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
 
 from ..records import PATHS_AND_LABEL
+from ..weighting import path_weights
 from .md_config import MDConfig
-from .weighting import path_weights
 
 
 def draw(count: int, k: str, seed: int, epoch: int, id: str, path: str, occurrence: int) -> list[int]:

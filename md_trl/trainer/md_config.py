@@ -8,9 +8,9 @@ import torch
 from trl import SFTConfig
 
 from ..errors import InputError
+from ..weighting import OBJECTIVES
 
 
-OBJECTIVES = ("md", "cot", "pot", "uniform", "step_by_step", "label", "label_all")
 LAYOUTS = ("padded", "packed", "tree")
 WEIGHT_NORMALIZERS = ("rows", "weights", "tokens")
 LIGER_LOSSES = ("fused_linear_cross_entropy", "cross_entropy")

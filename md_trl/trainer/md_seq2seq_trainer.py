@@ -25,9 +25,9 @@ from trl.trainer.base_trainer import _BaseTrainer
 
 from ..errors import InputError
 from ..prompts import encode
+from ..weighting import thought_text
 from .arguments import as_config, as_dataset, check_adapter, check_arguments
 from .collator import MDCollator
-from .conversations import thought_text
 from .md_seq2seq_config import MDSeq2SeqConfig
 from .objective import MixedObjective
 from .preprocessing import LEARN_PROGRAMS

@@ -16,9 +16,9 @@ from transformers.utils import logging
 from ..errors import InputError
 from ..prompts import Prompt, encode, resolve_prompt_format, student_text
 from ..records import LABEL, PATHS, PATHS_AND_LABEL, QuestionType
+from ..weighting import path_weights, thoughts_to_learn
 from .conversations import check_messages, check_template, render_completion, template_opening
 from .md_config import MDConfig
-from .weighting import path_weights, thoughts_to_learn
 
 
 logger = logging.get_logger(__name__)

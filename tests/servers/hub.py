@@ -7,13 +7,14 @@ they import anything. A repository is public, private or gated; a commit on an o
 Everything is kept below the root folder and read again by the next server: `repos/` holds each repository's history
 (`repo.json`) and the files of its main branch, `blobs/` the contents by digest.
 
-`POST /_faults` with `{"match": REGEX, "status": 503, "times": 1, "skip": 0}` makes later requests whose `METHOD /path`
-matches fail with that status, or lose their connection where `status` is null.
+`POST /_faults` with `{"match": REGEX, "status": 503, "times": 1, "skip": 0, "seconds": 0}` makes later requests whose
+`METHOD /path` matches fail with that status, or lose their connection where `status` is null, after so many seconds.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import base64
 import hashlib
 import json
@@ -22,6 +23,7 @@ import re
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -29,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+import yaml
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -41,6 +44,10 @@ USER = "md"
 
 _DATE = "2026-11-24T00:00:00.000Z"
 _LFS_SUFFIXES = (".parquet", ".safetensors", ".bin", ".arrow", ".pt", ".gguf", ".zip", ".gz", ".png")
+_LICENSES = ("apache-2.0", "mit", "cc-by-nc-4.0", "other")
+_TASKS = ("text-generation", "question-answering")
+_SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M")
+_SDKS = ("gradio", "docker", "static")
 _KINDS = {"datasets": "dataset", "spaces": "space", "models": "model"}
 
 
@@ -123,6 +130,7 @@ class Fault:
     status: int | None = 503
     times: int = 1
     skip: int = 0
+    seconds: float = 0.0
 
 
 class Hub:
@@ -133,6 +141,7 @@ class Hub:
         self.repos: dict[tuple[str, str], Repo] = {}
         self.faults: list[Fault] = []
         self.requests: list[tuple[str, str, int | None]] = []
+        self.failing: list[str] = []
         (root / "blobs").mkdir(parents=True, exist_ok=True)
         for file in sorted(root.glob("repos/*/*/*/repo.json")):
             saved = json.loads(file.read_text())
@@ -197,6 +206,40 @@ def _writer(request: Request) -> None:
         raise HubError(403, "You don't have the rights to write to this repository")
 
 
+def _metadata_errors(content: str, repo_type: str) -> list[str]:
+    """Check the YAML of a card as the Hub does, in the fields that this project writes."""
+    match = re.match(r"---\n(.*?)\n---(\n|$)", content, re.DOTALL)
+    if match is None:
+        return []
+    try:
+        data = yaml.safe_load(match[1])
+    except yaml.YAMLError as error:
+        return [f"not YAML: {error}"]
+    lists = {"language", "license", "task_categories", "tags", "size_categories"}
+    errors = [
+        f'"{name}" must be a string or a list of strings'
+        for name in lists & data.keys()
+        if not all(isinstance(part, str) for part in (data[name] if isinstance(data[name], list) else [data[name]]))
+    ]
+    allowed = {"license": _LICENSES, "task_categories": _TASKS, "size_categories": _SIZES, "sdk": _SDKS}
+    for name in allowed.keys() & data.keys():
+        values = data[name] if isinstance(data[name], list) else [data[name]]
+        errors += [f'"{name}" must be one of {allowed[name]}, not {v!r}' for v in values if v not in allowed[name]]
+    if repo_type == "space":
+        errors += [f'"{name}" is required' for name in ("title", "sdk") if name not in data]
+        if len(data.get("short_description", "")) > 60:
+            errors.append('"short_description" must be at most 60 characters long')
+    for name in ("configs", "dataset_info"):
+        entries = data.get(name, [])
+        entries = entries if isinstance(entries, list) else [entries]
+        names = [entry.get("config_name", "default") for entry in entries]
+        if len(set(names)) < len(names):
+            errors.append(f'"{name}" has duplicate config names')
+    if sum(bool(entry.get("default")) for entry in data.get("configs", [])) > 1:
+        errors.append('only one of "configs" may be the default')
+    return errors
+
+
 def _directory(name: str, expand: bool) -> dict[str, Any]:
     entry = {"type": "directory", "oid": hashlib.sha1(name.encode()).hexdigest(), "size": 0, "path": name}
     return entry | ({"lastCommit": {"id": "0" * 40, "title": "commit", "date": _DATE}} if expand else {})
@@ -240,7 +283,9 @@ class Api:
         return JSONResponse({"type": "user", "name": USER, "fullname": USER, "orgs": [], "auth": token})
 
     async def validate_yaml(self, request: Request) -> Response:
-        return JSONResponse({"errors": [], "warnings": []})
+        sent = await request.json()
+        errors = [{"message": message} for message in _metadata_errors(sent["content"], sent["repoType"])]
+        return JSONResponse({"errors": errors, "warnings": []}, 400 if errors else 200)
 
     async def telemetry(self, request: Request) -> Response:
         return JSONResponse({})
@@ -545,6 +590,11 @@ class Watch:
             await send(message)
 
         fault = self._fault(line)
+        if fault is not None:
+            self.hub.failing.append(line)
+            until = time.monotonic() + fault.seconds
+            while fault in self.hub.faults and time.monotonic() < until:  # `hub.faults.clear()` ends the waiting
+                await asyncio.sleep(0.02)
         if fault is None:
             await self.app(scope, receive, watched)
         elif fault.status is not None:

@@ -6,18 +6,19 @@ Lambda itself is computed when thoughts are mixed, see [`~md_trl.mixing.lambda_o
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedTokenizerBase
-
-from ..answers import equal
-from ..errors import InputError
-from ..prompts import student_text
-from ..records import LABEL, PATHS, QuestionType
-from .conversations import thought_text
-from .md_config import OBJECTIVES
+from .answers import equal
+from .errors import InputError
+from .prompts import student_text
+from .records import LABEL, PATHS, QuestionType
 
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+OBJECTIVES = ("md", "cot", "pot", "uniform", "step_by_step", "label", "label_all")
+"""What a student can learn: Mixed Distillation, and its baselines."""
 UNSOLVED_PATH = {QuestionType.POT_ONLY: "cot", QuestionType.COT_ONLY: "pot"}
 """The path that did not solve a question, for the types in which one path did not."""
 
@@ -30,7 +31,7 @@ def path_weights(
 
     Args:
         objective (`str`):
-            Objective, as in [`MDConfig`]. All but `"md"` are baselines.
+            Objective, as in [`~md_trl.MDConfig`]. All but `"md"` are baselines.
         question_type (`int`):
             Type of the question, a [`~md_trl.records.QuestionType`].
         lambda_ (`float` or `None`):
@@ -54,6 +55,28 @@ def path_weights(
     return {"cot": 1 - lambda_, "pot": lambda_}
 
 
+def thought_text(thought: str | list[dict[str, Any]]) -> str:
+    r"""
+    Return the text of a thought.
+
+    Args:
+        thought (`str` or `list[dict]`):
+            A text, or a conversation of a single message of the assistant.
+
+    Returns:
+        `str`: The text, or the content of the message.
+
+    Raises:
+        `ValueError`: If there are several messages.
+    """
+    if isinstance(thought, str):
+        return thought
+    [message] = thought if len(thought) == 1 else [{}]
+    if message.get("role") != "assistant" or not isinstance(message.get("content"), str):
+        raise InputError(f"A thought must be a text or one message of the assistant, got {thought!r:.80}.")
+    return message["content"]
+
+
 def thoughts_to_learn(row: dict[str, Any], path: str, unsolved_path: str) -> list[str]:
     r"""
     Return the distinct texts of a path that the student learns from, in the order of the row.
@@ -65,7 +88,7 @@ def thoughts_to_learn(row: dict[str, Any], path: str, unsolved_path: str) -> lis
         path (`str`):
             `"cot"` or `"pot"`.
         unsolved_path (`str`):
-            What a path that did not solve the question contributes, as in [`MDConfig`].
+            What a path that did not solve the question contributes, as in [`~md_trl.MDConfig`].
 
     Returns:
         `list[str]`: Texts without surrounding white space.
@@ -103,9 +126,9 @@ def path_rows(
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Tokenizer whose chat template formats the prompts. Without one, prompts are plain text.
         objective (`str`, *optional*, defaults to `"md"`):
-            Objective, as in [`MDConfig`], except `"label_all"`.
+            Objective, as in [`~md_trl.MDConfig`], except `"label_all"`.
         unsolved_path (`str`, *optional*, defaults to `"correct"`):
-            What a path that did not solve the question contributes, as in [`MDConfig`].
+            What a path that did not solve the question contributes, as in [`~md_trl.MDConfig`].
 
     Returns:
         `list[dict]`: Rows with `id`, `task`, `path`, `type`, `prompt`, `completion` and `weight`.
