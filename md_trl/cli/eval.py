@@ -9,6 +9,7 @@ from ..records import PATHS, STUDENT_MAX_TOKENS, STUDENT_THOUGHTS, SamplingParam
 
 
 if TYPE_CHECKING:
+    from ..evaluation import EvaluationResult
     from ..sampling.engines.transformers import TransformersEngine
     from ..store import Store
     from ..student_evaluation import StudentEvaluation
@@ -122,8 +123,10 @@ def run(args: EvalArguments) -> None:
         evaluate(evaluation, args.name or Path(args.model).name, engine, store, args.output)
 
 
-def evaluate(evaluation: StudentEvaluation, name: str, engine: TransformersEngine, store: Store, folder: str) -> None:
-    """Evaluate a student, write the result to a folder and print its tables."""
+def evaluate(
+    evaluation: StudentEvaluation, name: str, engine: TransformersEngine, store: Store, folder: str
+) -> EvaluationResult:
+    """Evaluate a student, write the result to a folder, print its tables and return it."""
     from ..report import accuracy_table, solved_table
     from .sample import format_summary
 
@@ -132,3 +135,4 @@ def evaluate(evaluation: StudentEvaluation, name: str, engine: TransformersEngin
     file = result.save(folder)
     print("\n\n".join(table for table in (accuracy_table([result]), solved_table([result])) if table))
     print(f"\nWrote {file}.")
+    return result

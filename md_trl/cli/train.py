@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from trl import ModelConfig
 
+    from ..evaluation import EvaluationResult
     from ..student_evaluation import StudentEvaluation
     from ..trainer import MDConfig, MDSeq2SeqTrainer, MDTrainer
 
@@ -115,7 +116,9 @@ ARGUMENTS = _arguments()
 
 
 def run(args: RecipeArguments, training_args: MDConfig, model_args: ModelConfig) -> None:
-    """Load or build the dataset, train, save, evaluate."""
+    """Load or build the dataset, train, save, evaluate, push."""
+    from ..student_results import push_results, write_results
+
     output = Path(training_args.output_dir)
     args.eval_store = args.eval_store or str(output / "student.db")
     args.eval_output = args.eval_output or str(output / "results")
@@ -134,7 +137,17 @@ def run(args: RecipeArguments, training_args: MDConfig, model_args: ModelConfig)
     # From here on no process waits for another in a collective, which would time out in a long evaluation.
     trainer.end()
     if evaluation is not None and on_main_machine:
-        _evaluate(evaluation, args, training_args.output_dir, is_main)
+        result = _evaluate(evaluation, args, training_args.output_dir, is_main)
+        if result is not None and training_args.push_to_hub:
+            push_results(
+                training_args.output_dir,
+                [result],
+                trainer.hub_model_id,
+                training_args.hub_token,
+                training_args.hub_revision,
+            )
+        elif result is not None:
+            write_results(training_args.output_dir, [result])
 
 
 def _prepare_evaluation(args: RecipeArguments, prompt_format: str) -> StudentEvaluation:
@@ -207,7 +220,9 @@ def _load_rows(args: RecipeArguments, training_args: MDConfig) -> Dataset:
     return rows if args.train_limit is None else rows.select(range(min(args.train_limit, len(rows))))
 
 
-def _evaluate(evaluation: StudentEvaluation, args: RecipeArguments, student: str, is_main: bool) -> None:
+def _evaluate(
+    evaluation: StudentEvaluation, args: RecipeArguments, student: str, is_main: bool
+) -> EvaluationResult | None:
     """Evaluate the student. All processes of the main process's machine sample; the main process judges."""
     from ..sampling.engines.transformers import TransformersEngine
     from ..store import Store
@@ -216,6 +231,6 @@ def _evaluate(evaluation: StudentEvaluation, args: RecipeArguments, student: str
     engine = TransformersEngine(student)
     with Store(args.eval_store) as store:
         if is_main:
-            evaluate(evaluation, Path(student).name, engine, store, args.eval_output)
-        else:
-            evaluation.sample(engine, store, progress=False)
+            return evaluate(evaluation, Path(student).name, engine, store, args.eval_output)
+        evaluation.sample(engine, store, progress=False)
+    return None

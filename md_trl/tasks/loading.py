@@ -12,6 +12,10 @@ from typing import Any
 from ..errors import InputError
 
 
+CONVERTED = "refs/convert/parquet"
+"""Branch of a dataset on the Hub that holds what the Hub has converted to Parquet."""
+
+
 @dataclass(frozen=True)
 class Row:
     r"""
@@ -49,12 +53,34 @@ class Row:
 
 
 def hub_rows(repo: str, config: str | None, split: str, hint: str) -> list[Row]:
-    """Load the rows of one split of a dataset on the Hub."""
+    r"""
+    Load the rows of one split of a dataset on the Hub.
+
+    Args:
+        repo (`str`):
+            Hub id of the dataset.
+        config (`str`, *optional*):
+            Configuration of the dataset.
+        split (`str`):
+            Split as it is named there.
+        hint (`str`):
+            Sentence that says where to get the data otherwise.
+
+    Returns:
+        `list[Row]`: The rows in order.
+
+    Raises:
+        `ConnectionError`: The Hub is out of reach, or it has no such dataset, configuration or split.
+    """
     from datasets import load_dataset
 
     try:
-        dataset = load_dataset(repo, config, split=split)
-    # The Hub is out of reach, there is no such dataset, config or split, or it is a loading script.
+        try:
+            dataset = load_dataset(repo, config, split=split)
+        except RuntimeError:
+            # A loading script, which `datasets` no longer runs. The Hub converts such datasets itself.
+            files = {split: f"{config or 'default'}/{split}/*.parquet"}
+            dataset = load_dataset(repo, data_files=files, revision=CONVERTED, split=split)
     except (OSError, ValueError, RuntimeError) as error:
         raise ConnectionError(f"Could not load split {split!r} of {repo!r} from the Hub: {error} {hint}") from error
     return [Row(f"{repo}, split {split}, row {n}", values, hint) for n, values in enumerate(dataset, 1)]

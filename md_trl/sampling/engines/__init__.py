@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from ...errors import InputError
 from ...prompts import Prompt, max_prompt_tokens
 from ...records import Choice, SamplingParams
+from ...student_folder import weights_digest
 
 
 # Defaults that the command line shows too. The engines' own files import large libraries.
@@ -156,12 +157,4 @@ def cut_at_stop(choice: Choice, stop: Sequence[str]) -> Choice:
 
 def model_name(model: str) -> str:
     """Name of a local model in the store: a Hub id as it is, a folder with a digest of the weights it holds now."""
-    folder = Path(model)
-    if not folder.is_dir():
-        return model
-    digest = hashlib.sha256()
-    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("adapter_config.json")]):
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return f"{model}@{digest.hexdigest()[:8]}"
+    return f"{model}@{weights_digest(model)}" if Path(model).is_dir() else model
