@@ -9,21 +9,18 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .errors import InputError
 from .evaluation import EvaluationResult, collect_answers
 from .execution import Executor, default_cache
 from .judging import read_answers
-from .prompts import resolve_prompt_format, student_prompt
+from .prompts import student_prompt
 from .records import LABEL, PATHS, PATHS_AND_LABEL, STUDENT_THOUGHTS, Question, SamplingParams
 from .sampling import SampleSummary, sample
-from .sampling.engines import check_params
+from .sampling.engines import Engine, check_params
 from .store import Selection, Store
 
-
-if TYPE_CHECKING:
-    from .sampling.engines.transformers import TransformersEngine
 
 POLL_SECONDS = 1.0
 """Pause between two checks for samples that another process is still drawing."""
@@ -82,12 +79,12 @@ class StudentEvaluation:
             raise InputError("There is nothing to evaluate. Choose at least one question and one path.")
         check_params(self.params, self.n)
 
-    def sample(self, engine: TransformersEngine, store: Store, progress: bool = True) -> SampleSummary:
+    def sample(self, engine: Engine, store: Store, progress: bool = True) -> SampleSummary:
         r"""
         Sample what the store lacks. Several processes may do so at the same time.
 
         Args:
-            engine ([`~md_trl.sampling.engines.transformers.TransformersEngine`]):
+            engine ([`~md_trl.sampling.engines.Engine`]):
                 Engine of the student.
             store ([`~md_trl.store.Store`]):
                 Store of the student's thoughts.
@@ -97,7 +94,7 @@ class StudentEvaluation:
         Returns:
             [`~md_trl.sampling.SampleSummary`]: What this process sampled, and the settings of all samples.
         """
-        prompt_format = resolve_prompt_format(engine.tokenizer, self.prompt_format, engine.student_settings)
+        prompt_format = engine.student_prompt_format(self.prompt_format)
 
         def prompt(question: Question, path: str):
             return student_prompt(question.question, path, prompt_format)
@@ -110,19 +107,38 @@ class StudentEvaluation:
                 summary.add(sample(self.questions, paths, n, engine, store, prompt, params=params, progress=progress))
         return summary
 
-    def run(self, name: str, engine: TransformersEngine, store: Store) -> EvaluationResult:
+    def run(self, name: str, engine: Engine, store: Store) -> EvaluationResult:
         """Sample and judge, see [`StudentEvaluation.sample`] and [`StudentEvaluation.judge`]."""
         self.sample(engine, store)
         return self.judge(name, engine, store)
 
-    def judge(self, name: str, engine: TransformersEngine, store: Store) -> EvaluationResult:
+    def wait(self, engine: Engine, store: Store) -> list[int]:
+        r"""
+        Wait until other processes have drawn their samples, and sample what they did not finish.
+
+        Args:
+            engine ([`~md_trl.sampling.engines.Engine`]):
+                Engine of the student.
+            store ([`~md_trl.store.Store`]):
+                Store of the student's thoughts.
+
+        Returns:
+            `list[int]`: Numbers of the settings of all samples.
+        """
+        settings = self.sample(engine, store, progress=False).settings
+        while self._drawn_elsewhere(store, settings):
+            time.sleep(POLL_SECONDS)
+        self.sample(engine, store, progress=False)
+        return settings
+
+    def judge(self, name: str, engine: Engine, store: Store) -> EvaluationResult:
         r"""
         Judge all answers, as soon as other processes that share the sampling are done.
 
         Args:
             name (`str`):
                 Name of the student in tables.
-            engine ([`~md_trl.sampling.engines.transformers.TransformersEngine`]):
+            engine ([`~md_trl.sampling.engines.Engine`]):
                 Engine of the student.
             store ([`~md_trl.store.Store`]):
                 Store of the student's thoughts.
@@ -133,10 +149,7 @@ class StudentEvaluation:
         Raises:
             `ValueError`: The student could not be sampled on a question.
         """
-        settings = self.sample(engine, store, progress=False).settings
-        while self._drawn_elsewhere(store, settings):
-            time.sleep(POLL_SECONDS)
-        self.sample(engine, store, progress=False)  # what another process did not finish
+        settings = self.wait(engine, store)
         first = self.questions[0]
         asked = {question.id for question in self.questions}
         thoughts = store.thoughts(Selection(first.task, [first.split], paths=self.paths, settings=settings))
@@ -161,12 +174,12 @@ class StudentEvaluation:
             questions=collect_answers(self.questions, answered, self.n, self.paths, tokens),
         )
 
-    def _settings(self, engine: TransformersEngine) -> dict[str, Any]:
+    def _settings(self, engine: Engine) -> dict[str, Any]:
         return {
             "paths": [path for path in PATHS_AND_LABEL if path in self.paths],
             "n": self.n,
             **asdict(self.params),
-            "prompt_format": resolve_prompt_format(engine.tokenizer, self.prompt_format, engine.student_settings),
+            "prompt_format": engine.student_prompt_format(self.prompt_format),
             "extract": "strict" if self.strict else "flexible",
         }
 

@@ -6,6 +6,8 @@ import torch
 from architectures import ARCHITECTURES, NOT_BUILT, QUESTIONS, Outcome, compare, gradient, relative_error, tiny_model
 from peft import LoraConfig
 from students import byte_tokenizer, tiny_llama
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 import md_trl.trainer.layout
 from md_trl.errors import InputError
@@ -184,6 +186,49 @@ def test_an_error_in_the_gradient_alone_is_found():
 
     layout, failure = check_layout(model, "tree", tokens, loss_in)
     assert layout == "padded" and failure.endswith("by 1.0%")
+
+
+def test_a_model_whose_head_is_zero_is_no_mistake(tmp_path):
+    model = tiny_llama()
+    torch.nn.init.zeros_(model.lm_head.weight)
+    assert make_trainer(tmp_path, model).data_collator.layout == "tree"
+
+
+class WithItsOwnLookup(type(tiny_llama())):
+    """A model that reads its table of embeddings without calling the module."""
+
+    counts_along_the_row = False
+
+    def forward(self, input_ids=None, position_ids=None, **kwargs):
+        table = self.get_input_embeddings().weight
+        if self.counts_along_the_row:
+            position_ids = torch.arange(input_ids.shape[1])[None]
+        return super().forward(inputs_embeds=table[input_ids], position_ids=position_ids, **kwargs)
+
+
+@pytest.mark.parametrize(("counts_along_the_row", "layout"), [(False, "tree"), (True, "padded")])
+def test_a_model_with_its_own_lookup_is_compared_by_its_loss(tmp_path, counts_along_the_row, layout):
+    model = WithItsOwnLookup(tiny_llama().config)
+    model.counts_along_the_row = counts_along_the_row
+    assert make_trainer(tmp_path, model).data_collator.layout == layout
+
+
+def test_a_tiny_vocabulary_is_trained_without_the_check(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("md_trl"), "propagate", True)
+    words = "it is two three four five ? .".split()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(
+            models.WordLevel({"<pad>": 0, "</s>": 1, **{w: i + 2 for i, w in enumerate(words)}}, unk_token="?")
+        ),
+        pad_token="<pad>",
+        eos_token="</s>",
+    )
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    rows = [{"prompt": "it is ", "completion": "two three"}]
+    args = MDConfig(str(tmp_path), use_cpu=True, report_to="none")
+    trainer = MDTrainer(tiny_llama(), args, train_dataset=rows, processing_class=tokenizer)
+    assert trainer.data_collator.layout == "tree"
+    assert "the vocabulary is too small" in caplog.text
 
 
 def test_a_model_that_fails_is_refused_with_the_way_out(tmp_path):

@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import AutoPeftModelForSeq2SeqLM, LoraConfig
+from peft import AutoPeftModelForSeq2SeqLM, LoraConfig, PrefixTuningConfig, TaskType, get_peft_model
 from students import t5_tokenizer, tiny_llama, tiny_t5
 from test_trainer import OBJECTIVES, ROWS, Gradients, relative_error, row, thought
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
@@ -389,6 +389,9 @@ def test_unsupported_options_and_models_are_refused_by_name(tmp_path):
         MDSeq2SeqTrainer(tiny_t5(), args=MDConfig(output_dir=str(tmp_path), use_cpu=True))
     with pytest.raises(ValueError, match="is not an encoder-decoder"):
         train(tmp_path, tiny_llama(), ROWS)
+    prefix = PrefixTuningConfig(task_type=TaskType.SEQ_2_SEQ_LM, num_virtual_tokens=4)
+    with pytest.raises(ValueError, match="does not support prefix tuning"):
+        train(tmp_path, get_peft_model(tiny_t5(), prefix), ROWS)
 
 
 def train_on_the_command_line(tmp_path, model, *more):

@@ -505,6 +505,19 @@ def test_conversations_need_a_chat_template_that_renders_them(tmp_path):
         MDTrainer(tiny_llama(), processing_class=chat_tokenizer(), **arguments)
 
 
+def test_texts_need_no_chat_template_that_renders_them(tmp_path):
+    lenient, strict = (
+        MDTrainer(
+            tiny_llama(vocab_size=260),
+            MDConfig(**options(tmp_path)),
+            train_dataset=rows(),
+            processing_class=chat_tokenizer(template),
+        ).train_dataset[:]
+        for template in (TEMPLATE, "{{ raise_exception('begin with a system message') }}")
+    )
+    assert lenient == strict
+
+
 def test_conversational_mixed_rows_have_the_tokens_of_texts(tmp_path, student):
     def as_conversation(row):
         thoughts = {

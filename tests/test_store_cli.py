@@ -59,7 +59,7 @@ def test_help(capsys, arguments):
         main(["store", *arguments])
     assert exit.value.code == 0
     out = capsys.readouterr().out
-    assert "{status,import,export}" in out and "--file" in out and "--config" in out
+    assert "{status,import,export,merge}" in out and "--file" in out and "--config" in out
 
 
 @pytest.mark.parametrize(

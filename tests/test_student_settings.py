@@ -12,7 +12,8 @@ from test_trainer import CHATML, ROWS, train
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from md_trl import MixedReasoner
-from md_trl.cli.sample import SampleArguments, _engine, _prompt
+from md_trl.cli.engine_arguments import make_engine
+from md_trl.cli.sample import SampleArguments, _prompt
 from md_trl.errors import InputError
 from md_trl.prompts import SETTINGS_FILE, read_student_settings, resolve_prompt_format
 from md_trl.records import Question, SamplingParams
@@ -82,7 +83,7 @@ def test_sampling_obeys(student, monkeypatch, name):
         monkeypatch.syspath_prepend(Path(__file__).parent / "stand_ins")
         monkeypatch.delitem(sys.modules, "vllm", raising=False)
     args = SampleArguments(model=student, engine=name)
-    engine = _engine(args)
+    engine = make_engine(args, args.model)
     assert engine.student_settings["prompt_format"] == "plain"
     assert _prompt(args, engine)(QUESTIONS[0], "cot") == "What is 1 plus 1?\nLet's think step by step.\n"
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 VERBS = {
     "teacher": "serve the simulated teacher of the task `stories` on loopback",
     "sample": "sample thoughts of a teacher or a student into a store",
-    "store": "show what a store holds (`status`), or move thoughts to and from files (`import`, `export`)",
+    "store": "show what a store holds (`status`), `import` and `export` thoughts, `merge` stores",
     "mix": "judge and mix the thoughts of a store into a dataset",
     "train": "run a recipe: load or build mixed thoughts, train a student, evaluate it",
     "eval": "sample a student and score its votes",

@@ -6,23 +6,24 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..records import PATHS, STUDENT_MAX_TOKENS, STUDENT_THOUGHTS, SamplingParams
+from .engine_arguments import ENGINES, EngineArguments, make_engine
 
 
 if TYPE_CHECKING:
     from ..evaluation import EvaluationResult
-    from ..sampling.engines.transformers import TransformersEngine
-    from ..store import Store
+    from ..launched_evaluation import Process
+    from ..sampling.engines import Engine
     from ..student_evaluation import StudentEvaluation
 
 
-@dataclass
-class EvalArguments:
+@dataclass(kw_only=True)
+class EvalArguments(EngineArguments):
     r"""
-    Arguments of `md-trl eval`.
+    Arguments of `md-trl eval`, beside those of [`EngineArguments`].
 
     Args:
         model (`str`):
-            The student: a folder, a Hub id or an adapter.
+            The student: a folder, a Hub id or an adapter; its name on the server for the engine `openai`.
         task (`str`):
             Task to evaluate on.
         output (`str`):
@@ -52,11 +53,24 @@ class EvalArguments:
             Seed of the samples.
         data_seed (`int`, *optional*, defaults to `42`):
             Seed of splits drawn from an original file, and of generated stories.
+        engine (`str`, *optional*, defaults to `"transformers"`):
+            `transformers` or `vllm` (a local model), or `openai` (any OpenAI-compatible server).
         name (`str`, *optional*):
             Name of the student in tables. Defaults to the last part of `model`.
     """
 
-    model: str = field(metadata={"help": "The student: a folder, a Hub id or an adapter."})
+    engine: str = field(
+        default="transformers",
+        metadata={
+            "help": "`transformers` or `vllm` (a local model), or `openai` (any OpenAI-compatible server).",
+            "choices": ENGINES,
+        },
+    )
+    model: str = field(
+        metadata={
+            "help": "The student: a folder, a Hub id or an adapter; for the engine `openai` its name on the server."
+        }
+    )
     task: str = field(metadata={"help": "Task to evaluate on."})
     output: str = field(metadata={"help": "Folder for the results."})
     store: str = field(metadata={"help": "Store of the student's thoughts. Only what is missing from it is sampled."})
@@ -105,8 +119,7 @@ def run(args: EvalArguments) -> None:
     """Sample what is missing, judge it, write the result and print its tables."""
     from pathlib import Path
 
-    from ..sampling.engines.transformers import TransformersEngine
-    from ..store import Store
+    from ..launched_evaluation import Process
     from ..student_evaluation import StudentEvaluation
     from ..tasks import load_questions
 
@@ -118,20 +131,28 @@ def run(args: EvalArguments) -> None:
         prompt_format=args.prompt_format,
         strict=args.extract == "strict",
     )
-    engine = TransformersEngine(args.model)
-    with Store(args.store) as store:
-        evaluate(evaluation, args.name or Path(args.model).name, engine, store, args.output)
+    process = Process.from_environment()
+    process.use_own_device()
+    engine = make_engine(args, args.model)
+    evaluate(evaluation, args.name or Path(args.model).name, engine, args.store, args.output, process)
 
 
 def evaluate(
-    evaluation: StudentEvaluation, name: str, engine: TransformersEngine, store: Store, folder: str
-) -> EvaluationResult:
-    """Evaluate a student, write the result to a folder, print its tables and return it."""
+    evaluation: StudentEvaluation, name: str, engine: Engine, store: str, folder: str, process: Process
+) -> EvaluationResult | None:
+    """
+    Evaluate a student in all processes; the main one writes the result to a folder and prints its tables.
+
+    Return the result, which only the main process has.
+    """
+    from ..launched_evaluation import evaluate_launched
     from ..report import accuracy_table, solved_table
     from .sample import format_summary
 
-    print(f"{format_summary(evaluation.sample(engine, store), str(store.file))}\n")
-    result = evaluation.judge(name, engine, store)
+    summary, result = evaluate_launched(evaluation, name, engine, store, process)
+    if result is None:
+        return None
+    print(f"{format_summary(summary, store)}\n")
     file = result.save(folder)
     print("\n\n".join(table for table in (accuracy_table([result]), solved_table([result])) if table))
     print(f"\nWrote {file}.")

@@ -9,24 +9,25 @@ from typing import Any
 from ..adaptive import AdaptiveRule, sample_adaptively
 from ..errors import InputError
 from ..execution import Executor, default_cache
-from ..prompts import STOP, Prompt, resolve_prompt_format, student_prompt, teacher_messages, teacher_prompt
+from ..prompts import STOP, Prompt, student_prompt, teacher_messages, teacher_prompt
 from ..records import PATHS, TEACHER_THOUGHTS, Question, SamplingParams
 from ..sampling import SampleSummary, sample
 from ..sampling.dry_run import PROBES, dry_run
-from ..sampling.engines import BATCH_SIZE, CONCURRENCY, MAX_RETRIES, POLL_SECONDS, TIMEOUT, Engine
+from ..sampling.engines import POLL_SECONDS, Engine
 from ..sampling.ledger import Ledger, read_prices
+from ..sampling.shards import take_shard
 from ..store import Store
 from ..tasks import load_questions
+from .engine_arguments import EngineArguments, make_engine
 
 
 PROMPTS = ("auto", "few_shot", "few_shot_text", "student")
-ENGINES = ("openai", "transformers", "vllm")
 
 
-@dataclass
-class SampleArguments:
+@dataclass(kw_only=True)
+class SampleArguments(EngineArguments):
     r"""
-    Arguments of `md-trl sample`.
+    Arguments of `md-trl sample`, beside those of [`EngineArguments`].
 
     Args:
         task (`str`, *optional*):
@@ -37,6 +38,9 @@ class SampleArguments:
             Local copy of the task's original file. Loaded from the Hub by default.
         limit (`int`, *optional*):
             Sample only the first `limit` questions.
+        shard (`str`, *optional*):
+            Sample only one of N blocks of the questions, as in `--shard 2/4`: for the jobs of an array, each with a
+            store of its own, which `md-trl store merge` puts together.
         data_seed (`int`, *optional*, defaults to `42`):
             Seed of splits drawn from an original file, and of generated stories.
         paths (`list[str]`, *optional*, defaults to `["cot", "pot"]`):
@@ -55,24 +59,8 @@ class SampleArguments:
             `few_shot` (worked examples as a chat), `few_shot_text` (the same as text, for models without a chat
             template), `student` (question and trigger only), or `auto`: `few_shot` for the engine `openai`, `student`
             for local models.
-        engine (`str`, *optional*, defaults to `"openai"`):
-            `openai` (any OpenAI-compatible server), `transformers` or `vllm` (a local model).
         model (`str`, *optional*):
             Name of the model on the server; folder or Hub id of a local model or PEFT adapter.
-        base_url (`str`, *optional*):
-            Root of the server's API. OpenAI's own by default. The key is read from `OPENAI_API_KEY` or the keyring.
-        concurrency (`int`, *optional*, defaults to `16`):
-            Maximum number of requests in flight (engine `openai`). A 429 lowers it for a while.
-        requests_per_minute (`float`, *optional*):
-            Rate limit on requests (engine `openai`).
-        tokens_per_minute (`float`, *optional*):
-            Rate limit on tokens (engine `openai`).
-        timeout (`float`, *optional*, defaults to `300.0`):
-            Seconds after which a request counts as lost (engine `openai`).
-        max_retries (`int`, *optional*, defaults to `6`):
-            Maximum number of retries of a request that cost nothing (engine `openai`).
-        batch_size (`int`, *optional*, defaults to `128`):
-            Maximum number of samples in a batch (engine `transformers`).
         prices (`str`, *optional*):
             Price table, a YAML file: `MODEL: {prompt: 0.50, cached: 0.25, completion: 1.50}`, per million tokens.
         max_cost (`float`, *optional*):
@@ -100,6 +88,13 @@ class SampleArguments:
         default=None, metadata={"help": "Local copy of the task's original file. Loaded from the Hub by default."}
     )
     limit: int | None = field(default=None, metadata={"help": "Sample only the first `limit` questions."})
+    shard: str | None = field(
+        default=None,
+        metadata={
+            "help": "Sample only one of N blocks of the questions, as in `--shard 2/4`: for the jobs of an array, "
+            "each with a store of its own, which `md-trl store merge` puts together."
+        },
+    )
     data_seed: int = field(
         default=42, metadata={"help": "Seed of splits drawn from an original file, and of generated stories."}
     )
@@ -128,36 +123,9 @@ class SampleArguments:
             "choices": PROMPTS,
         },
     )
-    engine: str = field(
-        default="openai",
-        metadata={
-            "help": "`openai` (any OpenAI-compatible server), `transformers` or `vllm` (a local model).",
-            "choices": ENGINES,
-        },
-    )
     model: str | None = field(
         default=None,
         metadata={"help": "Name of the model on the server; folder or Hub id of a local model or PEFT adapter."},
-    )
-    base_url: str | None = field(
-        default=None,
-        metadata={
-            "help": "Root of the server's API. OpenAI's own by default. The key is read from `OPENAI_API_KEY` or the "
-            "keyring."
-        },
-    )
-    concurrency: int = field(
-        default=CONCURRENCY,
-        metadata={"help": "openai: maximum number of requests in flight. A 429 lowers it for a while."},
-    )
-    requests_per_minute: float | None = field(default=None, metadata={"help": "openai: rate limit on requests."})
-    tokens_per_minute: float | None = field(default=None, metadata={"help": "openai: rate limit on tokens."})
-    timeout: float = field(default=TIMEOUT, metadata={"help": "openai: seconds after which a request counts as lost."})
-    max_retries: int = field(
-        default=MAX_RETRIES, metadata={"help": "openai: maximum number of retries of a request that cost nothing."}
-    )
-    batch_size: int = field(
-        default=BATCH_SIZE, metadata={"help": "transformers: maximum number of samples in a batch."}
     )
     prices: str | None = field(
         default=None,
@@ -223,8 +191,10 @@ def run(args: SampleArguments) -> None:
         "prices": None if args.prices is None else read_prices(args.prices),
         "max_cost": args.max_cost,
     }
+    shard = (1, 1) if args.shard is None else _parse_shard(args.shard)
     questions = load_questions(args.task, args.split, args.source, seed=args.data_seed)[: args.limit]
-    engine = _engine(args)
+    questions = take_shard(questions, *shard)
+    engine = make_engine(args, args.model)
     prompt = _prompt(args, engine)
     with Store(args.store) as store:
         if args.dry_run:
@@ -237,6 +207,13 @@ def run(args: SampleArguments) -> None:
             print(f"\n{Ledger(store.spending(), options['prices']).format()}")
     if summary.missing:
         raise SystemExit(1)  # A warning has said why, and how to continue.
+
+
+def _parse_shard(shard: str) -> tuple[int, int]:
+    number, _, count = shard.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise InputError(f"`--shard` is {shard!r}. Write it as `--shard I/N` with I from 1 to N, for example `2/4`.")
+    return int(number), int(count)
 
 
 def _params(args: SampleArguments) -> SamplingParams:
@@ -264,28 +241,6 @@ def _sample(
     return sample(*job, **options)
 
 
-def _engine(args: SampleArguments) -> Engine:
-    if args.engine == "openai":
-        from ..sampling.engines.openai import OpenAIEngine
-
-        return OpenAIEngine(
-            args.model,
-            args.base_url,
-            concurrency=args.concurrency,
-            max_retries=args.max_retries,
-            timeout=args.timeout,
-            requests_per_minute=args.requests_per_minute,
-            tokens_per_minute=args.tokens_per_minute,
-        )
-    if args.engine == "vllm":
-        from ..sampling.engines.vllm import VLLMEngine
-
-        return VLLMEngine(args.model)
-    from ..sampling.engines.transformers import TransformersEngine
-
-    return TransformersEngine(args.model, batch_size=args.batch_size)
-
-
 def _prompt(args: SampleArguments, engine: Engine) -> Callable[[Question, str], Prompt]:
     kind = args.prompt
     if kind == "auto":
@@ -295,7 +250,7 @@ def _prompt(args: SampleArguments, engine: Engine) -> Callable[[Question, str], 
     # A server does not tell whether its model has a chat template.
     prompt_format = "plain"
     if args.engine != "openai":
-        prompt_format = resolve_prompt_format(engine.tokenizer, settings=engine.student_settings)
+        prompt_format = engine.student_prompt_format()
     return lambda question, path: student_prompt(question.question, path, prompt_format)
 
 

@@ -1,4 +1,4 @@
-"""`md-trl store status | import | export`: look into a store, fill it from a thought file, write it to one."""
+"""`md-trl store status | import | export | merge`: inspect a store, move thoughts to and from it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..store.settings import describe_setting
 from ..tasks import load_questions
 
 
-ACTIONS = ("status", "import", "export")
+ACTIONS = ("status", "import", "export", "merge")
 
 
 @dataclass
@@ -22,9 +22,11 @@ class StoreArguments:
 
     Args:
         store (`str`):
-            Store to use. `import` creates it if it does not exist.
+            Store to use. `import` and `merge` create it if it does not exist.
         file (`str`, *optional*):
             Thought file to import or to write: Parquet if its name ends in `.parquet`, JSONL otherwise.
+        stores (`list[str]`, *optional*):
+            Stores to merge into `store`, for example those of `md-trl sample --shard 1/4` to `4/4`.
         prices (`str`, *optional*):
             Price table for `status`, a YAML file: `MODEL: {prompt: 0.50, cached: 0.25, completion: 1.50}`, per million
             tokens.
@@ -40,10 +42,14 @@ class StoreArguments:
             Seed of splits drawn from `source`.
     """
 
-    store: str = field(metadata={"help": "Store to use. `import` creates it if it does not exist."})
+    store: str = field(metadata={"help": "Store to use. `import` and `merge` create it if it does not exist."})
     file: str | None = field(
         default=None,
         metadata={"help": "Thought file to import or to write: Parquet if it ends in `.parquet`, JSONL otherwise."},
+    )
+    stores: list[str] | None = field(
+        default=None,
+        metadata={"help": "merge: stores to add, for example those of `md-trl sample --shard 1/4` to `4/4`."},
     )
     prices: str | None = field(
         default=None,
@@ -70,11 +76,13 @@ ARGUMENTS = StoreArguments
 
 def run(args: StoreArguments, action: str) -> None:
     """Run one action on a store."""
-    if action != "status" and args.file is None:
+    if action in ("import", "export") and args.file is None:
         raise InputError(f"`--file` is missing: name the thought file to {action}.")
-    if action != "import" and not Path(args.store).is_file():
+    if action == "merge" and not args.stores:
+        raise InputError("`--stores` is missing: name the stores to merge.")
+    if action in ("status", "export") and not Path(args.store).is_file():
         raise FileNotFoundError(f"{args.store} does not exist. Name an existing store with `--store`.")
-    {"status": _status, "import": _import, "export": _export}[action](args)
+    {"status": _status, "import": _import, "export": _export, "merge": _merge}[action](args)
 
 
 def _status(args: StoreArguments) -> None:
@@ -105,6 +113,16 @@ def _import(args: StoreArguments) -> None:
 def _export(args: StoreArguments) -> None:
     with Store(args.store) as store:
         print(f"{store.export_thoughts(args.file):,} thoughts written to {args.file}")
+
+
+def _merge(args: StoreArguments) -> None:
+    with Store(args.store) as store:
+        for file in args.stores:
+            summary = store.merge(file)
+            print(
+                f"{file}: {summary.thoughts:,} thoughts and {summary.questions:,} questions added to {args.store}; "
+                f"{summary.known:,} thoughts were there already"
+            )
 
 
 def format_status(store: Store) -> str:

@@ -131,21 +131,14 @@ def run(args: RecipeArguments, training_args: MDConfig, model_args: ModelConfig)
     if training_args.push_to_hub:
         trainer.push_to_hub(dataset_name=None if Path(args.dataset).is_dir() else args.dataset)
 
-    is_main = trainer.accelerator.is_main_process
-    on_main_machine = training_args.process_index == training_args.local_process_index
     trainer.accelerator.wait_for_everyone()
-    # From here on no process waits for another in a collective, which would time out in a long evaluation.
+    # Ends the process group, whose collectives would time out in a long evaluation.
     trainer.end()
-    if evaluation is not None and on_main_machine:
-        result = _evaluate(evaluation, args, training_args.output_dir, is_main)
+    if evaluation is not None:
+        result = _evaluate(evaluation, args, training_args.output_dir)
         if result is not None and training_args.push_to_hub:
-            push_results(
-                training_args.output_dir,
-                [result],
-                trainer.hub_model_id,
-                training_args.hub_token,
-                training_args.hub_revision,
-            )
+            token, revision = training_args.hub_token, training_args.hub_revision
+            push_results(training_args.output_dir, [result], trainer.hub_model_id, token, revision)
         elif result is not None:
             write_results(training_args.output_dir, [result])
 
@@ -220,17 +213,12 @@ def _load_rows(args: RecipeArguments, training_args: MDConfig) -> Dataset:
     return rows if args.train_limit is None else rows.select(range(min(args.train_limit, len(rows))))
 
 
-def _evaluate(
-    evaluation: StudentEvaluation, args: RecipeArguments, student: str, is_main: bool
-) -> EvaluationResult | None:
-    """Evaluate the student. All processes of the main process's machine sample; the main process judges."""
+def _evaluate(evaluation: StudentEvaluation, args: RecipeArguments, student: str) -> EvaluationResult | None:
+    """Evaluate the student in all processes. Only the main one has the result."""
+    from ..launched_evaluation import Process
     from ..sampling.engines.transformers import TransformersEngine
-    from ..store import Store
     from .eval import evaluate
 
     engine = TransformersEngine(student)
-    with Store(args.eval_store) as store:
-        if is_main:
-            return evaluate(evaluation, Path(student).name, engine, store, args.eval_output)
-        evaluation.sample(engine, store, progress=False)
-    return None
+    process = Process.from_environment()
+    return evaluate(evaluation, Path(student).name, engine, args.eval_store, args.eval_output, process)

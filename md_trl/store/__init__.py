@@ -10,13 +10,15 @@
 | `selection.py` | which thoughts to use, and their digest |
 | `status.py` | what there is, what is missing, what it took |
 | `transfer.py`, `thought_file.py` | import and export; the file format |
+| `merge.py` | adding another store |
 """
 
 from .claims import Claim, Granted
+from .merge import MergeSummary
 from .selection import Selection
 from .status import Spending, StatusRow
 from .store import Store
 from .transfer import ImportSummary
 
 
-__all__ = ["Claim", "Granted", "ImportSummary", "Selection", "Spending", "StatusRow", "Store"]
+__all__ = ["Claim", "Granted", "ImportSummary", "MergeSummary", "Selection", "Spending", "StatusRow", "Store"]

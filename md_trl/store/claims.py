@@ -20,7 +20,8 @@ from .questions import Questions
 from .schema import transaction
 
 
-_ABANDONED = "abandoned: the process that made the request has ended"
+ABANDONED = "abandoned: the process that made the request has ended"
+"""Error of a request whose process ended before the answer arrived."""
 
 
 class Claim(NamedTuple):
@@ -245,7 +246,7 @@ class Claims:
         with transaction(self._db):
             self._db.execute(
                 "UPDATE requests SET ended_at = ?, error = ?, lost = 1 WHERE ended_at IS NULL AND owner = ?",
-                (time.time(), _ABANDONED, self._owner),
+                (time.time(), ABANDONED, self._owner),
             )
 
     def _stored(self, question: int, path: str, setting: int) -> set[int]:
@@ -267,7 +268,7 @@ class Claims:
             if is_alive(owner, created_at):
                 claimed.update(range(first, first + n))
             else:
-                self._end(key, {}, _ABANDONED, lost=True)
+                self._end(key, {}, ABANDONED, lost=True)
         return claimed
 
     def _end(

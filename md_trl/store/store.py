@@ -9,6 +9,7 @@ from . import selection as selections
 from . import status
 from .batches import Batches
 from .claims import Claims
+from .merge import Merge, MergeSummary
 from .owner import new_owner
 from .questions import Questions
 from .schema import open_database
@@ -63,6 +64,7 @@ class Store:
         self.settings = Settings(self._db)
         self.claims = Claims(self._db, self.questions, owner)
         self.batches = Batches(self._db, owner)
+        self._merge = Merge(self._db, self.questions, self.file)
         self._transfer = Transfer(self._db, self.questions, self.settings, self.claims)
 
     def close(self) -> None:
@@ -200,3 +202,24 @@ class Store:
             `InputError`: A row cannot be used. The message names file, row, value and how to fix it.
         """
         return self._transfer.import_thoughts(file, task, split)
+
+    def merge(self, file: str | Path) -> MergeSummary:
+        r"""
+        Add everything that another store holds: questions, thoughts, and what they cost.
+
+        Thoughts keep their sample indices. Merging the same store again adds nothing. If both stores sampled the same
+        index of a question, path and setting, the text of the other store is kept as a further sample.
+
+        Args:
+            file (`str` or [`~pathlib.Path`]):
+                The other store.
+
+        Returns:
+            [`MergeSummary`]: What was added.
+
+        Raises:
+            `FileNotFoundError`: There is no such store.
+            `InputError`: The other store is still being sampled, or holds another question or answer under one of the
+                ids. Nothing is added.
+        """
+        return self._merge.merge(Path(file))

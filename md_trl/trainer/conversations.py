@@ -144,9 +144,13 @@ def template_opening(tokenizer: PreTrainedTokenizerBase) -> str:
             Tokenizer of the student.
 
     Returns:
-        `str`: The special token before the first message, or the text there; empty if there is neither or no template.
+        `str`: The special token before the first message, or the text there; empty if there is neither, no template,
+        or one that does not render a single message.
     """
     if tokenizer.chat_template is None:
         return ""
-    opening, _, _ = render([{"role": "user", "content": _MESSAGE}], tokenizer).partition(_MESSAGE)
+    try:
+        opening, _, _ = render([{"role": "user", "content": _MESSAGE}], tokenizer).partition(_MESSAGE)
+    except InputError:
+        return ""
     return next((token for token in tokenizer.all_special_tokens if opening.startswith(token)), opening)

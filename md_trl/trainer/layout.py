@@ -70,6 +70,10 @@ def choose_layout(
     if check and is_deepspeed_zero3_enabled():
         logger.warning("`layout=%r` is not checked on a small tree, since ZeRO-3 has partitioned the weights.", layout)
         check = False
+    tokens = ordinary_tokens(tokenizer)
+    if check and len(tokens) < PROBE_TOKENS:
+        logger.warning("`layout=%r` is not checked on a small tree: the vocabulary is too small.", layout)
+        check = False
     chosen, reason = layout, None
     if layout != "padded":
         obstacle = layout_obstacle(student)
@@ -83,7 +87,7 @@ def choose_layout(
             chosen = "padded"
     if check:
         has_weights = not any(parameter.is_meta for parameter in model.parameters())
-        result = check_layout(model, chosen, ordinary_tokens(tokenizer), loss_in) if has_weights else (chosen, None)
+        result = check_layout(model, chosen, tokens, loss_in) if has_weights else (chosen, None)
         # The first process decides for all. Under FSDP it may be the only one that has the weights.
         ((found, failure),) = broadcast_object_list([result])
         if found is None:
@@ -99,14 +103,15 @@ def choose_layout(
 
 
 def ordinary_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return `PROBE_TOKENS` tokens from all over a vocabulary, none of them special."""
+    """Return `PROBE_TOKENS` tokens from all over a vocabulary, none of them special. A tiny vocabulary has fewer."""
     tokens = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids))
-    return tokens[:: len(tokens) // PROBE_TOKENS][:PROBE_TOKENS]
+    return tokens[:: max(len(tokens) // PROBE_TOKENS, 1)][:PROBE_TOKENS]
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
     """The norm of what differs over the norm of what was expected; infinite where a value is not a number."""
-    return torch.nan_to_num((found - expected).norm() / expected.norm(), nan=math.inf).item()
+    smallest = torch.finfo(torch.float32).tiny  # no gradient reaches the embeddings of a model whose head is zero
+    return torch.nan_to_num((found - expected).norm() / expected.norm().clamp_min(smallest), nan=math.inf).item()
 
 
 def layer_kinds(model: PreTrainedModel) -> set[str]:
@@ -305,12 +310,14 @@ class _Probe:
             loss = compute_loss()
         finally:
             hook.remove()
+        if not embedded:  # a model that reads its table of embeddings in another way is compared by its loss alone
+            return loss.detach().float(), torch.zeros(len(self.tokens), 1, device=self.tokens.device)
         # Unused where the trainer runs the model to measure something
         gradients = torch.autograd.grad(loss, [zeros for _, zeros in embedded], allow_unused=True)
         used = [
             (ids, gradient) for (ids, _), gradient in zip(embedded, gradients, strict=True) if gradient is not None
         ]
-        by_token = torch.zeros(len(self.tokens), used[0][1].shape[-1], device=self.tokens.device)
+        by_token = torch.zeros(len(self.tokens), embedded[0][1].shape[-1], device=self.tokens.device)
         for ids, gradient in used:
             token, place = (self.tokens[:, None] == ids.flatten()).nonzero(as_tuple=True)
             by_token.index_add_(0, token, gradient.flatten(0, -2)[place].float())

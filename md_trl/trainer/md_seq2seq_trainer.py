@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset, IterableDataset
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
 from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
@@ -221,13 +221,8 @@ class MDSeq2SeqTrainer(MixedObjective, Seq2SeqTrainer, _BaseTrainer):
             formatting_func=formatting_func,
         )
         args = as_config(args, MDSeq2SeqConfig, model)
-        check_adapter(type(self).__name__, model, None)
+        _check_adapter(model, peft_config)
         train_dataset = as_dataset(train_dataset, "train")
-        if peft_config is not None and not isinstance(peft_config, LoraConfig):
-            raise InputError(
-                f"`MDSeq2SeqTrainer` does not support `{type(peft_config).__name__}`: only LoRA can train the "
-                "embeddings of added tokens. Use a `LoraConfig`."
-            )
         set_seed(args.seed)  # LoRA weights are initialized at random
         if isinstance(model, str):
             model = _load(model, args, quantization_config)
@@ -290,6 +285,16 @@ class MDSeq2SeqTrainer(MixedObjective, Seq2SeqTrainer, _BaseTrainer):
                 decoder_attention_mask=inputs["attention_mask"],
                 use_cache=False,
             )
+
+
+def _check_adapter(model: str | PreTrainedModel | PeftModel, peft_config: PeftConfig | None) -> None:
+    if check_adapter("MDSeq2SeqTrainer", model, None):
+        raise InputError("`MDSeq2SeqTrainer` does not support prefix tuning. Use LoRA.")
+    if peft_config is not None and not isinstance(peft_config, LoraConfig):
+        raise InputError(
+            f"`MDSeq2SeqTrainer` does not support `{type(peft_config).__name__}`: only LoRA can train the embeddings "
+            "of added tokens. Use a `LoraConfig`."
+        )
 
 
 def _load(name: str, args: MDSeq2SeqConfig, quantization_config: Any | None) -> PreTrainedModel:

@@ -121,6 +121,10 @@ class Engine(Protocol):
 
     model: str
 
+    def student_prompt_format(self, prompt_format: str = "auto") -> str:
+        """Decide whether a student is asked in plain text or in a chat, see `resolve_prompt_format`."""
+        ...
+
     def generate(self, requests: Iterable[SampleRequest]) -> Iterator[SampleResult]:
         """Pull requests when there is capacity for them and yield each result once it is complete, in any order."""
         ...

@@ -14,12 +14,14 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import openai
 
 from ...errors import InputError
+from ...prompts import SETTINGS_FILE, read_student_settings
 from ..api_keys import NO_KEY, find_key
 from . import CONCURRENCY, MAX_RETRIES, TIMEOUT, SampleRequest, SampleResult, check_params
 from .openai_format import read_answer, request_body, retry_after
@@ -121,6 +123,36 @@ class OpenAIEngine:
         # What the server has shown so far: that it accepts requests, and that it accepts `n > 1`.
         self._accepted = self._accepted_several = False
         self.asks_logprobs, self._logprobs_accepted = True, False
+
+    def student_prompt_format(self, prompt_format: str = "auto") -> str:
+        r"""
+        Decide how a student on the server is asked.
+
+        Args:
+            prompt_format (`str`, *optional*, defaults to `"auto"`):
+                `"plain"`, `"chat"`, or `"auto"` for the format in the student's `md_trl.json`, which can be read if
+                the name of the model is that of its folder or its Hub id.
+
+        Returns:
+            `str`: `"plain"` or `"chat"`.
+
+        Raises:
+            `ValueError`: The format is not known, or contradicts the student's `md_trl.json`.
+        """
+        has_files = "/" in self.model or Path(self.model).is_dir()
+        settings = read_student_settings(self.model) if has_files else None
+        if settings is None and prompt_format not in ("plain", "chat"):
+            raise InputError(
+                f"The server does not tell how {self.model!r} was trained to be asked. Set `prompt_format` to 'plain' "
+                "(the question and the trigger as text) or 'chat'."
+            )
+        trained = prompt_format if settings is None else settings["prompt_format"]
+        if prompt_format not in ("auto", trained):
+            raise InputError(
+                f"`prompt_format={prompt_format!r}` contradicts the {SETTINGS_FILE} of {self.model!r}: it was trained "
+                f"with `prompt_format={trained!r}`. Use that, or 'auto'."
+            )
+        return trained
 
     def generate(self, requests: Iterable[SampleRequest]) -> Iterator[SampleResult]:
         r"""

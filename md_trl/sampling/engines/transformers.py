@@ -25,7 +25,7 @@ from transformers import (
 from transformers.utils import find_adapter_config_file
 
 from ...errors import InputError
-from ...prompts import encode_prompt, read_student_settings
+from ...prompts import encode_prompt, read_student_settings, resolve_prompt_format
 from ...records import Choice, SamplingParams
 from . import BATCH_SIZE, SampleRequest, SampleResult, check_params, cut_at_stop, mean_logprob, model_name
 from .decoding import CausalDecoder, EncoderDecoder, count_kept, decode
@@ -121,6 +121,19 @@ class TransformersEngine:
         eos = self._model.generation_config.eos_token_id
         eos = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
         self._eos = sorted({*eos, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])})
+
+    def student_prompt_format(self, prompt_format: str = "auto") -> str:
+        r"""
+        Decide how a student is asked.
+
+        Args:
+            prompt_format (`str`, *optional*, defaults to `"auto"`):
+                As in [`~md_trl.prompts.resolve_prompt_format`].
+
+        Returns:
+            `str`: `"plain"` or `"chat"`.
+        """
+        return resolve_prompt_format(self.tokenizer, prompt_format, self.student_settings)
 
     def generate(self, requests: Iterable[SampleRequest]) -> Iterator[SampleResult]:
         r"""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import InputError
-from ...prompts import encode_prompt, read_student_settings
+from ...prompts import encode_prompt, read_student_settings, resolve_prompt_format
 from ...records import Choice
 from . import SampleRequest, SampleResult, check_params, cut_at_stop, mean_logprob, model_name
 from .decoding import count_kept, decode
@@ -79,6 +79,19 @@ class VLLMEngine:
         self.tokenizer = self._llm.get_tokenizer()
         self._max_length = self._llm.llm_engine.model_config.max_model_len
         self.batch_size = batch_size
+
+    def student_prompt_format(self, prompt_format: str = "auto") -> str:
+        r"""
+        Decide how a student is asked.
+
+        Args:
+            prompt_format (`str`, *optional*, defaults to `"auto"`):
+                As in [`~md_trl.prompts.resolve_prompt_format`].
+
+        Returns:
+            `str`: `"plain"` or `"chat"`.
+        """
+        return resolve_prompt_format(self.tokenizer, prompt_format, self.student_settings)
 
     def generate(self, requests: Iterable[SampleRequest]) -> Iterator[SampleResult]:
         r"""
