@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from md_trl.errors import InputError
+from md_trl.posterior import beta_above_half, dirichlet_leads
 from md_trl.stopping import (
     RULES,
     Adaptive,
@@ -19,8 +20,6 @@ from md_trl.stopping import (
     Fixed,
     PotFirst,
     Seen,
-    beta_above_half,
-    dirichlet_leads,
     is_safe,
     replay,
     rule_named,

@@ -11,8 +11,8 @@ FILES = sorted(file for file in PACKAGE.rglob("*.py") if "hub_cards" not in file
 
 # Each module imports only from those before it. The two packages of the command line and of the top level come last.
 ORDER = (
-    "errors records student_folder answers voting stopping tasks prompts execution judging mixing store sampling "
-    "adaptive dataset_card dataset_folder dataset trainer evaluation comparison student_evaluation "
+    "errors records student_folder answers voting posterior stopping tasks prompts execution judging mixing store "
+    "sampling adaptive dataset_card dataset_folder dataset trainer evaluation comparison student_evaluation "
     "launched_evaluation report student_results reasoner simulated_teacher metric cli __main__ __init__"
 ).split()
 
