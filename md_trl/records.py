@@ -102,8 +102,9 @@ class Choice(NamedTuple):
             `stop` if the model ended the text or reached a stop string, else the engine's reason: `length`,
             `content_filter`, ...
         logprob (`float`, *optional*):
-            Mean natural log-probability per token under the model that wrote it, EOS included, at temperature 1.
-            `None` if the engine does not report it.
+            Mean natural log-probability per token under the model that wrote it, EOS included, at temperature 1. Of a
+            text that was cut before a stop string, the mean over the tokens that were kept. `None` if the engine does
+            not report it.
     """
 
     text: str

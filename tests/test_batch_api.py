@@ -161,6 +161,25 @@ def test_a_server_that_returns_one_choice(store, choices):
     assert {body["n"] for body in server.bodies[20:]} == {1}
 
 
+def test_a_server_that_refuses_logprobs(store, caplog):
+    def row(number, body, row):
+        if "logprobs" in body:
+            return {**row, "response": {"status_code": 400, "body": {"error": {"message": "no logprobs here"}}}}
+        return row
+
+    with OpenAIServer(batch_row=row) as server:
+        summary = batches(store, server)
+        assert stored(store) == expected() and summary.missing == 0
+        assert ["logprobs" in body for body in server.bodies] == [True] * 20 + [False] * 20
+    assert caplog.text.count("gives no log-probabilities (HTTP 400: no logprobs here)") == 1
+
+
+def test_logprobs_are_stored(store):
+    with OpenAIServer(logprobs=lambda body, text: [(text, -0.25)]) as server:
+        batches(store, server)
+    assert {thought.logprob for thought in store.thoughts()} == {-0.25}
+
+
 @pytest.mark.parametrize("end", ["failed", "expired", "cancelled"])
 def test_batches_that_do_not_complete(store, end):
     """Their results are kept; the rest is submitted again, three times at most."""

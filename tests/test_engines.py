@@ -74,9 +74,13 @@ def test_chat_and_completions():
     bodies = {"messages" in body: body for body in server.bodies}
     assert bodies[True] == {
         "model": "m", "messages": MESSAGES, "n": 3, "temperature": 0.7, "top_p": 0.9, "max_tokens": 7, "stop": ["X"],
-        "seed": seed,
+        "seed": seed, "logprobs": True,
     }  # fmt: skip
-    assert bodies[False]["temperature"] == 0.2 and bodies[False]["prompt"] == "How much?"
+    assert (
+        bodies[False]["logprobs"] == 0
+        and bodies[False]["temperature"] == 0.2
+        and bodies[False]["prompt"] == "How much?"
+    )
 
 
 def test_requests_are_pulled_when_there_is_capacity():
@@ -118,6 +122,89 @@ def test_stop_string_that_the_server_leaves_in():
     with OpenAIServer(finish=lambda body, text: (f"one\nQuestion: {text}", "length")) as server:
         (result,) = ask(server.url, SampleRequest("q", "cot", "Q", SamplingParams(stop=("\nQuestion:",))))
     assert result.choices == [Choice("one", "stop")]
+
+
+def test_logprobs_of_a_server():
+    """The mean over the tokens of the kept text, for both APIs."""
+
+    def finish(body, text):
+        return "café\n\nQ: two", "length"
+
+    def logprobs(body, text):
+        return [("ca", -1.0), ("fé", -0.5), ("\n\nQ", -8.0), (": two", -0.25)]
+
+    requests = [
+        SampleRequest("whole", "cot", "Q"),
+        SampleRequest("whole, chat", "cot", MESSAGES),
+        SampleRequest("cut", "cot", "Q", SamplingParams(stop=("\n\n",))),
+        SampleRequest("cut, chat", "cot", MESSAGES, SamplingParams(stop=("\n\n",))),
+        SampleRequest("inside a token", "cot", MESSAGES, SamplingParams(stop=("\nQ",))),
+        SampleRequest("at once", "cot", "Q", SamplingParams(stop=("ca",))),
+    ]
+    with OpenAIServer(finish=finish, logprobs=logprobs) as server:
+        found = {r.request.question_id: r.choices[0] for r in ask(server.url, *requests)}
+    assert found["whole"].logprob == found["whole, chat"].logprob == -9.75 / 4
+    assert found["cut"] == found["cut, chat"] == Choice("café", "stop", -0.75)
+    # Half of the token "\n\nQ" is in the text, so it was not kept.
+    assert found["inside a token"] == Choice("café\n", "stop", -0.75)
+    assert found["at once"] == Choice("", "stop", None)
+
+
+def test_a_server_that_lists_the_tokens_of_a_stop_string_that_it_has_cut():
+    with OpenAIServer(
+        finish=lambda body, text: ("one", "stop"),
+        logprobs=lambda body, text: [("one", -0.5), ("\n", -3.0), ("<eos>" if body["seed"] % 2 else "", -1.0)],
+    ) as server:
+        stopped, ended = (
+            ask(server.url, SampleRequest("q", "cot", "Q", SamplingParams(stop=stop)))[0].choices[0]
+            for stop in (("\n",), ("Q:",))
+        )
+    assert (stopped.logprob, ended.logprob) == (-0.5, -1.5)
+
+
+@pytest.mark.parametrize(
+    "logprobs",
+    [
+        [("one", -9999.0)],  # OpenAI, for a token that is not among the 20 most likely ones
+        [("one", 0.7)],
+        [("one", None)],
+        [("one", math.nan)],
+        [("one", -math.inf)],
+        [("one", "low")],
+        [],
+    ],
+)
+def test_logprobs_that_are_none(logprobs):
+    with OpenAIServer(logprobs=lambda body, text: logprobs) as server:
+        (result,) = ask(server.url, SampleRequest("q", "cot", "Q"))
+        assert result.choices[0].logprob is None and result.choices[0].text
+    with OpenAIServer(logprobs=lambda body, text: [("one", 1e-7)]) as server:
+        assert ask(server.url, SampleRequest("q", "cot", "Q"))[0].choices[0].logprob == 0.0
+
+
+@pytest.mark.parametrize("refusal", [error(400, "bad request"), error(403, "no logprobs"), error(500, "no logprobs")])
+def test_a_server_that_refuses_logprobs_is_asked_without_them(refusal, caplog):
+    requests = [SampleRequest(f"q{i}", "cot", MESSAGES, n=2) for i in range(5)]
+    with OpenAIServer(fault=lambda number, body: refusal if "logprobs" in body else None) as server:
+        results = ask(server.url, *requests, concurrency=1)
+    assert all(len(result.choices) == 2 and result.choices[0].logprob is None for result in results)
+    assert ["logprobs" in body for body in server.bodies] == [True] + 5 * [False]
+    assert caplog.text.count("gives no log-probabilities") == 1 and "weigh them equally" in caplog.text
+
+
+def test_asking_for_logprobs_changes_neither_settings_nor_prices(tmp_path, monkeypatch):
+    arguments = {"task": "stories", "limit": 2, "n": 3, "store": str(tmp_path / "t.db"), "model": "m"}
+    with OpenAIServer() as server:
+        run(SampleArguments(**arguments, base_url=server.url))
+        usage = server.completion_tokens
+    with OpenAIServer(logprobs=lambda body, text: [(text, -0.5)]) as server:
+        run(SampleArguments(**arguments, base_url=server.url))
+        assert not server.bodies  # A store from before has everything.
+        run(SampleArguments(**arguments | {"store": str(tmp_path / "new.db")}, base_url=server.url))
+        assert server.completion_tokens == usage
+    with Store(tmp_path / "t.db") as old, Store(tmp_path / "new.db") as new:
+        assert {(t.text, t.logprob) for t in old.thoughts()} == {(t.text, None) for t in new.thoughts()}
+        assert {t.logprob for t in new.thoughts()} == {-0.5}
 
 
 def test_odd_answers():
@@ -214,7 +301,7 @@ def test_unknown_model_and_refused_arguments():
     with OpenAIServer(fault=lambda number, body: error(400, "max_tokens is not supported")) as server:
         with pytest.raises(ValueError, match="refuses the requests: HTTP 400: max_tokens is not supported"):
             ask(server.url, *(SampleRequest(f"q{i}", "cot", MESSAGES) for i in range(100)))
-        assert len(server.bodies) <= 4
+        assert len(server.bodies) <= 2 * 4  # each with log-probabilities and without
 
 
 def test_a_server_that_refuses_n():
@@ -223,7 +310,7 @@ def test_a_server_that_refuses_n():
         (result,) = ask(server.url, SampleRequest("q", "cot", MESSAGES, n=3))
     assert (result.request.n, result.error) == (3, None)
     assert result.choices == [Choice(text_of(MESSAGES, derive_seed(42, "q", "cot", 0), 0), "stop")]
-    assert [body["n"] for body in server.bodies] == [3, 1]
+    assert [(body["n"], "logprobs" in body) for body in server.bodies] == [(3, True), (3, False), (1, True)]
 
 
 def test_refusals_that_are_not_about_n():
@@ -242,7 +329,7 @@ def test_refusals_that_are_not_about_n():
     with OpenAIServer(fault=lambda number, body: error(400, "no such parameter")) as server:
         with pytest.raises(ValueError, match="refuses the requests: HTTP 400: no such parameter"):
             ask(server.url, requests[0])
-        assert [body["n"] for body in server.bodies] == [2, 1]
+        assert [body["n"] for body in server.bodies] == [2, 2, 1, 1]
 
 
 def test_what_arrives_after_a_fatal_error_is_kept(monkeypatch):
@@ -363,6 +450,42 @@ def by_id(results):
     return {result.request.question_id: result for result in results}
 
 
+def texts(result):
+    """The choices of a result without their log-probabilities, which differ by rounding between batches."""
+    return [choice._replace(logprob=None) for choice in result.choices]
+
+
+def slow_logprob(model, tokenizer, request, choice, ended):
+    """Mean over the tokens of prompt + text + EOS from one full forward pass, at temperature 1."""
+    prompt, text = tokenizer(request.prompt)["input_ids"], tokenizer(choice.text)["input_ids"]
+    ids = torch.tensor([prompt + text + ([EOS] if ended else [])])
+    with torch.no_grad():
+        logprobs = model.eval()(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
+    of_tokens = logprobs[0, :-1].gather(1, ids[0, 1:, None])[len(prompt) - 1 :]
+    return of_tokens.mean().item() if len(of_tokens) else None
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"temperature": 1.3, "top_p": 0.6}, {"temperature": 0.0, "n": 1}, {"stop": (" w1 ", " w2 ", " w3 w4", "w5")}],
+    ids=["plain", "hot", "greedy", "stop"],
+)
+def test_logprobs_equal_a_full_forward_pass(model, tokenizer, arguments):
+    requests = requests_for(prompts(20), max_tokens=15, **arguments)
+    engine, ends = TransformersEngine(model, tokenizer, batch_size=16), set()
+    free = by_id(engine.generate(requests_for(prompts(20), max_tokens=15, **arguments | {"stop": ()})))
+    for key, result in by_id(engine.generate(requests)).items():
+        for choice, uncut in zip(result.choices, free[key].choices, strict=True):
+            is_cut = choice.text != uncut.text
+            ended = choice.finish_reason == "stop" and not is_cut
+            expected = slow_logprob(model, tokenizer, result.request, choice, ended)
+            assert (choice.logprob is None) == (expected is None)
+            assert expected is None or abs(choice.logprob - expected) < 1e-4
+            ends.add("cut" if is_cut else choice.finish_reason)
+    if "temperature" not in arguments:
+        assert ends == ({"cut", "stop", "length"} if "stop" in arguments else {"stop", "length"})
+
+
 @pytest.mark.parametrize(
     "arguments",
     [{}, {"temperature": 1.3, "first_index": 4, "seed": 7}, {"top_p": 0.6}, {"temperature": 0.0, "n": 1}],
@@ -374,7 +497,7 @@ def test_samples_equal_a_slow_loop(model, tokenizer, arguments):
     reasons = set()
     for request in requests:
         expected = [slow_sample(model, tokenizer, request, i) for i in range(request.n)]
-        assert results[request.question_id].choices == expected
+        assert texts(results[request.question_id]) == expected
         reasons.update(choice.finish_reason for choice in expected)
         length = sum(len(c.text.split()) + (c.finish_reason == "stop") for c in expected)
         usage = {"prompt_tokens": len(request.prompt.split()), "completion_tokens": length}
@@ -389,7 +512,10 @@ def test_the_batch_changes_nothing(llama, tokenizer):
     assert len(together) == 20
     for batch_size in (1, 7, 16):
         alone = by_id(TransformersEngine(llama, tokenizer, batch_size=batch_size).generate(reversed(requests)))
-        assert {i: r.choices for i, r in alone.items()} == {i: r.choices for i, r in together.items()}
+        assert {i: texts(r) for i, r in alone.items()} == {i: texts(r) for i, r in together.items()}
+        for key, result in alone.items():
+            for choice, other in zip(result.choices, together[key].choices, strict=True):
+                assert choice.logprob == pytest.approx(other.logprob, abs=1e-5)
     # Samples 2 and 3 on their own, with a larger `max_tokens`
     (tail,) = TransformersEngine(llama, tokenizer).generate(
         requests_for(prompts(1), n=2, first_index=2, max_tokens=40)
@@ -398,8 +524,8 @@ def test_the_batch_changes_nothing(llama, tokenizer):
         assert whole.text.split()[:20] == part.text.split()
     # A cache that is too small for two requests
     small = TransformersEngine(llama, tokenizer, cache_gb=1e-6)
-    assert {i: r.choices for i, r in by_id(small.generate(requests)).items()} == {
-        i: r.choices for i, r in together.items()
+    assert {i: texts(r) for i, r in by_id(small.generate(requests)).items()} == {
+        i: texts(r) for i, r in together.items()
     }
 
 
@@ -410,8 +536,8 @@ def test_other_questions_paths_and_seeds_give_other_samples(llama, tokenizer):
         for path in ("cot", "pot")
         for seed in (1, 2)
     ]
-    texts = [c.text for r in TransformersEngine(llama, tokenizer).generate(requests) for c in r.choices]
-    assert len(set(texts)) == len(texts)
+    found = [c.text for r in TransformersEngine(llama, tokenizer).generate(requests) for c in r.choices]
+    assert len(set(found)) == len(found)
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(0.7, 1.0), (1.5, 1.0), (1.0, 0.7)])
@@ -463,7 +589,7 @@ def test_stop_strings(llama, tokenizer):
     cut = by_id(engine.generate(requests_for(prompts(12), n=4, max_tokens=40, stop=stop)))
     shorter = 0
     for key, result in free.items():
-        assert cut[key].choices == [cut_at_stop(choice, stop) for choice in result.choices]
+        assert texts(cut[key]) == [cut_at_stop(choice, stop) for choice in texts(result)]
         assert cut[key].usage["completion_tokens"] <= result.usage["completion_tokens"]
         shorter += cut[key].usage["completion_tokens"] < result.usage["completion_tokens"]
     assert shorter  # The rows ended at the stop string and were not only cut afterwards.
@@ -497,7 +623,7 @@ def test_messages_go_through_the_chat_template(llama, tokenizer):
     finally:
         tokenizer.chat_template = None
     (plain,) = TransformersEngine(llama, tokenizer).generate([SampleRequest("q", "cot", "w9 w1 w2 w8", n=3)])
-    assert chat.choices == plain.choices
+    assert texts(chat) == texts(plain)
 
 
 def test_folders_and_adapters(llama, tokenizer, tmp_path):
@@ -506,8 +632,8 @@ def test_folders_and_adapters(llama, tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path / "base")
     engine = TransformersEngine(str(tmp_path / "base"))
     expected = by_id(TransformersEngine(llama, tokenizer).generate(requests))
-    assert {i: r.choices for i, r in by_id(engine.generate(requests)).items()} == {
-        i: r.choices for i, r in expected.items()
+    assert {i: texts(r) for i, r in by_id(engine.generate(requests)).items()} == {
+        i: texts(r) for i, r in expected.items()
     }
 
     torch.manual_seed(1)
@@ -519,7 +645,7 @@ def test_folders_and_adapters(llama, tokenizer, tmp_path):
     results = by_id(adapter.generate(requests))
     for request in requests:
         expected = [slow_sample(tuned, tokenizer, request, i) for i in range(request.n)]
-        assert results[request.question_id].choices == expected
+        assert texts(results[request.question_id]) == expected
 
     # The name depends on the weights and on nothing else.
     assert engine.model.startswith(f"{tmp_path / 'base'}@") and engine.model[-8:] != adapter.model[-8:]

@@ -1,6 +1,7 @@
 """T5 students, trained on the command line, saved, loaded, sampled and voted on, against a slow loop."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -69,6 +70,19 @@ def slow_sample(model, tokenizer, request, sample):
     return ids[1:], "length"
 
 
+def slow_logprob(model, tokenizer, request, ids):
+    """Mean over all tokens, with EOS if the text ended, from one forward pass at temperature 1."""
+    prompt = torch.tensor([tokenizer(request.prompt)["input_ids"]])
+    shifted = torch.tensor([[model.config.decoder_start_token_id, *ids[:-1]]])
+    with torch.no_grad():
+        logits = model(input_ids=prompt, decoder_input_ids=shifted, use_cache=False).logits
+    return logits[0].log_softmax(-1).gather(1, torch.tensor(ids)[:, None]).mean().item()
+
+
+def texts(result):
+    return [choice._replace(logprob=None) for choice in result.choices]
+
+
 QUESTIONS = ["What is two and three?", "How many apples has Dan?"]
 
 
@@ -98,6 +112,8 @@ def test_samples_equal_a_slow_loop(student, request, monkeypatch):
         for key, request in {(request.question_id, request.path): request for request in requests}.items():
             expected = [slow_sample(model, tokenizer, request, i) for i in range(request.n)]
             assert [choice[:2] for choice in found[key].choices] == expected
+            for choice, (ids, _) in zip(found[key].choices, expected, strict=True):
+                assert choice.logprob == pytest.approx(slow_logprob(model, tokenizer, request, ids), abs=1e-4)
             texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids, _ in expected]
             assert [choice.text for choice in written[key].choices] == texts
             usage = {"prompt_tokens": len(tokenizer(request.prompt)["input_ids"])}
@@ -109,12 +125,12 @@ def test_samples_equal_a_slow_loop(student, request, monkeypatch):
 def test_the_batch_changes_nothing(lora):
     folder, _, _ = lora
     requests = requests_for(n=4)
-    together = {key: r.choices for key, r in results_of(TransformersEngine(str(folder)), requests).items()}
+    together = {key: texts(r) for key, r in results_of(TransformersEngine(str(folder)), requests).items()}
     for options in ({"batch_size": 1}, {"batch_size": 7}, {"cache_gb": 1e-6}):
         engine = TransformersEngine(str(folder), **options)
-        assert {key: r.choices for key, r in results_of(engine, reversed(requests)).items()} == together
+        assert {key: texts(r) for key, r in results_of(engine, reversed(requests)).items()} == together
     tails = results_of(engine, requests_for(n=2, first_index=2))
-    assert {key: r.choices for key, r in tails.items()} == {key: choices[2:] for key, choices in together.items()}
+    assert {key: texts(r) for key, r in tails.items()} == {key: choices[2:] for key, choices in together.items()}
 
 
 def test_stop_strings(lora_own_head):
@@ -123,7 +139,7 @@ def test_stop_strings(lora_own_head):
     engine, stop = TransformersEngine(str(folder)), ("1", "an", "\n")
     free, cut = (results_of(engine, requests_for(n=10, stop=strings)) for strings in ((), stop))
     for key, result in free.items():
-        assert cut[key].choices == [cut_at_stop(choice, stop) for choice in result.choices]
+        assert texts(cut[key]) == [cut_at_stop(choice, stop) for choice in texts(result)]
     tokens = [sum(r.usage["completion_tokens"] for r in results.values()) for results in (free, cut)]
     assert tokens[1] < tokens[0]  # The rows ended there and were not only cut afterwards.
 
@@ -165,7 +181,11 @@ def test_a_student_reasons_from_its_folder_and_from_memory(lora):
     folder, model, tokenizer = lora
     arguments = {"n_cot": 2, "n_pot": 2, "max_tokens": 10}
     found = MixedReasoner(str(folder), **arguments)(QUESTIONS)
-    assert found == MixedReasoner(model, tokenizer, **arguments)(QUESTIONS)
+    for reasoned, other in zip(found, MixedReasoner(model, tokenizer, **arguments)(QUESTIONS), strict=True):
+        for thought, same in zip(reasoned.cot + reasoned.pot, other.cot + other.pot, strict=True):
+            assert thought == replace(same, logprob=thought.logprob)
+            assert thought.logprob == pytest.approx(same.logprob, abs=1e-4)
+        assert reasoned.answer == other.answer
     assert all(len(reasoned.cot) == len(reasoned.pot) == 2 for reasoned in found)
 
 

@@ -52,7 +52,9 @@ def test_what_is_stored_is_not_sampled_again(engine, tmp_path):
         assert [(len(q.cot), len(q.pot), len(q.label)) for q in first.questions] == [(2, 2, 1)] * 3
         assert [q.cot for q in part.questions] == [q.cot[:1] for q in first.questions[:2]]
         assert all(question.tokens >= 5 for question in first.questions)
-        assert all(len(q.cot_logprob) == len(q.pot_logprob) == 2 for q in first.questions)
+        for question in first.questions:
+            assert len(question.cot_logprob) == len(question.pot_logprob) == 2
+            assert all(-20 < logprob < 0 for logprob in question.cot_logprob + question.pot_logprob)
         files = {
             result.save(tmp_path / "results") for result in (first, part, evaluation.run("student", engine, store))
         }

@@ -1,9 +1,11 @@
 """The engine `vllm` with a stand-in for the module, because there is no GPU to run vLLM itself on."""
 
+import string
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from students import byte_tokenizer, tiny_llama
 
 from md_trl.cli.sample import SampleArguments, run
@@ -76,6 +78,28 @@ def test_stop_strings_and_lengths(engine):
     stop = free.choices[0].text[5:7]
     (cut,) = engine.generate(requests(1, n=1, max_tokens=30, stop=(stop,)))
     assert cut.choices[0][:2] == (free.choices[0].text[: free.choices[0].text.index(stop)], "stop")
+
+
+def test_logprobs_equal_a_full_forward_pass(engine):
+    """With EOS, at temperature 1, and up to the end of the kept text."""
+    tokenizer, ends = engine.tokenizer, set()
+    free = [result.choices for result in engine.generate(requests(6, max_tokens=60))]
+    for stop in ((), tuple(string.ascii_lowercase + string.digits)):
+        for result, uncut in zip(engine.generate(requests(6, max_tokens=60, stop=stop)), free, strict=True):
+            for choice, whole in zip(result.choices, uncut, strict=True):
+                prompt = tokenizer(result.request.prompt)["input_ids"]
+                text = tokenizer(choice.text)["input_ids"]
+                if "\ufffd" in choice.text:
+                    continue  # Its bytes cannot be told from the text.
+                ended = choice.finish_reason == "stop" and choice.text == whole.text
+                ids = torch.tensor([prompt + text + ([tokenizer.eos_token_id] if ended else [])])
+                with torch.no_grad():
+                    logprobs = engine._llm._model(input_ids=ids).logits.log_softmax(-1)
+                of_tokens = logprobs[0, :-1].gather(1, ids[0, 1:, None])[len(prompt) - 1 :]
+                expected = of_tokens.mean().item() if len(of_tokens) else None
+                assert choice.logprob == (expected if expected is None else pytest.approx(expected, abs=1e-4))
+                ends.add((choice.finish_reason, ended))
+    assert ("stop", False) in ends
 
 
 def test_prompts_without_room(engine):

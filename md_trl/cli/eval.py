@@ -10,6 +10,7 @@ from .engine_arguments import ENGINES, EngineArguments, make_engine
 
 
 if TYPE_CHECKING:
+    from ..evaluation import EvaluationResult
     from ..launched_evaluation import Process
     from ..sampling.engines import Engine
     from ..student_evaluation import StudentEvaluation
@@ -138,16 +139,21 @@ def run(args: EvalArguments) -> None:
 
 def evaluate(
     evaluation: StudentEvaluation, name: str, engine: Engine, store: str, folder: str, process: Process
-) -> None:
-    """Evaluate a student in all processes; the main one writes the result to a folder and prints its tables."""
+) -> EvaluationResult | None:
+    """
+    Evaluate a student in all processes; the main one writes the result to a folder and prints its tables.
+
+    Return the result, which only the main process has.
+    """
     from ..launched_evaluation import evaluate_launched
     from ..report import accuracy_table, solved_table
     from .sample import format_summary
 
     summary, result = evaluate_launched(evaluation, name, engine, store, process)
     if result is None:
-        return
+        return None
     print(f"{format_summary(summary, store)}\n")
     file = result.save(folder)
     print("\n\n".join(table for table in (accuracy_table([result]), solved_table([result])) if table))
     print(f"\nWrote {file}.")
+    return result

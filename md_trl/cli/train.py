@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from trl import ModelConfig
 
+    from ..evaluation import EvaluationResult
     from ..student_evaluation import StudentEvaluation
     from ..trainer import MDConfig, MDSeq2SeqTrainer, MDTrainer
 
@@ -115,7 +116,9 @@ ARGUMENTS = _arguments()
 
 
 def run(args: RecipeArguments, training_args: MDConfig, model_args: ModelConfig) -> None:
-    """Load or build the dataset, train, save, evaluate."""
+    """Load or build the dataset, train, save, evaluate, push."""
+    from ..student_results import push_results, write_results
+
     output = Path(training_args.output_dir)
     args.eval_store = args.eval_store or str(output / "student.db")
     args.eval_output = args.eval_output or str(output / "results")
@@ -132,7 +135,12 @@ def run(args: RecipeArguments, training_args: MDConfig, model_args: ModelConfig)
     # Ends the process group, whose collectives would time out in a long evaluation.
     trainer.end()
     if evaluation is not None:
-        _evaluate(evaluation, args, training_args.output_dir)
+        result = _evaluate(evaluation, args, training_args.output_dir)
+        if result is not None and training_args.push_to_hub:
+            token, revision = training_args.hub_token, training_args.hub_revision
+            push_results(training_args.output_dir, [result], trainer.hub_model_id, token, revision)
+        elif result is not None:
+            write_results(training_args.output_dir, [result])
 
 
 def _prepare_evaluation(args: RecipeArguments, prompt_format: str) -> StudentEvaluation:
@@ -205,11 +213,12 @@ def _load_rows(args: RecipeArguments, training_args: MDConfig) -> Dataset:
     return rows if args.train_limit is None else rows.select(range(min(args.train_limit, len(rows))))
 
 
-def _evaluate(evaluation: StudentEvaluation, args: RecipeArguments, student: str) -> None:
-    """Evaluate the student in all processes."""
+def _evaluate(evaluation: StudentEvaluation, args: RecipeArguments, student: str) -> EvaluationResult | None:
+    """Evaluate the student in all processes. Only the main one has the result."""
     from ..launched_evaluation import Process
     from ..sampling.engines.transformers import TransformersEngine
     from .eval import evaluate
 
     engine = TransformersEngine(student)
-    evaluate(evaluation, Path(student).name, engine, args.eval_store, args.eval_output, Process.from_environment())
+    process = Process.from_environment()
+    return evaluate(evaluation, Path(student).name, engine, args.eval_store, args.eval_output, process)

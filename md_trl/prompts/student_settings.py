@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
 from .triggers import TRIGGERS
 
+
+logger = logging.getLogger(__name__)
 
 SETTINGS_FILE = "md_trl.json"
 """File beside the weights of a student, written by the trainers."""
@@ -42,7 +45,12 @@ def read_student_settings(model: str | Path, revision: str | None = None) -> dic
     ```
     """
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     if Path(model).is_dir():
         file = Path(model) / SETTINGS_FILE
@@ -51,8 +59,17 @@ def read_student_settings(model: str | Path, revision: str | None = None) -> dic
     else:
         try:
             file = Path(hf_hub_download(str(model), SETTINGS_FILE, revision=revision))
-        # The file is not in the repository, or not in the cache of a machine that is offline. A loaded model may come
-        # from a folder that is gone.
+        except LocalEntryNotFoundError:
+            if _weights_are_cached(str(model), revision):
+                logger.warning(
+                    "The weights of %s are in the cache but its %s is not, and the Hub is out of reach. If md_trl "
+                    "trained this student, it may be prompted in the wrong format: run once online, or pass "
+                    "`prompt_format`.",
+                    model,
+                    SETTINGS_FILE,
+                )
+            return None
+        # The file is not in the repository. A loaded model may come from a folder that is gone.
         except (EntryNotFoundError, RepositoryNotFoundError, HFValidationError):
             return None
     try:
@@ -70,3 +87,10 @@ def read_student_settings(model: str | Path, revision: str | None = None) -> dic
                 f"{TRIGGERS.get(path)!r}. Install md_trl {settings.get('md_trl')}."
             )
     return settings
+
+
+def _weights_are_cached(model: str, revision: str | None) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    names = ("config.json", "adapter_config.json")
+    return any(isinstance(try_to_load_from_cache(model, name, revision=revision), str) for name in names)

@@ -35,7 +35,7 @@ from ..store import Store
 from ..store.batches import Batch, OpenRequest
 from .engines import POLL_SECONDS, SampleRequest, SampleResult
 from .engines.openai import OpenAIEngine
-from .engines.openai_format import read_answer, request_body
+from .engines.openai_format import read_answer
 from .ledger import Price
 from .run import Missing, SampleSummary, SamplingRun
 
@@ -204,7 +204,11 @@ class _Batches:
                 self._run.record(result)
             else:
                 refused.append(result)
-        if refused and not several_accepted and any(result.request.n > 1 for result in refused):
+        about_logprobs = [result.error for result in refused if "logprob" in (result.error or "")]
+        if about_logprobs and self._engine.asks_logprobs:
+            self._engine.refuse_logprobs(about_logprobs[0])
+            refused = [replace(result, retry=True) for result in refused]
+        elif refused and not several_accepted and any(result.request.n > 1 for result in refused):
             # Perhaps the server does not accept `n > 1`: the next round asks for single samples.
             self._run.max_samples = 1
             refused = [replace(result, retry=result.request.n > 1) for result in refused]
@@ -286,7 +290,7 @@ class _RequestFile:
         return waiting + others
 
     def _line(self, request: SampleRequest) -> bytes:
-        _, body = request_body(self._engine.model, request)
+        _, body = self._engine.request_body(request)
         line = {"custom_id": str(request.key), "method": "POST", "url": self._endpoint, "body": body}
         return json.dumps(line, ensure_ascii=False).encode() + b"\n"
 

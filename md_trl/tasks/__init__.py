@@ -9,20 +9,56 @@
 | `stories` | any size | generated |
 
 To add a task, write a module beside this one with a function `load(split, source, seed)` that returns
-[`~md_trl.records.Question`]s, add its name to `TASKS`, and add few-shot examples in `md_trl/prompts/examples`.
+[`~md_trl.records.Question`]s and the constants `HUB` and `BENCHMARK`, add its name to `TASKS`, and add few-shot
+examples in `md_trl/prompts/examples`.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import InputError
 from ..records import Question
 
 
 TASKS = ("svamp", "gsm8k", "asdiv", "strategyqa", "stories")
+GENERATED = ("stories",)
+"""Tasks without a dataset on the Hub."""
 SPLITS = ("train", "test")
+
+
+class HubDataset(NamedTuple):
+    r"""
+    The dataset of a task on the Hub.
+
+    Args:
+        repo (`str`):
+            Hub id of the dataset.
+        benchmark (`str`):
+            Name of the task in the dataset's `eval.yaml`, under which the Hub collects results of models. The name of
+            the configuration for datasets that have no such file.
+    """
+
+    repo: str
+    benchmark: str
+
+
+def hub_dataset(task: str) -> HubDataset | None:
+    r"""
+    Return the dataset of a task on the Hub.
+
+    Args:
+        task (`str`):
+            Name of the task.
+
+    Returns:
+        [`HubDataset`], *optional*: The dataset; `None` if the task has none.
+    """
+    if task not in TASKS or task in GENERATED:
+        return None
+    module = import_module(f".{task}", __name__)
+    return HubDataset(module.HUB, module.BENCHMARK)
 
 
 def load_questions(

@@ -23,7 +23,7 @@ from ..records import Question
 from .loading import Row, check_names, draw_test, find_file, hub_rows
 
 
-HUB, CONFIG = "EleutherAI/asdiv", "asdiv"
+HUB, CONFIG, BENCHMARK = "EleutherAI/asdiv", "asdiv", "asdiv"
 SIZES = {"train": 1610, "test": 695}
 HINT = (
     "Pass ASDiv.xml of https://github.com/chaochun/nlu-asdiv-dataset as `source`, or leave `source` out to load "

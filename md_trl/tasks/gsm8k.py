@@ -12,7 +12,7 @@ from ..records import Question
 from .loading import Row, check_names, find_file, hub_rows, jsonl_rows
 
 
-HUB, CONFIG = "openai/gsm8k", "main"
+HUB, CONFIG, BENCHMARK = "openai/gsm8k", "main", "gsm8k"
 SIZES = {"train": 7473, "test": 1319}
 HINT = (
     "Pass the folder with train.jsonl and test.jsonl of https://github.com/openai/grade-school-math as `source`, or "

@@ -7,9 +7,17 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+CONVERTED = "refs/convert/parquet"
+"""Branch of a dataset on the Hub that holds what the Hub has converted to Parquet."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +57,47 @@ class Row:
 
 
 def hub_rows(repo: str, config: str | None, split: str, hint: str) -> list[Row]:
-    """Load the rows of one split of a dataset on the Hub."""
-    from datasets import load_dataset
+    r"""
+    Load the rows of one split of a dataset on the Hub.
 
+    Args:
+        repo (`str`):
+            Hub id of the dataset.
+        config (`str`, *optional*):
+            Configuration of the dataset.
+        split (`str`):
+            Split as it is named there.
+        hint (`str`):
+            Sentence that says where to get the data otherwise.
+
+    Returns:
+        `list[Row]`: The rows in order.
+
+    Raises:
+        `ConnectionError`: The Hub is out of reach, or it has no such dataset, configuration or split.
+    """
     try:
-        dataset = load_dataset(repo, config, split=split)
-    # The Hub is out of reach, there is no such dataset, config or split, or it is a loading script.
+        dataset = _load(repo, config, split)
+    # The Hub is out of reach, or there is no such dataset, config or split.
     except (OSError, ValueError, RuntimeError) as error:
         raise ConnectionError(f"Could not load split {split!r} of {repo!r} from the Hub: {error} {hint}") from error
     return [Row(f"{repo}, split {split}, row {n}", values, hint) for n, values in enumerate(dataset, 1)]
+
+
+def _load(repo: str, config: str | None, split: str) -> Dataset:
+    from datasets import Dataset, load_dataset
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+
+    try:
+        return load_dataset(repo, config, split=split)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        # Perhaps a loading script, which `datasets` no longer runs. The Hub converts such datasets itself.
+        converted = f"{config or 'default'}/{split}/0000.parquet"
+        try:
+            return Dataset.from_parquet(hf_hub_download(repo, converted, repo_type="dataset", revision=CONVERTED))
+        except (OSError, ValueError, EntryNotFoundError, HfHubHTTPError):
+            raise error from None
 
 
 def find_file(source: str | Path, names: Sequence[str], hint: str) -> Path:

@@ -13,7 +13,7 @@ from ..records import Question
 from .loading import Row, check_names, draw_test, find_file, hub_rows, json_rows
 
 
-HUB = "tasksource/strategy-qa"
+HUB, BENCHMARK = "tasksource/strategy-qa", "default"
 SIZE = 2290
 PROTOCOLS = ("dev", "paper")
 HINT = (

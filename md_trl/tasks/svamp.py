@@ -13,7 +13,7 @@ from ..records import Question
 from .loading import Row, check_names, draw_test, find_file, hub_rows, json_rows
 
 
-HUB = "ChilleD/SVAMP"
+HUB, BENCHMARK = "ChilleD/SVAMP", "default"
 SIZES = {"train": 700, "test": 300}
 HINT = (
     "Pass SVAMP.json of https://github.com/arkilpatel/SVAMP as `source`, or leave `source` out to load ChilleD/SVAMP "

@@ -20,6 +20,16 @@ from .md_config import MDConfig
 SETTINGS = ("token_reduction", "layout", "max_length", "learning_rate", "seed")
 """Fields of [`MDConfig`] that the card lists, beside those of the rows that were trained on."""
 
+GITIGNORE = """\
+# Not uploaded: training_args.bin holds local folders (and is a pickle), a store of thoughts and the results of
+# evaluations name the local folder of the student.
+training_args.bin
+*.db
+*.db-*
+/results/
+"""
+"""What is not uploaded from a student's folder. The Hub obeys the `.gitignore` of a commit."""
+
 
 def hub_id(name: str | None) -> str | None:
     r"""
@@ -47,6 +57,7 @@ def student_card(
     student: dict[str, Any],
     seen: dict[str, int],
     log_history: list[dict[str, Any]],
+    repo: str | None = None,
     **card_data: Any,
 ) -> ModelCard:
     r"""
@@ -63,6 +74,8 @@ def student_card(
             Number of questions and tokens the student was trained on, as returned by [`RunningTotals.seen`].
         log_history (`list[dict]`):
             Logs of the trainer.
+        repo (`str`, *optional*):
+            Hub id of the student, if it is on the Hub. Defaults to `args.hub_model_id`.
         **card_data:
             Metadata of the card: `model_name`, `base_model`, `datasets`, `library_name` and `tags`.
 
@@ -87,7 +100,8 @@ def student_card(
     return ModelCard.from_template(
         ModelCardData(**card_data),
         template_path=str(files("md_trl") / "hub_cards" / "student" / "README.md"),
-        hub_model_id=hub_id(args.hub_model_id),
+        is_adapter=card_data["library_name"] == "peft",
+        hub_model_id=repo or hub_id(args.hub_model_id),
         dataset_name=card_data["datasets"],
         paths=student["paths"],
         prompt_format=student["prompt_format"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,13 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 
 from ..records import PATHS_AND_LABEL
+from ..student_folder import replace_card
 from .arguments import as_dataset, as_tokenizer
 from .data_sampler import QuestionLoading
 from .lm_head import EdgeScorer, EdgeScores
 from .logged_totals import RunningTotals, Totals
 from .md_config import MDConfig
-from .model_card import hub_id, student_card
+from .model_card import GITIGNORE, hub_id, student_card
 from .preprocessing import prepare_questions, tokenize_completions
 from .student_settings import student_settings, write_student_settings
 
@@ -156,12 +156,39 @@ class MixedObjective(QuestionLoading):
         super()._save_checkpoint(model, trial)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        super()._save(output_dir, state_dict)
+        # `Trainer` pickles its arguments.
+        token, self.args.hub_token = self.args.hub_token, None
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            self.args.hub_token = token
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
             write_student_settings(folder, self._student_settings())
             # PEFT writes a card of its own, which names the folder that the base model was loaded from.
-            self._card().save(folder / "README.md")
+            self._save_card(folder, self._card())
+
+    def push_to_hub(self, *args, **kwargs):
+        base = self.model.config.name_or_path
+        if isinstance(self.model, PeftModel) and hub_id(base) is None:
+            logger.warning(
+                "The adapter names its base model by a local folder (%s), so it can only be loaded on this machine. "
+                "Push the base model and train from its Hub id, or push `trainer.model.merge_and_unload()` instead.",
+                base,
+            )
+        return super().push_to_hub(*args, **kwargs)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        # `Trainer` copies the weights of the checkpoint into the output folder and uploads it.
+        if self.is_world_process_zero():
+            write_student_settings(self.args.output_dir, self._student_settings())
+            self._save_card(Path(self.args.output_dir), self._card(), same_weights=False)
+        super()._push_from_checkpoint(checkpoint_folder)
+
+    def _save_card(self, folder: Path, card: ModelCard, same_weights: bool = True) -> None:
+        replace_card(folder, str(card), same_weights)
+        if not (folder / ".gitignore").exists():
+            (folder / ".gitignore").write_text(GITIGNORE)
 
     def _student_settings(self) -> dict[str, Any]:
         return student_settings(self.train_dataset, self.args.objective)
@@ -175,6 +202,7 @@ class MixedObjective(QuestionLoading):
             self._student_settings(),
             self._running_totals.seen(),
             self.state.log_history,
+            repo=self.hub_model_id,
             model_name=model_name or Path(self.args.hub_model_id or self.args.output_dir).name,
             base_model=hub_id(self.model.config.name_or_path),
             datasets=hub_id(dataset_name),
@@ -197,7 +225,9 @@ class MixedObjective(QuestionLoading):
                 Tags to add.
         """
         if self.is_world_process_zero():
-            self._card(model_name, dataset_name, tags).save(os.path.join(self.args.output_dir, "README.md"))
+            folder = Path(self.args.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            self._save_card(folder, self._card(model_name, dataset_name, tags))
 
 
 def _nonzero(divisor: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import fnmatch
 import hashlib
 import json
 import posixpath
@@ -33,6 +34,7 @@ from typing import Any
 import uvicorn
 import yaml
 from starlette.applications import Starlette
+from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -51,12 +53,21 @@ _SDKS = ("gradio", "docker", "static")
 _KINDS = {"datasets": "dataset", "spaces": "space", "models": "model"}
 
 
+class _Revision(StringConvertor):
+    """A branch, tag or commit, or a reference such as `refs/convert/parquet`."""
+
+    regex = "refs/[^/]+/[^/]+|[^/]+"
+
+
+register_url_convertor("revision", _Revision())
+
+
 class HubError(Exception):
     """A request that is answered with an error, as huggingface_hub reads it."""
 
-    def __init__(self, status: int, message: str, code: str | None = None, **body: Any):
+    def __init__(self, status: int, message: str, code: str | None = None, commit: str | None = None, **body: Any):
         super().__init__(message)
-        self.status, self.message, self.code, self.body = status, message, code, body
+        self.status, self.message, self.code, self.commit, self.body = status, message, code, commit, body
 
 
 @dataclass
@@ -253,6 +264,15 @@ def _directories(files: dict[str, File]) -> set[str]:
     return found
 
 
+def _is_ignored(name: str, gitignore: str) -> bool:
+    """The rules of `.gitignore` without negation and without `**`."""
+    parts = name.split("/")
+    rules = [line for line in gitignore.splitlines() if line.strip() and not line.startswith("#")]
+    return any(
+        fnmatch.fnmatch(part, rule.strip("/")) for rule in rules for part in (parts[:1] if rule[0] == "/" else parts)
+    )
+
+
 def _flag(request: Request, name: str) -> bool:
     return request.query_params.get(name, "false").lower() in ("true", "1")
 
@@ -437,13 +457,15 @@ class Api:
     async def preupload(self, request: Request) -> Response:
         _writer(request)
         _, files = self.repo(request).resolve(request.path_params["revision"])
-        answer = []
-        for sent in (await request.json())["files"]:
+        answer, body = [], await request.json()
+        hosted = self.hub.read_blob(files[".gitignore"].sha256).decode() if ".gitignore" in files else ""
+        ignore = body.get("gitIgnore") or hosted
+        for sent in body["files"]:
             name = sent["path"]
             is_binary = sent["size"] > 10 << 20 or b"\0" in base64.b64decode(sent["sample"])
             mode = "lfs" if name.endswith(_LFS_SUFFIXES) or is_binary else "regular"
             known = {"oid": files[name].etag} if name in files else {}
-            answer.append({"path": name, "uploadMode": mode, "shouldIgnore": False} | known)
+            answer.append({"path": name, "uploadMode": mode, "shouldIgnore": _is_ignored(name, ignore)} | known)
         return JSONResponse({"files": answer})
 
     async def lfs_batch(self, request: Request) -> Response:
@@ -513,7 +535,8 @@ class Api:
             raise HubError(403 if _role(request) else 401, f"Access to {repo.id} is restricted.", "GatedRepo")
         name = request.path_params["file"]
         if name not in files:
-            raise HubError(404, "Entry not found", "EntryNotFound")
+            # By the commit, clients remember that it has no such file
+            raise HubError(404, "Entry not found", "EntryNotFound", commit=sha)
         file, content = files[name], self.hub.read_blob(files[name].sha256)
         headers = {"ETag": f'"{file.etag}"', "X-Repo-Commit": sha, "Accept-Ranges": "bytes"}
         if file.lfs:
@@ -549,8 +572,8 @@ class Api:
             *(Route(f"/api/{kind}", self.listing, name=kind) for kind in _KINDS),
             Route(f"{api}/settings", self.settings, methods=["PUT"]),
             Route(f"{api}/revision/{{revision:path}}", self.info),
-            Route(f"{api}/tree/{{revision}}", self.tree),
-            Route(f"{api}/tree/{{revision}}/{{file:path}}", self.tree),
+            Route(f"{api}/tree/{{revision:revision}}", self.tree),
+            Route(f"{api}/tree/{{revision:revision}}/{{file:path}}", self.tree),
             Route(f"{api}/paths-info/{{revision:path}}", self.paths_info, methods=["POST"]),
             Route(f"{api}/refs", self.refs),
             Route(f"{api}/commits/{{revision:path}}", self.commits),
@@ -565,8 +588,8 @@ class Api:
         for prefix in ("/{kind}" + repo, repo):
             routes += [
                 Route(f"{prefix}.git/info/lfs/objects/batch", self.lfs_batch, methods=["POST"]),
-                Route(f"{prefix}/resolve/{{revision}}/{{file:path}}", self.file, methods=["GET", "HEAD"]),
-                Route(f"{prefix}/raw/{{revision}}/{{file:path}}", self.file, methods=["GET", "HEAD"]),
+                Route(f"{prefix}/resolve/{{revision:revision}}/{{file:path}}", self.file, methods=["GET", "HEAD"]),
+                Route(f"{prefix}/raw/{{revision:revision}}/{{file:path}}", self.file, methods=["GET", "HEAD"]),
             ]
         return routes
 
@@ -615,6 +638,7 @@ class Watch:
 
 async def _hub_error(request: Request, error: HubError) -> Response:
     headers = {"X-Error-Message": error.message} | ({"X-Error-Code": error.code} if error.code else {})
+    headers |= {"X-Repo-Commit": error.commit} if error.commit else {}
     return JSONResponse({"error": error.message} | error.body, error.status, headers)
 
 

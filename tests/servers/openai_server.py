@@ -49,7 +49,8 @@ class OpenAIServer:
     The server, which runs in a thread inside `with OpenAIServer() as server:`, at `server.url`.
 
     `choices(body)` returns the number of choices of a request; `finish(body, text)` returns a text, which it may
-    change, and its finish reason. `fault(number, body)` may return another reply to the numbered request, or a
+    change, and its finish reason. `logprobs(body, text)` returns the tokens of a text with their log-probabilities
+    for requests that ask for them. `fault(number, body)` may return another reply to the numbered request, or a
     function: then the request is answered and billed, and the function spoils the reply. `batch_steps` are the states
     of a batch, one per status check. `batch_row(number, body, row)` returns the result of a row, which it may change,
     or `None` for no result.
@@ -59,6 +60,7 @@ class OpenAIServer:
         self,
         choices: Callable[[dict], int] = lambda body: body.get("n") or 1,
         finish: Callable[[dict, str], tuple[str, str]] = lambda body, text: (text, "stop"),
+        logprobs: Callable[[dict, str], list[tuple[str, float]]] | None = None,
         fault: Callable[[int, dict], Reply | Callable[[Reply], Reply] | None] = lambda number, body: None,
         models: Reply | None = None,
         delay: float = 0.0,
@@ -68,6 +70,7 @@ class OpenAIServer:
         batch_row: Callable[[int, dict, dict], dict | None] = lambda number, body, row: row,
     ):
         self.choices, self.finish, self.fault, self.delay, self.port = choices, finish, fault, delay, port
+        self.logprobs = logprobs
         self.limit, self.batch_steps, self.batch_row = max_in_flight, batch_steps, batch_row
         self.models = models or Reply(200, b'{"object": "list", "data": [{"id": "m", "object": "model"}]}')
         self.bodies: list[dict] = []
@@ -157,7 +160,10 @@ class OpenAIServer:
         for index in range(self.choices(body)):
             text, reason = self.finish(body, text_of(prompt, body["seed"], index))
             content = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
-            choices.append({"index": index, "finish_reason": reason, "logprobs": None, **content})
+            tokens = None
+            if self.logprobs is not None and body.get("logprobs") is not None:
+                tokens = _token_list(chat, self.logprobs(body, text))
+            choices.append({"index": index, "finish_reason": reason, "logprobs": tokens, **content})
         self.sold[key, body["seed"]] += len(choices)
         completion_tokens = sum(4 + body["seed"] % 7 for _ in choices)
         usage = {"prompt_tokens": len(key.split()), "completion_tokens": completion_tokens}
@@ -243,6 +249,14 @@ class OpenAIServer:
                 "data": [{"code": "token_limit_exceeded", "message": "queue is full"}],
             }
         return batch
+
+
+def _token_list(chat: bool, tokens: list[tuple[str, float]]) -> dict:
+    if not chat:
+        texts, logprobs = zip(*tokens, strict=True) if tokens else ((), ())
+        return {"tokens": texts, "token_logprobs": logprobs, "top_logprobs": None, "text_offset": []}
+    content = [{"token": text, "logprob": logprob, "bytes": list(text.encode())} for text, logprob in tokens]
+    return {"content": [token | {"top_logprobs": []} for token in content], "refusal": None}
 
 
 def _json(body: dict) -> Reply:

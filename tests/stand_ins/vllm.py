@@ -17,6 +17,14 @@ class SamplingParams:
     seed: int | None = None
     stop: list[str] | None = None
     max_tokens: int | None = 16
+    logprobs: int | None = None
+
+
+@dataclass
+class Logprob:
+    logprob: float
+    rank: int | None = None
+    decoded_token: str | None = None
 
 
 @dataclass
@@ -25,6 +33,7 @@ class CompletionOutput:
     text: str
     token_ids: list[int]
     finish_reason: str | None
+    logprobs: list[dict[int, Logprob]] | None = None
 
 
 @dataclass
@@ -50,6 +59,7 @@ class LLM:
     enable_prefix_caching: bool = False
     gpu_memory_utilization: float = 0.9
     tensor_parallel_size: int = 1
+    logprobs_mode: str = "raw_logprobs"
     calls: list = field(default_factory=list)
 
     def __post_init__(self):
@@ -76,7 +86,7 @@ class LLM:
     @torch.no_grad()
     def _sample(self, ids, params, index):
         generator = torch.Generator().manual_seed(params.seed + index)
-        new = []
+        new, found = [], None if params.logprobs is None else []
         while len(new) < params.max_tokens:
             logits = self._model(input_ids=torch.tensor([ids + new])).logits[0, -1]
             if params.temperature == 0:
@@ -84,10 +94,13 @@ class LLM:
             else:
                 token = int(torch.multinomial((logits / params.temperature).softmax(-1), 1, generator=generator))
             new.append(token)
+            if found is not None:
+                assert params.logprobs == 0 and self.logprobs_mode == "raw_logprobs"
+                found.append({token: Logprob(logits.log_softmax(-1)[token].item())})
             text = self._tokenizer.decode(new, skip_special_tokens=True)
             for stop in params.stop or []:
                 if stop in text:
-                    return CompletionOutput(index, text[: text.index(stop)], new, "stop")
+                    return CompletionOutput(index, text[: text.index(stop)], new, "stop", found)
             if token == self._tokenizer.eos_token_id:
-                return CompletionOutput(index, text, new, "stop")
-        return CompletionOutput(index, text, new, "length")
+                return CompletionOutput(index, text, new, "stop", found)
+        return CompletionOutput(index, text, new, "length", found)

@@ -9,6 +9,7 @@ and select it in `md_trl/cli/sample.py`.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +18,15 @@ from typing import Any, Protocol
 from ...errors import InputError
 from ...prompts import Prompt, max_prompt_tokens
 from ...records import Choice, SamplingParams
+from ...student_folder import weights_digest
 
 
 # Defaults that the command line shows too. The engines' own files import large libraries.
 CONCURRENCY, MAX_RETRIES, TIMEOUT, POLL_SECONDS = 16, 6, 300.0, 60.0
 BATCH_SIZE = 128
+
+# Rounding may lift the log-probability of a certain token above 0.
+LARGEST_LOGPROB = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,19 +158,32 @@ def derive_seed(seed: int, question_id: str, path: str, index: int) -> int:
 
 
 def cut_at_stop(choice: Choice, stop: Sequence[str]) -> Choice:
-    """Cut a text before its first stop string and set the finish reason to `stop`. Many servers do neither."""
+    """
+    Cut a text before its first stop string and set the finish reason to `stop`. Many servers do neither.
+
+    A text that is cut loses its log-probability, which was that of more tokens.
+    """
     ends = [end for end in (choice.text.find(string) for string in stop) if end >= 0]
     return Choice(choice.text[: min(ends)], "stop") if ends else choice
 
 
+def mean_logprob(logprobs: Sequence[float | None]) -> float | None:
+    r"""
+    Average the log-probabilities of the tokens of a sample.
+
+    Args:
+        logprobs (`Sequence[float | None]`):
+            Natural log-probability of each token.
+
+    Returns:
+        `float`, *optional*: Their mean; `None` if there are no tokens, or if one of the numbers is missing or is no
+        log-probability. OpenAI writes -9999 for a token that is not among the 20 most likely ones.
+    """
+    if not logprobs or any(value is None or not -9999 < value <= LARGEST_LOGPROB for value in logprobs):
+        return None
+    return min(math.fsum(logprobs) / len(logprobs), 0.0)
+
+
 def model_name(model: str) -> str:
     """Name of a local model in the store: a Hub id as it is, a folder with a digest of the weights it holds now."""
-    folder = Path(model)
-    if not folder.is_dir():
-        return model
-    digest = hashlib.sha256()
-    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("adapter_config.json")]):
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return f"{model}@{digest.hexdigest()[:8]}"
+    return f"{model}@{weights_digest(model)}" if Path(model).is_dir() else model

@@ -6,10 +6,42 @@ drops the rows that have ended. `logits` always holds the scores of the next tok
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Sequence
+
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.modeling_outputs import BaseModelOutput
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """Return the text of tokens without special tokens, as it was generated."""
+    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def count_kept(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], text: str) -> int:
+    r"""
+    Count the tokens of a sample whose text was cut before a stop string.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the model.
+        ids (`Sequence[int]`):
+            All tokens that were generated.
+        text (`str`):
+            The text that was kept.
+
+    Returns:
+        `int`: The number of tokens that lie wholly in the text. A token that holds both the end of the text and the
+        beginning of the stop string does not count.
+    """
+
+    def exceeds(count: int) -> bool:
+        # Part of a character is decoded to one or more replacement characters.
+        return len(decode(tokenizer, ids[:count]).rstrip("\ufffd")) > len(text)
+
+    return bisect_left(range(len(ids) + 1), True, key=exceeds) - 1
 
 
 class CausalDecoder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import math
 import os
 import queue
@@ -14,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import openai
@@ -25,6 +27,8 @@ from . import CONCURRENCY, MAX_RETRIES, TIMEOUT, SampleRequest, SampleResult, ch
 from .openai_format import read_answer, request_body, retry_after
 from .throttle import Throttle
 
+
+logger = logging.getLogger(__name__)
 
 # Seconds before a request is repeated: the first pause and the longest one. Each pause doubles the one before, and
 # jitter shortens it by up to a half.
@@ -51,8 +55,14 @@ class OpenAIEngine:
     - A refused request (400 and the like) is returned with `retry=False`. If it asked for several samples and the
       server has never returned several, it is first tried with `n=1`: some servers do not accept `n > 1`. A server
       that ignores `n` is detected by [`~md_trl.sampling.run.SamplingRun`].
+    - A server that refuses log-probabilities is asked without them from then on, which is reported once.
     - No server, a refused key, an exhausted quota, an unknown model, or a server that refuses the first requests end
       the run: nothing more is sent, and the requests in flight are waited for.
+
+    Log-probabilities are asked for with every request; they cost nothing, and neither the store's settings nor the
+    samples depend on them. Servers differ in what they return: vLLM, llama.cpp and Ollama report the probabilities of
+    the model before the sampling temperature, as [`~md_trl.records.Choice`] wants them; OpenAI's documentation does
+    not say. A few servers apply the temperature first, which an answer does not show.
 
     Args:
         model (`str`):
@@ -112,6 +122,7 @@ class OpenAIEngine:
         self._key = find_key(self.base_url)
         # What the server has shown so far: that it accepts requests, and that it accepts `n > 1`.
         self._accepted = self._accepted_several = False
+        self.asks_logprobs, self._logprobs_accepted = True, False
 
     def student_prompt_format(self, prompt_format: str = "auto") -> str:
         r"""
@@ -228,23 +239,50 @@ class OpenAIEngine:
     async def _ask(self, client: openai.AsyncOpenAI, request: SampleRequest) -> SampleResult:
         """Ask for the samples of a request, or for the first of them if the server refuses `n > 1`."""
         check_params(request.params, request.n)
-        result = await self._ask_until_answered(client, request)
+        result = await self._ask_with_logprobs(client, request)
         if not result.retry and request.n > 1 and not self._accepted_several:
-            single = await self._ask_until_answered(client, replace(request, n=1))
+            single = await self._ask_with_logprobs(client, replace(request, n=1))
             if single.retry:
                 return replace(single, request=request)
         if not result.retry and not self._accepted:
             raise InputError(f"{self.base_url} refuses the requests: {result.error}. Nothing more was sent.")
         return result
 
-    async def _ask_until_answered(self, client: openai.AsyncOpenAI, request: SampleRequest) -> SampleResult:
+    async def _ask_with_logprobs(self, client: openai.AsyncOpenAI, request: SampleRequest) -> SampleResult:
+        """Ask for log-probabilities, and again without them if the server refuses and has never accepted that."""
+        result = await self._ask_until_answered(client, request)
+        if result.retry or self._logprobs_accepted or not self.asks_logprobs:
+            return result
+        without = await self._ask_until_answered(client, request, logprobs=False)
+        if without.error is None:
+            self.refuse_logprobs(result.error)
+        return without
+
+    def refuse_logprobs(self, reason: str | None) -> None:
+        """Ask for no log-probabilities any more."""
+        if self.asks_logprobs:
+            self.asks_logprobs = False
+            logger.warning(
+                "%s gives no log-probabilities (%s). The thoughts have none, so votes weighted by likelihood weigh "
+                "them equally.",
+                self.base_url,
+                reason,
+            )
+
+    def request_body(self, request: SampleRequest, logprobs: bool = True) -> tuple[str, dict[str, Any]]:
+        """Write a request, see [`~md_trl.sampling.engines.openai_format.request_body`]."""
+        return request_body(self.model, request, logprobs and self.asks_logprobs)
+
+    async def _ask_until_answered(
+        self, client: openai.AsyncOpenAI, request: SampleRequest, logprobs: bool = True
+    ) -> SampleResult:
         """Retry errors that cost nothing."""
         faults: list[str] = []
         while True:
             pause = min(FIRST_PAUSE * 2 ** len(faults), LONGEST_PAUSE) * random.uniform(0.5, 1)
             last = len(faults) >= self.max_retries
             try:
-                return replace(await self._ask_once(client, request, last), faults=faults)
+                return replace(await self._ask_once(client, request, logprobs, last), faults=faults)
             except _Retry as fault:
                 if last:
                     return SampleResult(request, error=fault.message, faults=faults)
@@ -252,8 +290,10 @@ class OpenAIEngine:
                 # Jitter keeps clients apart that were told to come back at the same time.
                 await asyncio.sleep(pause if fault.seconds is None else fault.seconds + 0.1 * pause)
 
-    async def _ask_once(self, client: openai.AsyncOpenAI, request: SampleRequest, last: bool) -> SampleResult:
-        endpoint, body = request_body(self.model, request)
+    async def _ask_once(
+        self, client: openai.AsyncOpenAI, request: SampleRequest, logprobs: bool, last: bool
+    ) -> SampleResult:
+        endpoint, body = self.request_body(request, logprobs)
         expected = await self._throttle.enter(request)
         started = time.monotonic()
         try:
@@ -278,6 +318,7 @@ class OpenAIEngine:
         except openai.APIError as error:
             return SampleResult(request, error=self.message(error), lost=True)
         else:
+            self._logprobs_accepted |= "logprobs" in body
             return self._answered(request, answer.content, expected)
         finally:
             self._throttle.leave()
@@ -299,7 +340,8 @@ class OpenAIEngine:
             )
         if error.status_code == 429:
             self._throttle.slow_down(started, seconds or 0.0)
-        elif error.status_code not in (408, 409) and error.status_code < 500:
+        # Some servers fail (500) where others refuse.
+        elif error.status_code not in (408, 409) and (error.status_code < 500 or "logprob" in message):
             return message
         return _Retry(message, seconds)
 

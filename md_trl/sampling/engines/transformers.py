@@ -27,8 +27,8 @@ from transformers.utils import find_adapter_config_file
 from ...errors import InputError
 from ...prompts import encode_prompt, read_student_settings, resolve_prompt_format
 from ...records import Choice, SamplingParams
-from . import BATCH_SIZE, SampleRequest, SampleResult, check_params, cut_at_stop, model_name
-from .decoding import CausalDecoder, EncoderDecoder
+from . import BATCH_SIZE, SampleRequest, SampleResult, check_params, cut_at_stop, mean_logprob, model_name
+from .decoding import CausalDecoder, EncoderDecoder, count_kept, decode
 
 
 # Number of batches whose requests are pulled together, so that prompts of similar length share a batch.
@@ -46,6 +46,10 @@ class TransformersEngine:
     A prompt is run once and its keys and values are shared by its samples. The prompt of an encoder ends with EOS, as
     [`~md_trl.MDSeq2SeqTrainer`] trains it. Each sample draws from its own random generator, seeded with (seed,
     question id, path, sample index): the rest of the batch changes nothing but floating-point noise.
+
+    The log-probability of a sample comes from the logits that its tokens are drawn from, before temperature and
+    `top_p`, in fp32. EOS counts as a token; where the text was cut before a stop string, only the tokens of the text
+    that was kept count, and where it reached `max_tokens` there is no EOS.
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`]):
@@ -204,14 +208,17 @@ class TransformersEngine:
         samples: list[dict[int, tuple[Choice, int]]] = [{} for _ in batch]
         for step in range(rows.steps):
             tokens = _next_tokens(decoder.logits, params, rows.uniforms[:, step])
-            rows.append(step, tokens, eos)
+            rows.append(step, tokens, _logprobs(decoder.logits, tokens), eos)
             last = step + 1 == rows.steps
             if last or (step + 1) % CHECK_EVERY == 0:
                 if params.stop and not last:
                     self._find_stop_strings(rows, step + 1, params.stop)
                 if last or rows.done.float().mean() >= COMPACT_AT:
-                    for job, sample, ids, stopped in rows.finished():
-                        samples[job][sample] = self._choice(ids, stopped, params.stop), len(ids)
+                    for job, sample, ids, logprobs, stopped in rows.finished():
+                        choice = self._choice(ids, stopped, params.stop)
+                        kept = self._count_kept(ids, choice, params.stop)
+                        choice = choice._replace(logprob=mean_logprob(logprobs[:kept]))
+                        samples[job][sample] = choice, len(ids)
                         if len(samples[job]) == batch[job].request.n:
                             yield _result(batch[job], samples[job])
                     left = (~rows.done).nonzero().flatten()
@@ -232,10 +239,14 @@ class TransformersEngine:
                 rows.done[i], rows.lengths[i] = True, step
 
     def _choice(self, ids: list[int], stopped: bool, stop: Iterable[str]) -> Choice:
-        text = self.tokenizer.decode(
-            ids[:-1] if stopped else ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        text = decode(self.tokenizer, ids[:-1] if stopped else ids)
         return cut_at_stop(Choice(text, "stop" if stopped else "length"), stop)
+
+    def _count_kept(self, ids: list[int], choice: Choice, stop: Iterable[str]) -> int:
+        """Number of tokens behind a text: all of them with EOS, unless it was cut before a stop string."""
+        if not stop or len(decode(self.tokenizer, ids)) == len(choice.text):
+            return len(ids)
+        return count_kept(self.tokenizer, ids, choice.text)
 
 
 class _Job(NamedTuple):
@@ -256,31 +267,35 @@ class _Rows:
         self.samples = torch.tensor([sample for _, sample in pairs], device=device)
         self.uniforms = _uniforms([(batch[i].request, sample) for i, sample in pairs], self.steps).to(device)
         self.tokens = torch.zeros(len(pairs), self.steps, dtype=torch.long, device=device)
+        self.logprobs = torch.zeros(len(pairs), self.steps, device=device)
         self.limits = torch.tensor([batch[i].max_tokens for i, _ in pairs], device=device)
         self.lengths = torch.full_like(self.limits, self.steps)
         self.stopped = torch.zeros_like(self.limits, dtype=torch.bool)
         self.done = torch.zeros_like(self.stopped)
 
-    def append(self, step: int, tokens: torch.Tensor, eos: torch.Tensor) -> None:
+    def append(self, step: int, tokens: torch.Tensor, logprobs: torch.Tensor, eos: torch.Tensor) -> None:
         """Append one token to every row and mark the rows that end with it."""
-        self.tokens[:, step] = tokens
+        self.tokens[:, step], self.logprobs[:, step] = tokens, logprobs
         at_eos = torch.isin(tokens, eos) & ~self.done
         self.stopped |= at_eos
         ended = at_eos | ((step + 1 >= self.limits) & ~self.done)
         self.lengths = torch.where(ended, step + 1, self.lengths)
         self.done |= ended
 
-    def finished(self) -> Iterator[tuple[int, int, list[int], bool]]:
-        """Job, sample, token ids and whether EOS ended it, of every finished row."""
+    def finished(self) -> Iterator[tuple[int, int, list[int], list[float], bool]]:
+        """Job, sample, token ids with their log-probabilities, and whether EOS ended it, of every finished row."""
         rows = self.done.nonzero().flatten()
-        columns = (self.jobs, self.samples, self.tokens, self.lengths, self.stopped)
-        for job, sample, ids, length, stopped in zip(*(column[rows].tolist() for column in columns), strict=True):
-            yield job, sample, ids[:length], stopped
+        columns = (self.jobs, self.samples, self.tokens, self.logprobs, self.lengths, self.stopped)
+        for job, sample, ids, logprobs, length, stopped in zip(
+            *(column[rows].tolist() for column in columns), strict=True
+        ):
+            yield job, sample, ids[:length], logprobs[:length], stopped
 
     def keep(self, rows: torch.Tensor) -> None:
         """Drop all other rows."""
         self.jobs, self.samples, self.uniforms = self.jobs[rows], self.samples[rows], self.uniforms[rows]
-        self.tokens, self.limits, self.lengths = self.tokens[rows], self.limits[rows], self.lengths[rows]
+        self.tokens, self.logprobs = self.tokens[rows], self.logprobs[rows]
+        self.limits, self.lengths = self.limits[rows], self.lengths[rows]
         self.stopped, self.done = self.stopped[rows], self.done[rows]
 
 
@@ -317,6 +332,11 @@ def _next_tokens(logits: torch.Tensor, params: SamplingParams, uniforms: torch.T
     # The first token whose cumulative probability reaches a number above 0 has a probability above 0.
     target = (uniforms[:, None] * cumulative[:, -1:]).to(cumulative.dtype)
     return torch.searchsorted(cumulative, target).squeeze(1)
+
+
+def _logprobs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Log-probability of each row's next token under the model itself: at temperature 1, of the whole vocabulary."""
+    return logits.gather(1, tokens[:, None]).squeeze(1) - logits.logsumexp(-1)
 
 
 def _result(job: _Job, samples: dict[int, tuple[Choice, int]]) -> SampleResult:

@@ -7,13 +7,19 @@ tests use a stand-in for the module.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ...errors import InputError
 from ...prompts import encode_prompt, read_student_settings, resolve_prompt_format
 from ...records import Choice
-from . import SampleRequest, SampleResult, check_params, cut_at_stop, model_name
+from . import SampleRequest, SampleResult, check_params, cut_at_stop, mean_logprob, model_name
+from .decoding import count_kept, decode
+
+
+if TYPE_CHECKING:
+    from vllm import CompletionOutput
 
 
 class VLLMEngine:
@@ -22,6 +28,9 @@ class VLLMEngine:
 
     The samples of a request share its seed, as on an OpenAI-compatible server. The rest of the batch changes nothing
     but floating-point noise, and a request for fewer samples returns the first of them.
+
+    Log-probabilities are those of the model before temperature and `top_p` (vLLM's `raw_logprobs`), with EOS, and up
+    to the end of the kept text where a stop string ended it.
 
     Args:
         model (`str`):
@@ -64,7 +73,7 @@ class VLLMEngine:
                 f"{model} is an adapter, which the engine `vllm` does not load. Merge it "
                 "(`AutoPeftModelForCausalLM.from_pretrained(...).merge_and_unload()`), or use `--engine transformers`."
             )
-        self._llm = LLM(model=model, enable_prefix_caching=True, **llm_kwargs)
+        self._llm = LLM(model=model, enable_prefix_caching=True, logprobs_mode="raw_logprobs", **llm_kwargs)
         self.model = model_name(model)
         self.student_settings = read_student_settings(model)
         self.tokenizer = self._llm.get_tokenizer()
@@ -120,6 +129,7 @@ class VLLMEngine:
                     max_tokens=min(request.params.max_tokens, self._max_length - len(ids)),
                     stop=list(request.params.stop) or None,
                     seed=request.seed(),
+                    logprobs=0,  # of the sampled token alone
                 )
                 for request, ids in fitting
             ]
@@ -128,9 +138,20 @@ class VLLMEngine:
             for (request, ids), output in zip(fitting, outputs, strict=True):
                 samples = sorted(output.outputs, key=lambda sample: sample.index)
                 # vLLM's finish reason is "stop" at EOS and at a stop string, "length" at the limit.
-                choices = [cut_at_stop(Choice(s.text, str(s.finish_reason)), request.params.stop) for s in samples]
+                choices = [self._choice(sample, request.params.stop) for sample in samples]
                 completion_tokens = sum(len(sample.token_ids) for sample in samples)
                 usage = {"prompt_tokens": len(ids), "completion_tokens": completion_tokens}
                 if output.num_cached_tokens:
                     usage["cached_tokens"] = output.num_cached_tokens
                 yield SampleResult(request, choices, usage)
+
+    def _choice(self, sample: CompletionOutput, stop: Sequence[str]) -> Choice:
+        choice = cut_at_stop(Choice(sample.text, str(sample.finish_reason)), stop)
+        ids = list(sample.token_ids)
+        if sample.logprobs is None:
+            return choice
+        # vLLM's text ends before a stop string, its tokens do not.
+        is_cut = bool(stop) and len(choice.text) < len(decode(self.tokenizer, ids))
+        kept = count_kept(self.tokenizer, ids, choice.text) if is_cut else len(ids)
+        logprobs = [of_token[id_].logprob for id_, of_token in zip(ids, sample.logprobs, strict=True)]
+        return choice._replace(logprob=mean_logprob(logprobs[:kept]))
