@@ -3,6 +3,10 @@
 Ten samples per prompt, with the same prompts, temperature and `max_tokens`. The peer is called in its two plain ways:
 once per prompt with `num_return_sequences=10`, and once per sample. The runs alternate, and the medians are compared.
 Writes outputs/bench/transformers_engine.json.
+
+With `--against CHECKOUT`, it compares this checkout with another one instead, such as that of an earlier commit, on
+samples of mixed lengths: CoT and PoT, each ending where the model ends it, at an empty line, or at `max_tokens`. Each
+run is a process of its own.
 """
 
 from __future__ import annotations
@@ -11,6 +15,8 @@ import argparse
 import json
 import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +29,6 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 
 from md_trl.prompts import encode, student_prompt  # noqa: E402
-from md_trl.records import SamplingParams  # noqa: E402
 from md_trl.sampling.engines import SampleRequest  # noqa: E402
 from md_trl.sampling.engines.transformers import TransformersEngine  # noqa: E402
 from md_trl.tasks import load_questions  # noqa: E402
@@ -39,7 +44,17 @@ def main() -> None:
     parser.add_argument("--student", default="outputs/quickstart/students/md", help="made by `make quickstart`")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--output", type=Path, default=Path("outputs/bench/transformers_engine.json"))
+    parser.add_argument("--against", type=Path, help="folder of another checkout of md_trl")
+    parser.add_argument("--batch_size", type=int, default=32, help="rows of a batch, with --against")
+    parser.add_argument("--questions", type=int, default=8, help="questions, with --against")
+    parser.add_argument("--run", action="store_true", help="one run of --against, in this process")
     args = parser.parse_args()
+    if args.run:
+        print(json.dumps(run_mixed_lengths(args.smollm2, args.batch_size, args.questions)))
+        return
+    if args.against is not None:
+        compare_checkouts(args)
+        return
     figures = {}
     for name, folder, prompts, max_tokens in (
         ("smollm2-135m", args.smollm2, 8, 32),
@@ -60,7 +75,46 @@ def main() -> None:
     print(f"Wrote {args.output}.")
 
 
+def compare_checkouts(args: argparse.Namespace) -> None:
+    here = Path(__file__).parents[2]
+    rates: dict[str, list[float]] = {"this": [], "other": []}
+    for _ in range(args.turns):
+        for name, checkout in (("other", args.against), ("this", here)):
+            command = [sys.executable, __file__, "--run", "--smollm2", args.smollm2]
+            command += ["--batch_size", str(args.batch_size), "--questions", str(args.questions)]
+            environment = os.environ | {"PYTHONPATH": str(checkout.resolve())}
+            run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+            figures = json.loads(run.stdout.splitlines()[-1])
+            rates[name].append(figures["tokens"] / figures["seconds"])
+            print(f"{name}: {rates[name][-1]:.0f} tokens/s {figures}", flush=True)
+    ratio = statistics.median(rates["this"]) / statistics.median(rates["other"])
+    print(f"{ratio:.2f} times the tokens per second of {args.against}")
+
+
+def run_mixed_lengths(folder: str, batch_size: int, count: int) -> dict[str, float]:
+    engine = TransformersEngine(folder, device="cpu", batch_size=batch_size)
+    params = {"temperature": TEMPERATURE, "max_tokens": 128, "stop": ("\n\n",)}
+    if "params" in SampleRequest.__dataclass_fields__:  # Earlier commits have no such class.
+        from md_trl.records import SamplingParams
+
+        params = {"params": SamplingParams(**params)}
+    requests = [
+        SampleRequest(question.id, path, student_prompt(question.question, path), n=N, **params)
+        for question in load_questions("stories", "test")[:count]
+        for path in ("cot", "pot")
+    ]
+    start, cpu_start = time.perf_counter(), time.process_time()
+    results = list(engine.generate(requests))
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
+    # Tokens of the texts that were kept: what comes between a stop string and its discovery does not count.
+    texts = [choice.text for result in results for choice in result.choices]
+    tokens = sum(len(ids) + 1 for ids in engine.tokenizer(texts)["input_ids"])
+    return {"samples": len(texts), "tokens": tokens, "seconds": seconds, "cpu_seconds": cpu_seconds}
+
+
 def compare(folder: str, count: int, max_tokens: int, turns: int) -> dict:
+    from md_trl.records import SamplingParams
+
     engine = TransformersEngine(folder, device="cpu")
     model, tokenizer = engine._model, engine.tokenizer
     questions = load_questions("stories", "test")[:count]

@@ -6,6 +6,7 @@ its own joins by writing its keys and values in front of that column, and the ca
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,9 +21,21 @@ from .decoding import pad
 SPARE_COLUMNS = 64
 
 
-def can_join(cache: Cache) -> bool:
-    """Whether rows can join a cache: all layers keep every token. Sliding windows and recurrent states do not."""
-    return all(type(layer) is DynamicLayer for layer in cache.layers)
+def can_join(model: PreTrainedModel, cache: Cache) -> bool:
+    r"""
+    Decide whether rows can join a batch of a causal language model.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The model. It must take the positions of tokens: some older models count the columns of the cache instead.
+        cache ([`~transformers.cache_utils.Cache`]):
+            A cache that it made. All layers must keep every token, which sliding windows and recurrent states do not.
+
+    Returns:
+        `bool`: Whether rows can join.
+    """
+    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+    return takes_positions and all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
 class Prefilled(NamedTuple):

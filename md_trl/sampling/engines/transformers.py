@@ -129,7 +129,7 @@ class TransformersEngine:
         self._bytes_per_token = sum(
             layer.keys[0, :, 0].nbytes + layer.values[0, :, 0].nbytes for layer in cache.layers
         )
-        self._can_join = not self._is_encoder_decoder and can_join(cache)
+        self._can_join = not self._is_encoder_decoder and can_join(self._model, cache)
         eos = self._model.generation_config.eos_token_id
         eos = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
         self._eos = sorted({*eos, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])})
