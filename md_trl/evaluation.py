@@ -110,12 +110,13 @@ class EvaluationResult:
         Return the number of samples per question behind a figure.
 
         At equal budget, the joint vote takes half of its samples from each path. The N=2 rule samples a CoT only where
-        the program does not run, so its number is a mean.
+        the program does not run, or if there is none, so its number is a mean.
         """
         if figure == "joint":
             return max(self.n // 2, 1) * 2
         if figure == "n2":
-            return sum(1 if question.pot[0] is not None else 2 for question in self.questions) / len(self.questions)
+            used = (q.pot[:1] if q.pot[:1] not in ([], [None]) else q.pot[:1] + q.cot[:1] for q in self.questions)
+            return sum(map(len, used)) / len(self.questions)
         return 1 if figure == LABEL else self.n
 
     def correct(self, figure: str, votes: int | None = None) -> list[bool]:
@@ -268,7 +269,7 @@ def _predict(question: QuestionResult, figure: str, votes: int) -> str | None:
     if figure == "joint":
         return vote(question.cot[: votes // 2], question.pot[: votes // 2])
     if figure == "n2":
-        return vote_two(question.pot[0], question.cot[0])
+        return vote_two(*(next(iter(answers), None) for answers in (question.pot, question.cot)))
     return majority(getattr(question, figure)[:votes])
 
 
