@@ -202,6 +202,8 @@ def study_rules(n: int) -> list[StoppingRule]:
         Agreement(n),
         Esc(n, window=2),
         Esc(n),
+        Adaptive(n, threshold=0.7),
+        Adaptive(n, threshold=0.8),
         Adaptive(n),
         Adaptive(n, posterior="dirichlet"),
     ]

@@ -23,7 +23,7 @@ LEAST_BUDGET = 4
 """Thoughts per question that a study needs: with fewer there is nothing to stop."""
 
 _WEIGHT_NAMES = {"none": "equal votes", "likelihood": "likelihood weights"}
-_MARKERS = {"pot_first": "^", "agreement": "D", "esc": "s", "adaptive": "o"}
+_MARKERS = "^Dsovph*PX<>"
 _COLORS = {"none": "tab:blue", "likelihood": "tab:orange"}
 
 
@@ -156,31 +156,14 @@ def plot_stopping(studies: Sequence[StoppingStudy], files: Sequence[str | Path])
         for weights, color in _COLORS.items():
             rows = [row for row in study.rules if row.weights == weights]
             fixed = [row for row in rows if row.rule.startswith("fixed")]
-            if not rows:
-                continue
-            axis.plot(
-                [row.mean_samples for row in fixed],
-                [100 * row.accuracy for row in fixed],
-                label=f"fixed, {_WEIGHT_NAMES[weights]}",
-                color=color,
-                marker=".",
-                linewidth=1.4,
-            )
-            for row in rows:
-                if row in fixed:
-                    continue
-                # Variants of a rule have its marker, unfilled
-                name, _, variant = row.rule.partition(" ")
-                axis.plot(
-                    row.mean_samples,
-                    100 * row.accuracy,
-                    label=row.rule if weights == "none" else None,
-                    color=color,
-                    marker=_MARKERS[name],
-                    markerfacecolor="white" if variant else color,
-                    linestyle="none",
-                    markersize=7,
-                )
+            others = [row for row in rows if row not in fixed]
+            if fixed:
+                points = zip(*((row.mean_samples, 100 * row.accuracy) for row in fixed), strict=True)
+                axis.plot(*points, label=f"fixed, {_WEIGHT_NAMES[weights]}", color=color, marker=".", linewidth=1.4)
+            for row, marker in zip(others, _MARKERS, strict=False):
+                axis.plot(row.mean_samples, 100 * row.accuracy, color=color, marker=marker, markersize=7, alpha=0.8)
+                if weights == "none":  # A marker stands for a rule in both colors
+                    axis.plot([], [], label=row.rule, color="tab:gray", marker=marker, linestyle="none")
         axis.set_xscale("log")
         ticks = [k for k in (1, 2, 3, 4, 6, 8, 10, 14, 20, 40) if k <= study.budget]
         axis.set_xticks(ticks, map(str, ticks))
@@ -212,7 +195,7 @@ def plot_calibration(studies: Sequence[StoppingStudy], files: Sequence[str | Pat
             areas = [10 + 150 * b.count / study.n_questions for b in row.bins]
             axis.scatter(confidences, accuracies, areas, color=color, alpha=0.6)
         axis.set_xlabel("confidence: share of the votes")
-        axis.legend(fontsize=8, loc="upper left")
+        axis.legend(fontsize=8, loc="lower right")
     axes[0].set_ylabel("accuracy")
     _save(pyplot, figure, files)
 
