@@ -287,15 +287,17 @@ class Adaptive:
         return [*sorted((1 + scale * weight for weight in tally.values()), reverse=True), 1.0]
 
     def _is_reached(self, parameters: list[float]) -> bool:
-        """Whether the probability is at least `threshold`. Its bounds decide most cases without an integral."""
+        """
+        Whether the probability is at least `threshold`. Its bounds decide most cases without an integral: to lead all
+        others is no likelier than to lead the second, and at least as likely as the product of leading each one.
+        """
         if not parameters:
             return False
         first, *others = parameters
         if (against_second := beta_above_half(first, others[0])) < self.threshold or self.posterior == "beta":
             return against_second >= self.threshold
-        if 1 - math.fsum(beta_above_half(other, first) for other in others) >= self.threshold:
-            return True
-        return dirichlet_leads(first, others) >= self.threshold
+        against_each = math.prod(beta_above_half(first, other) for other in others)
+        return against_each >= self.threshold or dirichlet_leads(first, others) >= self.threshold
 
 
 RULES: Mapping[str, Callable[..., StoppingRule]] = {
