@@ -46,7 +46,7 @@ class QuestionResult:
         pot_logprob (`list[float | None]`, *optional*, defaults to `[]`):
             Mean log-probability per token of each PoT thought.
         tokens (`int`, *optional*, defaults to `0`):
-            Completion tokens that were sampled for the question under the same settings.
+            Completion tokens of the thoughts and the bare answer.
     """
 
     id: str

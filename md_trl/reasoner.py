@@ -24,13 +24,10 @@ from .sampling.engines import Engine
 from .sampling.run import SamplingRun
 from .stopping import BUDGET, Seen, StoppingRule, rule_named
 from .store import Selection, Store
-from .voting import Tally, likelihood_weights, tally
+from .voting import WEIGHTS, Tally, likelihood_weights, tally
 
 
 logger = logging.getLogger(__name__)
-
-WEIGHTS = ("none", "likelihood")
-"""What a vote weighs: 1 (Eq. 5), or the likelihood of its thought."""
 
 _LOADED = (PreTrainedModel, PeftModel)
 

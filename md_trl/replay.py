@@ -19,11 +19,16 @@ from .errors import InputError
 from .evaluation import EvaluationResult, QuestionResult
 from .intervals import bootstrap_interval
 from .stopping import RULES, Adaptive, Agreement, Esc, Fixed, PotFirst, Seen, StoppingRule
-from .voting import ReliabilityBin, expected_calibration_error, likelihood_weights, reliability_bins, tally, vote
+from .voting import (
+    WEIGHTS,
+    ReliabilityBin,
+    expected_calibration_error,
+    likelihood_weights,
+    reliability_bins,
+    tally,
+    vote,
+)
 
-
-WEIGHTS = ("none", "likelihood")
-"""Weights of votes: equal ones (Eq. 5), or likelihoods, see [`~md_trl.voting.likelihood_weights`]."""
 
 SUBSETS = 50
 """Random orders of the thoughts of a question by default."""
@@ -40,7 +45,7 @@ class Replayed:
         rule (`str`):
             The rule, with the parameters that differ from their defaults.
         weights (`str`):
-            One of [`WEIGHTS`].
+            One of [`~md_trl.voting.WEIGHTS`].
         accuracy (`float`), low (`float`), high (`float`):
             Share of questions whose vote is correct, with its interval.
         mean_samples (`float`), mean_samples_low (`float`), mean_samples_high (`float`):
@@ -77,7 +82,7 @@ class Calibration:
 
     Args:
         weights (`str`):
-            One of [`WEIGHTS`].
+            One of [`~md_trl.voting.WEIGHTS`].
         error (`float`):
             Expected calibration error, see [`~md_trl.voting.expected_calibration_error`].
         bins (`list[ReliabilityBin]`):
@@ -106,7 +111,7 @@ def replay(
         rule ([`~md_trl.stopping.StoppingRule`]):
             The rule. It may ask for at most as many thoughts as there are.
         weights (`str`, *optional*, defaults to `"none"`):
-            What votes weigh, in the rule and in the final vote: one of [`WEIGHTS`].
+            What votes weigh, in the rule and in the final vote: one of [`~md_trl.voting.WEIGHTS`].
         subsets (`int`, *optional*, defaults to `50`):
             Number of orders of the thoughts of each question. The first one is the order in which they were sampled,
             the others are random; CoT and PoT thoughts are shuffled apart.
@@ -156,7 +161,7 @@ def replay_all(
         rules (`Sequence[StoppingRule]`, *optional*):
             The rules. Defaults to [`study_rules`] for the budget.
         weights (`Sequence[str]`, *optional*):
-            The weights. Defaults to all of [`WEIGHTS`] for which the result has what they need.
+            The weights. Defaults to all of [`~md_trl.voting.WEIGHTS`] for which the result has what they need.
         progress (`Callable`, *optional*):
             Wraps the list of pairs of rule and weights while they are replayed, for example `tqdm`.
 
@@ -236,7 +241,7 @@ def thoughts_per_question(result: EvaluationResult) -> int:
 
 
 def available_weights(result: EvaluationResult) -> list[str]:
-    """Return the [`WEIGHTS`] for which a result has what they need: log-probabilities of some question's thoughts."""
+    """Return the weights that a result allows: `likelihood` needs a question whose thoughts have log-probabilities."""
     return [kind for kind in WEIGHTS if kind == "none" or any(map(_has_likelihoods, result.questions))]
 
 
@@ -248,7 +253,7 @@ def calibration(result: EvaluationResult, weights: str = "none") -> Calibration:
         result ([`~md_trl.evaluation.EvaluationResult`]):
             A result with thoughts.
         weights (`str`, *optional*, defaults to `"none"`):
-            What votes weigh: one of [`WEIGHTS`].
+            What votes weigh: one of [`~md_trl.voting.WEIGHTS`].
 
     Returns:
         [`Calibration`]: Expected calibration error and reliability diagram.
@@ -268,8 +273,13 @@ def calibration(result: EvaluationResult, weights: str = "none") -> Calibration:
 
 
 def _has_likelihoods(question: QuestionResult) -> bool:
-    logprobs = [*question.cot_logprob, *question.pot_logprob]
-    return len(logprobs) == len(question.cot) + len(question.pot) > 0 and None not in logprobs
+    """Whether every usable thought has a log-probability. Those of the others play no role."""
+    pairs = [(question.cot, question.cot_logprob), (question.pot, question.pot_logprob)]
+    return all(len(answers) == len(logprobs) for answers, logprobs in pairs) and not any(
+        logprob is None and answer is not None
+        for answers, logprobs in pairs
+        for answer, logprob in zip(answers, logprobs, strict=True)
+    )
 
 
 def _orders(result: EvaluationResult, weights: str, subsets: int, seed: int) -> list[list[Seen]]:
@@ -312,7 +322,7 @@ def _likelihoods(question: QuestionResult) -> tuple[list[float], list[float]]:
     """Weights of the thoughts of each path; equal ones if a log-probability is missing."""
     if not _has_likelihoods(question):
         return [1.0] * len(question.cot), [1.0] * len(question.pot)
-    weights = likelihood_weights([*question.cot_logprob, *question.pot_logprob])
+    weights = likelihood_weights([logprob or 0.0 for logprob in (*question.cot_logprob, *question.pot_logprob)])
     return weights[: len(question.cot)], weights[len(question.cot) :]
 
 

@@ -159,7 +159,7 @@ class StudentEvaluation:
             answered = read_answers(thoughts, executor, strict=self.strict, progress=True)
         tokens = {
             question.id: sum(
-                store.usage(question.id, path, setting).completion_tokens
+                store.usage(question.id, path, setting, 1 if path == LABEL else self.n).completion_tokens
                 for path in self.paths
                 for setting in settings
             )

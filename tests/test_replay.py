@@ -9,9 +9,10 @@ import pytest
 
 from md_trl.errors import InputError
 from md_trl.evaluation import EvaluationResult, QuestionResult
-from md_trl.replay import WEIGHTS, available_weights, calibration, replay, replay_all, rule_title, study_rules
+from md_trl.replay import available_weights, calibration, replay, replay_all, rule_title, study_rules
 from md_trl.report import load_results, write_report
 from md_trl.stopping import Adaptive, Agreement, Esc, Fixed, PotFirst
+from md_trl.voting import WEIGHTS
 
 
 def student(size, n, seed=0, tokens=0, logprob=None):
@@ -179,11 +180,12 @@ def test_errors_say_what_is_missing():
     with pytest.raises(InputError, match="`weights` is 'loud'"):
         replay(result, Fixed(2), "loud")
     for question in result.questions:
-        question.cot_logprob[0] = None
+        question.cot, question.cot_logprob = ["1", None], [None, None]
     assert available_weights(result) == ["none"]
     with pytest.raises(InputError, match="have no log-probabilities"):
         replay(result, Fixed(2), "likelihood")
-    result.questions[0].cot_logprob[0] = -0.1  # one question has them; the others vote with equal weights
+    # A thought without a vote needs none, and the questions without them vote with equal weights
+    result.questions[0].cot_logprob[0] = -0.1
     assert replay(result, Fixed(2), "likelihood").accuracy >= 0
     result.questions[1].pot = []
     with pytest.raises(InputError, match="a question without CoT or without PoT thoughts"):

@@ -11,6 +11,10 @@ from typing import Any
 from ..errors import InputError
 
 
+WEIGHTS = ("none", "likelihood")
+"""What the votes of a question may weigh: all the same (Eq. 5), or each the likelihood of its thought."""
+
+
 def check_weights(weights: Iterable[float] | None, answers: Sequence[Any], name: str) -> list[float]:
     r"""
     Return one valid weight per answer.
