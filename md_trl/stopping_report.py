@@ -127,7 +127,9 @@ def stopping_tables(studies: Sequence[StoppingStudy]) -> str:
         ]
         for row in study.rules:
             accuracy, low, high = (f"{100 * share:.1f}" for share in (row.accuracy, row.low, row.high))
-            loss, loss_low, loss_high = (f"{100 * share:+.1f}" for share in (row.loss, row.loss_low, row.loss_high))
+            # Adding 0 turns a rounded -0.0 into 0.0
+            points = (round(100 * share, 1) + 0.0 for share in (row.loss, row.loss_low, row.loss_high))
+            loss, loss_low, loss_high = (f"{value:+.1f}" for value in points)
             tokens = "-" if row.mean_tokens is None else f"{row.mean_tokens:.0f}"
             lines.append(
                 f"| {row.rule} | {row.weights} | {accuracy} [{low}, {high}] | {row.mean_samples:.2f} | {tokens} | "

@@ -1,8 +1,8 @@
 """How many samples each stopping rule saves, and what it costs: `python recipes/stopping_study.py RESULT.json ...`.
 
 The thoughts in the results of `md-trl eval` are replayed in random orders, so nothing is sampled. The table compares
-stopping rules and weights of votes with the vote over all thoughts (Eq. 5). The last line of a student is the rule
-with the fewest samples of those whose loss is small enough. `md-trl report --stopping` writes the same table.
+stopping rules and weights of votes with the vote over all thoughts (Eq. 5). The last line is the rule with the fewest
+samples of those whose loss is small enough for every student. `md-trl report --stopping` writes the same tables.
 
     md-trl eval --model outputs/student --task svamp --n 10 --store student.db --output results
     python recipes/stopping_study.py results/*.json --output study
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,14 +22,18 @@ from md_trl.report import with_distinct_names
 from md_trl.stopping_report import StoppingStudy, plot_calibration, plot_stopping, stopping_tables, study_stopping
 
 
-def cheapest(study: StoppingStudy, max_loss: float, max_bound: float) -> str:
-    """The rule with the fewest samples whose loss and upper bound of the loss are small enough."""
-    good = [row for row in study.rules if row.loss <= max_loss and row.loss_high <= max_bound]
-    best = min(good, key=lambda row: row.mean_samples)
+def cheapest(studies: Sequence[StoppingStudy], max_loss: float, max_bound: float) -> str:
+    """The rule with the fewest samples whose loss, and its upper bound, are small enough for every student."""
+    good: dict[tuple[str, str], list[float]] = {}
+    for study in studies:
+        for row in study.rules:
+            if row.loss <= max_loss and row.loss_high <= max_bound:
+                good.setdefault((row.rule, row.weights), []).append(row.mean_samples / study.budget)
+    shares = {pair: sum(found) / len(found) for pair, found in good.items() if len(found) == len(studies)}
+    (rule, weights), share = min(shares.items(), key=lambda item: item[1])
     return (
-        f"{study.name}: at most {100 * max_loss:.1f} points are lost, with 95% confidence at most "
-        f"{100 * max_bound:.1f}, by `{best.rule}` with weights `{best.weights}`: {best.mean_samples:.2f} of "
-        f"{study.budget} samples."
+        f"At most {100 * max_loss:.1f} points are lost, and at most {100 * max_bound:.1f} with 95% confidence, by "
+        f"`{rule}` with weights `{weights}`. It takes {100 * share:.0f}% of the samples."
     )
 
 
@@ -43,8 +48,7 @@ def main() -> None:
     args = parser.parse_args()
     results = with_distinct_names([EvaluationResult.load(file) for file in args.results])
     studies = study_stopping(results, args.subsets, args.seed)
-    text = stopping_tables(studies)
-    text += "".join(f"\n\n{cheapest(study, args.max_loss, args.max_bound)}" for study in studies)
+    text = f"{stopping_tables(studies)}\n\n{cheapest(studies, args.max_loss, args.max_bound)}"
     print(text)
     if args.output is not None:
         args.output.mkdir(parents=True, exist_ok=True)
