@@ -24,7 +24,7 @@ from .sampling.engines import Engine
 from .sampling.run import SamplingRun
 from .stopping import BUDGET, Seen, StoppingRule, rule_named
 from .store import Selection, Store
-from .voting import WEIGHTS, Tally, likelihood_weights, tally
+from .voting import WEIGHTS, Tally, tally
 
 
 logger = logging.getLogger(__name__)
@@ -316,19 +316,11 @@ class MixedReasoner:
         return student_prompt(question.question, path, self.prompt_format)
 
     def _seen(self, asked: _Asked) -> Seen:
-        cot, pot = (asked.of(path) for path in PATHS)
-        answers = [thought.answer for thought in cot], [thought.answer for thought in pot]
-        if self.weights == "none":
-            return Seen(*answers)
-        usable = [thought.logprob for thought in (*cot, *pot) if thought.usable]
-        if None in usable:
-            if not self._warned:
-                logger.warning("%s reports no log-probabilities, so all votes weigh the same.", self.engine.model)
+        seen = Seen.from_thoughts(*(asked.of(path) for path in PATHS), self.weights)
+        if self.weights != "none" and seen.cot_weights is None and not self._warned:
+            logger.warning("%s reports no log-probabilities, so all votes weigh the same.", self.engine.model)
             self._warned = True
-            return Seen(*answers)
-        # The weight of an unusable thought plays no role.
-        weights = likelihood_weights([thought.logprob or 0.0 for thought in (*cot, *pot)])
-        return Seen(*answers, weights[: len(cot)], weights[len(cot) :])
+        return seen
 
     def _answer(self, asked: _Asked) -> Reasoned:
         seen = self._seen(asked)

@@ -173,12 +173,13 @@ def replay_all(
     """
     if subsets < 1:
         raise InputError(f"`subsets` is {subsets}. Use 1 or more.")
-    budget = thoughts_per_question(result) if budget is None else budget
-    if budget < 2:
+    if not (available := thoughts_per_question(result)):
         raise InputError(
-            f"{result.name!r} has a question without CoT or without PoT thoughts on {result.task}/{result.split}, so "
-            "no stopping rule can be replayed. Evaluate the student with `--paths cot pot`."
+            f"{result.name!r} has a question without CoT or without PoT thoughts on {result.task}/{result.split}, or "
+            "stopped early, so no stopping rule can be replayed. Evaluate the student with `--paths cot pot` and "
+            "without `--stop`."
         )
+    budget = available if budget is None else budget
     rules = study_rules(budget) if rules is None else rules
     weights = available_weights(result) if weights is None else weights
     orders = {kind: _orders(result, kind, subsets, seed) for kind in dict.fromkeys(["none", *weights])}
@@ -236,7 +237,13 @@ def rule_title(rule: StoppingRule, budget: int = stopping.BUDGET) -> str:
 
 
 def thoughts_per_question(result: EvaluationResult) -> int:
-    """Return the largest budget, half of it on each path, for which every question of a result has the thoughts."""
+    r"""
+    Return the largest budget, half of it on each path, for which every question of a result has the thoughts.
+
+    After early stopping it is 0: the number of thoughts depends on the answers, so random orders would mislead.
+    """
+    if result.stops_early:
+        return 0
     return 2 * min(min(len(question.cot), len(question.pot)) for question in result.questions)
 
 

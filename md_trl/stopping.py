@@ -32,7 +32,8 @@ from typing import Any, Protocol
 from .answers import NO_ANSWER, canonical
 from .errors import InputError
 from .posterior import beta_above_half, dirichlet_leads
-from .records import PATHS, STUDENT_THOUGHTS
+from .records import PATHS, STUDENT_THOUGHTS, Thought
+from .voting import likelihood_weights
 
 
 BUDGET = 2 * STUDENT_THOUGHTS
@@ -76,6 +77,30 @@ class Seen:
             for weight in weights:
                 if weight is not None and not 0 <= weight <= 1:
                     raise InputError(f"`{path}_weights` has {weight}. A vote weighs between 0 and 1.")
+
+    @classmethod
+    def from_thoughts(cls, cot: Sequence[Thought], pot: Sequence[Thought], weights: str = "none") -> Seen:
+        r"""
+        Take the answers of thoughts, and their likelihoods as weights.
+
+        Args:
+            cot (`Sequence[Thought]`):
+                CoT thoughts whose answers were read, in sample order.
+            pot (`Sequence[Thought]`):
+                PoT thoughts whose answers were read, in sample order.
+            weights (`str`, *optional*, defaults to `"none"`):
+                `"none"`, or `"likelihood"`, see [`~md_trl.voting.likelihood_weights`].
+
+        Returns:
+            [`Seen`]: What has been sampled; without weights if a usable thought has no log-probability.
+        """
+        answers = [thought.answer for thought in cot], [thought.answer for thought in pot]
+        thoughts = [*cot, *pot]
+        if weights == "none" or any(thought.usable and thought.logprob is None for thought in thoughts):
+            return cls(*answers)
+        # An unusable thought has no vote, so its weight plays no role.
+        found = likelihood_weights([thought.logprob if thought.usable else 0.0 for thought in thoughts])
+        return cls(*answers, found[: len(cot)], found[len(cot) :])
 
     def votes(self) -> list[tuple[str, float]]:
         """Canonical answer and weight of each usable thought, CoT before PoT: the joined list of Eq. 5."""

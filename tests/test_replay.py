@@ -187,6 +187,9 @@ def test_errors_say_what_is_missing():
     # A thought without a vote needs none, and the questions without them vote with equal weights
     result.questions[0].cot_logprob[0] = -0.1
     assert replay(result, Fixed(2), "likelihood").accuracy >= 0
+    early = EvaluationResult("md", "m", "toy", "test", {"rule": "esc"}, student(3, 2).questions)
+    with pytest.raises(InputError, match="or stopped early"):
+        replay(early, Fixed(2))
     result.questions[1].pot = []
     with pytest.raises(InputError, match="a question without CoT or without PoT thoughts"):
         replay(result, Fixed(2))

@@ -12,7 +12,7 @@ from ..errors import InputError
 
 
 WEIGHTS = ("none", "likelihood")
-"""What the votes of a question may weigh: all the same (Eq. 5), or each the likelihood of its thought."""
+"""What a vote may weigh: 1 (Eq. 5), or the likelihood of its thought, see [`likelihood_weights`]."""
 
 
 def check_weights(weights: Iterable[float] | None, answers: Sequence[Any], name: str) -> list[float]:
