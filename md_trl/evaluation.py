@@ -46,7 +46,7 @@ class QuestionResult:
         pot_logprob (`list[float | None]`, *optional*, defaults to `[]`):
             Mean log-probability per token of each PoT thought.
         tokens (`int`, *optional*, defaults to `0`):
-            Completion tokens that were sampled for the question under the same settings.
+            Completion tokens of the thoughts and the bare answer.
     """
 
     id: str
@@ -117,14 +117,15 @@ class EvaluationResult:
         Return the number of samples per question behind a figure.
 
         At equal budget, the joint vote takes half of its samples from each path. The N=2 rule samples a CoT only where
-        the program does not run, so its number is a mean.
+        the program does not run, or if there is none, so its number is a mean.
         """
         if figure == "joint" and self.stops_early:
             return sum(len(question.cot) + len(question.pot) for question in self.questions) / len(self.questions)
         if figure == "joint":
             return max(self.n // 2, 1) * 2
         if figure == "n2":
-            return sum(1 if question.pot[0] is not None else 2 for question in self.questions) / len(self.questions)
+            used = (q.pot[:1] if q.pot[:1] not in ([], [None]) else q.pot[:1] + q.cot[:1] for q in self.questions)
+            return sum(map(len, used)) / len(self.questions)
         return 1 if figure == LABEL else self.n
 
     def correct(self, figure: str, votes: int | None = None) -> list[bool]:
@@ -280,7 +281,7 @@ def _digest(value: Any) -> str:
 def _predict(question: QuestionResult, figure: str, votes: int) -> str | None:
     """Return the answer to a question that a figure scores."""
     if figure == "n2":
-        return vote_two(question.pot[0], question.cot[0])
+        return vote_two(*(next(iter(answers), None) for answers in (question.pot, question.cot)))
     return majority(getattr(question, figure)[:votes])
 
 

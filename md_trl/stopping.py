@@ -291,19 +291,38 @@ class Adaptive:
 
     def next(self, seen: Seen) -> dict[str, int]:
         """Ask for one thought of each path."""
-        return {} if self.probability(seen) >= self.threshold else _round(self.n, seen, 1)
+        return {} if self._is_reached(self._parameters(seen)) else _round(self.n, seen, 1)
 
     def probability(self, seen: Seen) -> float:
         """Posterior probability that the leading answer is the most likely one; 0 if there is none."""
+        if not (parameters := self._parameters(seen)):
+            return 0.0
+        first, *others = parameters
+        if self.posterior == "beta":
+            return beta_above_half(first, others[0])
+        return dirichlet_leads(first, others)
+
+    def _parameters(self, seen: Seen) -> list[float]:
+        """Parameters of the posterior, the largest first and that of an unseen answer last; none without a vote."""
         tally = seen.tally()
         total = math.fsum(tally.values())
         if not total:
-            return 0.0
+            return []
         scale = len(seen.votes()) / total
-        first, *others = sorted((1 + scale * weight for weight in tally.values()), reverse=True)
-        if self.posterior == "beta":
-            return beta_above_half(first, others[0] if others else 1.0)
-        return dirichlet_leads(first, (*others, 1.0))
+        return [*sorted((1 + scale * weight for weight in tally.values()), reverse=True), 1.0]
+
+    def _is_reached(self, parameters: list[float]) -> bool:
+        """
+        Whether the probability is at least `threshold`. Its bounds decide most cases without an integral: to lead all
+        others is no likelier than to lead the second, and at least as likely as the product of leading each one.
+        """
+        if not parameters:
+            return False
+        first, *others = parameters
+        if (against_second := beta_above_half(first, others[0])) < self.threshold or self.posterior == "beta":
+            return against_second >= self.threshold
+        against_each = math.prod(beta_above_half(first, other) for other in others)
+        return against_each >= self.threshold or dirichlet_leads(first, others) >= self.threshold
 
 
 RULES: Mapping[str, Callable[..., StoppingRule]] = {

@@ -222,10 +222,14 @@ class StudentEvaluation:
         thoughts = [t for t in thoughts if t.question_id in asked and t.index < (1 if t.path == LABEL else self.n)]
         with Executor(cache=default_cache(store.file)) as executor:
             answered = read_answers(thoughts, executor, strict=self.strict, progress=True)
-            used = self.n if self.rule == "fixed" else self._used(self._seen(store, settings, executor))
+            used = None if self.rule == "fixed" else self._used(self._seen(store, settings, executor))
+
+        def count(question: Question, path: str) -> int:
+            return 1 if path == LABEL else self.n if used is None else used[question.id, path]
+
         tokens = {
             question.id: sum(
-                store.usage(question.id, path, setting).completion_tokens
+                store.usage(question.id, path, setting, count(question, path)).completion_tokens
                 for path in self.paths
                 for setting in settings
             )
@@ -237,7 +241,7 @@ class StudentEvaluation:
             task=first.task,
             split=first.split,
             settings=self._settings(engine),
-            questions=collect_answers(self.questions, answered, used, self.paths, tokens),
+            questions=collect_answers(self.questions, answered, self.n if used is None else used, self.paths, tokens),
         )
 
     def _used(self, seen: Mapping[str, Seen]) -> dict[tuple[str, str], int]:

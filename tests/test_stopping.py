@@ -288,3 +288,11 @@ def test_importing_is_light():
 def test_wrong_arguments(make, message):
     with pytest.raises(InputError, match=message):
         make()
+
+
+@given(thoughts(6), st.lists(LIKELIHOODS, min_size=12, max_size=12), st.sampled_from([0.5, 0.7, 0.8, 0.95]))
+def test_bounds_of_the_dirichlet_probability_decide_as_the_probability_does(found, weights, threshold):
+    rule = Adaptive(12, threshold, "dirichlet")
+    for k in range(6):
+        seen = Seen(found[0][:k], found[1][:k], weights[:k], weights[6 : 6 + k])
+        assert (rule.next(seen) == {}) == (rule.probability(seen) >= threshold)

@@ -59,6 +59,12 @@ def test_what_is_stored_is_not_sampled_again(engine, tmp_path):
         assert [(len(q.cot), len(q.pot), len(q.label)) for q in first.questions] == [(2, 2, 1)] * 3
         assert [q.cot for q in part.questions] == [q.cot[:1] for q in first.questions[:2]]
         assert all(question.tokens >= 5 for question in first.questions)
+        # Tokens are those of the thoughts of a result, whatever else the store holds
+        more = replace(evaluation, n=5).run("student", engine, store)
+        again = evaluation.run("student", engine, store)
+        assert [q.tokens for q in again.questions] == [q.tokens for q in first.questions]
+        for question, fewer, fewest in zip(more.questions, again.questions, part.questions, strict=False):
+            assert question.tokens > fewer.tokens > fewest.tokens
         for question in first.questions:
             assert len(question.cot_logprob) == len(question.pot_logprob) == 2
             assert all(-20 < logprob < 0 for logprob in question.cot_logprob + question.pot_logprob)
