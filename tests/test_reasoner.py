@@ -88,7 +88,9 @@ def test_pot_first_asks_for_a_cot_only_where_the_program_does_not_run():
 @pytest.mark.parametrize("weighted", [True, False])
 def test_agreement_stops_early_and_weighs_votes(weighted):
     engine = DrawnEngine()
-    reasoner = MixedReasoner(engine, n=10, stop=Agreement(10), weights="likelihood" if weighted else "none")
+    reasoner = MixedReasoner(
+        engine, n=10, stop=Agreement(10, threshold=1), weights="likelihood" if weighted else "none"
+    )
     early = 0
     for reasoned, question in zip(reasoner(QUESTIONS), QUESTIONS, strict=True):
         cot, pot = len(reasoned.cot), len(reasoned.pot)

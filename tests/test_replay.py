@@ -71,7 +71,7 @@ def test_fixed_and_pot_first_in_the_stored_order_are_the_figures_of_the_evaluati
 def test_agreement_equals_a_simulation():
     result = student(80, 3)
     outcomes = [simulated_agreement(q.cot, q.pot, 6) for q in result.questions]
-    found = replay(result, Agreement(6), subsets=1)
+    found = replay(result, Agreement(6, threshold=1), subsets=1)
     assert found.accuracy == pytest.approx(
         sum(answer == q.answer for (answer, _), q in zip(outcomes, result.questions, strict=True)) / 80
     )
@@ -106,8 +106,8 @@ def test_cot_and_pot_are_shuffled_apart():
 
 @pytest.mark.parametrize("rule", study_rules(8), ids=rule_title)
 def test_equal_weights_are_no_weights(rule):
-    # Weights below 1 make `agreement` wait longer: it expects thoughts of the weight 1
-    for logprob in (0.0,) if isinstance(rule, Agreement) else (0.0, -0.7):
+    # Weights below 1 make exact safety wait longer: it expects thoughts of the weight 1
+    for logprob in (0.0,) if rule == Agreement(8, threshold=1) else (0.0, -0.7):
         result = student(30, 4, seed=2, logprob=logprob)
         plain, weighted = replay_all(result, [rule], subsets=5)
         assert (weighted.accuracy, weighted.mean_samples) == (plain.accuracy, plain.mean_samples)
@@ -122,7 +122,7 @@ def test_likelihoods_weigh_the_vote_and_the_rule():
 
 def test_losses_are_paired_with_the_vote_over_all_thoughts():
     result = student(50, 4)
-    fixed, two, same = replay_all(result, [Fixed(8), Fixed(2), Agreement(8)], ["none"])
+    fixed, two, same = replay_all(result, [Fixed(8), Fixed(2), Agreement(8, threshold=1)], ["none"])
     assert (fixed.loss, fixed.loss_low, fixed.loss_high, fixed.budget) == (0, 0, 0, 8)
     assert two.loss == pytest.approx(fixed.accuracy - two.accuracy)
     assert two.loss_low < two.loss < two.loss_high and two.low < two.accuracy < two.high

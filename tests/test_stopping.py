@@ -112,7 +112,7 @@ def test_a_weighted_vote_is_safe_if_weights_up_to_1_cannot_change_it(data):
 def test_agreement(found, n, step):
     """One round, then rounds until the vote is that of the whole budget for sure."""
     cot, pot = found
-    seen = replay(Agreement(n, step), Seen(cot, pot))
+    seen = replay(Agreement(n, step, threshold=1), Seen(cot, pot))
     first = {float(answer) if answer else answer for answer in (cot[0], pot[0])}
     if n > 1 and len(first) == 1 and cot[0]:
         assert sizes(seen) == (1, 1)
@@ -123,6 +123,19 @@ def test_agreement(found, n, step):
         count += step
     assert sizes(seen) == (min(count, quota[0]), min(count, quota[1]))
     assert vote(seen.cot, seen.pot) == vote(cot[: quota[0]], pot[: quota[1]])
+
+
+@given(thoughts(5), st.sampled_from([0.5, 0.7, 0.875]), st.booleans())
+def test_agreement_with_a_threshold_is_adaptive_consistency(found, threshold, weighted):
+    """Two equal votes have a posterior of 0.875, so up to there their agreement is nothing special."""
+    cot, pot = found
+    seen = Seen(cot, pot, *([[0.9, 0.2, 0.5, 0.7, 0.1], [0.3, 0.8, 0.6, 0.4, 1.0]] if weighted else []))
+    assert sizes(replay(Agreement(10, threshold=threshold), seen)) == sizes(replay(Adaptive(10, threshold), seen))
+
+
+def test_agreement_ends_a_question_whatever_the_threshold():
+    assert Agreement(threshold=0.99).next(Seen(["5"], ["5"])) == {}
+    assert Agreement(threshold=0.99).next(Seen(["5", "5"], ["5", "6"])) == {"cot": 1, "pot": 1}
 
 
 def test_answers_are_compared_in_their_canonical_form():
@@ -223,8 +236,7 @@ def test_equal_weights_of_1_are_no_weights(found, name, weight):
     cot, pot = found
     rule = rule_named(name, 10)
     weighted = replay(rule, Seen(cot, pot, [weight] * 5, [weight] * 5))
-    if weight == 1.0 or name != "agreement":  # A thought to come may weigh 1.
-        assert sizes(weighted) == sizes(replay(rule, Seen(cot, pot)))
+    assert sizes(weighted) == sizes(replay(rule, Seen(cot, pot)))
 
 
 def test_likelihoods_settle_a_disagreement():
@@ -276,6 +288,7 @@ def test_importing_is_light():
         (lambda: Fixed(0), "`n` is 0. Use 1 or more"),
         (lambda: PotFirst(3), "`n` is 3, but the rule `pot_first`"),
         (lambda: Agreement(step=0), "`step` is 0"),
+        (lambda: Agreement(threshold=1.1), "`threshold` is 1.1. Use a probability from 0.5 to 1"),
         (lambda: Esc(window=3), "`window` is 3. Use an even number"),
         (lambda: Esc(window=0), "`window` is 0. Use 2 or more"),
         (lambda: Adaptive(threshold=1.0), "`threshold` is 1.0"),
