@@ -200,7 +200,8 @@ class MixedReasoner:
         """
         unfinished = _distinct(questions)
         samples, usable = dict.fromkeys(PATHS, 0), dict.fromkeys(PATHS, 0)
-        with self._open_store() as store, Executor(cache=default_cache(store.file)) as executor:
+        cache = None if self.store is None else default_cache(self.store)
+        with self._open_store() as store, Executor(cache=cache) as executor:
             self._load(store, unfinished, executor)
             while unfinished:
                 for asked in self._round(store, unfinished, executor):
