@@ -153,7 +153,7 @@ def plot_stopping(studies: Sequence[StoppingStudy], files: Sequence[str | Path])
         files (`Sequence[str | Path]`):
             Image files to write. The extension of each is its format.
     """
-    pyplot, figure, axes = _panels(studies, width=5.6)
+    pyplot, figure, axes = _panels(studies, width=5.0, legend=2.2)
     for axis, study in zip(axes, studies, strict=True):
         for weights, color in _COLORS.items():
             rows = [row for row in study.rules if row.weights == weights]
@@ -171,8 +171,13 @@ def plot_stopping(studies: Sequence[StoppingStudy], files: Sequence[str | Path])
         axis.set_xticks(ticks, map(str, ticks))
         axis.minorticks_off()
         axis.set_xlabel("mean samples per question")
-        axis.legend(fontsize=8, loc="lower right")
     axes[0].set_ylabel("accuracy (%)")
+    # Beside the panels, because rules may lie anywhere in them
+    handles, labels = zip(
+        *(pair for axis in axes for pair in zip(*axis.get_legend_handles_labels(), strict=True)), strict=True
+    )
+    entries = dict(zip(labels, handles, strict=True))
+    figure.legend(entries.values(), entries.keys(), fontsize=8, loc="outside right upper")
     _save(pyplot, figure, files)
 
 
@@ -202,14 +207,15 @@ def plot_calibration(studies: Sequence[StoppingStudy], files: Sequence[str | Pat
     _save(pyplot, figure, files)
 
 
-def _panels(studies: Sequence[StoppingStudy], width: float):
+def _panels(studies: Sequence[StoppingStudy], width: float, legend: float = 0.0):
+    """One panel per student, with its title, and room for a legend beside them (in inches)."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, [axes] = pyplot.subplots(
-        1, len(studies), figsize=(width * len(studies), 4.2), squeeze=False, layout="constrained"
+        1, len(studies), figsize=(width * len(studies) + legend, 4.2), squeeze=False, layout="constrained"
     )
     for axis, study in zip(axes, studies, strict=True):
         title = f"{study.name}\n{study.task}/{study.split}, {study.n_questions:,} questions"

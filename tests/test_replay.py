@@ -4,6 +4,9 @@ import itertools
 import json
 import math
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -221,3 +224,20 @@ def test_report_with_stopping_rules(tmp_path):
     assert load_results(tmp_path) == results
     with pytest.raises(InputError, match="No student has 2 CoT and 2 PoT thoughts"):
         write_report([label], tmp_path, stopping=True)
+
+
+def test_the_study_names_the_cheapest_rule_that_is_good_enough_for_every_student(tmp_path):
+    unanimous = [QuestionResult(f"q{i}", "1", ["1"] * 4, ["1"] * 4) for i in range(30)]
+    EvaluationResult("sure", "m", "toy", "test", {}, unanimous).save(tmp_path)
+    student(30, 4).save(tmp_path)
+    script = Path(__file__).parents[1] / "recipes" / "stopping_study.py"
+
+    def last_line(*files):
+        command = [sys.executable, script, *files, "--subsets", "3", "--output", tmp_path / "study"]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip().splitlines()[-1]
+
+    (hard,), (sure,) = tmp_path.glob("md-*.json"), tmp_path.glob("sure-*.json")
+    assert "`pot_first` with weights `none`. It takes 12% of the samples" in last_line(sure)
+    assert "`pot_first`" not in last_line(sure, hard)
+    studies = json.loads((tmp_path / "study" / "stopping.json").read_text())
+    assert [study["name"] for study in studies] == ["sure", "md"]
