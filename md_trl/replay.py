@@ -345,7 +345,7 @@ def _play(result: EvaluationResult, orders: list[list[Seen]], rule: StoppingRule
             key = (*order.cot, *order.pot) if order.cot_weights is None else None
             if key not in known or key is None:
                 try:
-                    seen = stopping.replay(rule, order)
+                    seen = stopping.take(rule, order)
                 except InputError as error:
                     raise InputError(f"{question.id!r}: {error}") from None
                 answer = vote(seen.cot, seen.pot, seen.cot_weights, seen.pot_weights)

@@ -380,7 +380,7 @@ def rule_named(name: str, n: int = BUDGET) -> StoppingRule:
     return PotFirst() if name == "pot_first" else RULES[name](n)
 
 
-def replay(rule: StoppingRule, all_: Seen) -> Seen:
+def take(rule: StoppingRule, all_: Seen) -> Seen:
     r"""
     Return the part of stored thoughts that a rule would have sampled.
 

@@ -22,7 +22,7 @@ from .prompts import Prompt, student_prompt
 from .records import LABEL, PATHS, PATHS_AND_LABEL, STUDENT_THOUGHTS, Question, SamplingParams, Thought
 from .sampling import SampleSummary, sample
 from .sampling.engines import Engine, check_params
-from .stopping import Seen, StoppingRule, replay, rule_named
+from .stopping import Seen, StoppingRule, rule_named, take
 from .store import Selection, Store
 from .voting import WEIGHTS
 
@@ -247,8 +247,8 @@ class StudentEvaluation:
     def _used(self, seen: Mapping[str, Seen]) -> dict[tuple[str, str], int]:
         """The number of thoughts that the rule takes of each question and path. The store may hold more."""
         rule = self._stopping_rule()
-        replayed = {question_id: replay(rule, of_question) for question_id, of_question in seen.items()}
-        return {(question_id, path): taken.count(path) for question_id, taken in replayed.items() for path in PATHS}
+        taken = {question_id: take(rule, of_question) for question_id, of_question in seen.items()}
+        return {(question_id, path): seen.count(path) for question_id, seen in taken.items() for path in PATHS}
 
     def _settings(self, engine: Engine) -> dict[str, Any]:
         return {

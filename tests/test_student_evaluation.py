@@ -17,8 +17,7 @@ from md_trl.evaluation import EvaluationResult
 from md_trl.records import Choice, Question, SamplingParams
 from md_trl.sampling.engines import SampleResult, derive_seed
 from md_trl.sampling.engines.transformers import TransformersEngine
-from md_trl.stopping import Seen, rule_named
-from md_trl.stopping import replay as replay_rule
+from md_trl.stopping import Seen, rule_named, take
 from md_trl.store import Store
 from md_trl.student_evaluation import StudentEvaluation
 from md_trl.tasks import load_questions
@@ -197,7 +196,7 @@ def test_a_stopping_rule_takes_what_it_would_take_of_all_samples(tmp_path, rule,
     predicted = []
     for question, every in zip(result.questions, complete.questions, strict=True):
         weighted = [[math.exp(p) for p in getattr(every, f"{path}_logprob")] for path in ("cot", "pot")]
-        seen = replay_rule(rule_named(rule, 10), Seen(every.cot, every.pot, *(weighted if weights != "none" else ())))
+        seen = take(rule_named(rule, 10), Seen(every.cot, every.pot, *(weighted if weights != "none" else ())))
         assert (question.cot, question.pot) == (seen.cot, seen.pot)
         joint = vote(seen.cot, seen.pot, seen.cot_weights, seen.pot_weights)
         predicted.append(joint is not None and equal(joint, question.answer))
