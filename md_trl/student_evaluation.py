@@ -248,7 +248,7 @@ class StudentEvaluation:
         """The number of thoughts that the rule takes of each question and path. The store may hold more."""
         rule = self._stopping_rule()
         taken = {question_id: take(rule, of_question) for question_id, of_question in seen.items()}
-        return {(question_id, path): seen.count(path) for question_id, seen in taken.items() for path in PATHS}
+        return {(question_id, path): used.count(path) for question_id, used in taken.items() for path in PATHS}
 
     def _settings(self, engine: Engine) -> dict[str, Any]:
         return {
