@@ -7,10 +7,12 @@ import logging
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import count, takewhile
+from contextlib import ExitStack, closing, contextmanager
+from copy import copy
+from dataclasses import dataclass, field, replace
+from itertools import chain, count, takewhile
 from pathlib import Path
+from typing import Any
 
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,7 +22,7 @@ from .execution import Executor, default_cache
 from .judging import read_answers
 from .prompts import TRIGGERS, read_student_settings, resolve_prompt_format, student_prompt
 from .records import PATHS, STUDENT_MAX_TOKENS, Question, SamplingParams, Thought
-from .sampling.engines import Engine
+from .sampling.engines import Engine, SampleResult
 from .sampling.run import SamplingRun
 from .stopping import BUDGET, Seen, StoppingRule, rule_named
 from .store import Selection, Store
@@ -75,6 +77,48 @@ class _Asked:
         """The thoughts of a path from the first up to the first one that is missing."""
         found = self.thoughts[path]
         return [found[index] for index in takewhile(found.__contains__, count())]
+
+
+class QuestionError(InputError):
+    r"""
+    One question could not be answered.
+
+    Args:
+        message (`str`):
+            Which question, and why.
+        reason (`str`):
+            Why, without the question.
+        refused (`bool`):
+            Whether the engine refused this very question, for example because it is too long. Otherwise asking again
+            may help.
+    """
+
+    def __init__(self, message: str, reason: str, refused: bool):
+        super().__init__(message)
+        self.reason, self.refused = reason, refused
+
+
+class Listener:
+    """
+    What [`MixedReasoner.stream`] reports and asks while it works. Subclasses override what they need.
+
+    Questions go by their index. Those that join count on from the last one.
+    """
+
+    def join(self) -> Sequence[str]:
+        """Return further questions. Called after each round; they are sampled together with the unfinished ones."""
+        return ()
+
+    def is_wanted(self, index: int) -> bool:
+        """Return whether the answer to a question is still wanted. Called before each round."""
+        return True
+
+    def sampled(self, index: int, thoughts: Sequence[Thought], usage: dict[str, Any]) -> None:
+        """Take note of new thoughts of a question, with their answers, and of the tokens that the engine counted."""
+
+    def failed(self, index: int, error: QuestionError) -> None:
+        """Take note that a question cannot be answered. The others go on, unless this raises the error."""
+        raise error
 
 
 class MixedReasoner:
@@ -147,16 +191,12 @@ class MixedReasoner:
         self.rule = rule_named(stop, n) if isinstance(stop, str) else stop
         if weights not in WEIGHTS:
             raise InputError(f"`weights` is {weights!r}. Choose one of {', '.join(map(repr, WEIGHTS))}.")
-        if temperature == 0 and self.rule.n > len(PATHS):
-            raise InputError(
-                f"`temperature=0` is greedy and gives one text per path, not `n={self.rule.n}` thoughts. Use `n=2` or "
-                "another temperature."
-            )
         self.weights = weights
         self.params = SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=seed)
+        self._check_greedy()
         self.engine = _engine(model, tokenizer, model_name)
         self.store = None if store is None else Path(store)
-        self._warned = False
+        self._warnings: set[str] = set()  # shared with `with_settings`
         if isinstance(model, _LOADED) and prompt_format != "auto":
             # A loaded model may have been trained further since `md_trl.json` was written.
             self.prompt_format = resolve_prompt_format(tokenizer, prompt_format)
@@ -184,13 +224,44 @@ class MixedReasoner:
         reasoned = dict(self.stream(questions))
         return [reasoned[place] for place in range(len(questions))]
 
-    def stream(self, questions: Sequence[str]) -> Iterator[tuple[int, Reasoned]]:
+    def with_settings(self, n: int | None = None, **params: Any) -> MixedReasoner:
+        r"""
+        Return a reasoner with the same student, rule, weights and store, and other settings.
+
+        Args:
+            n (`int`, *optional*):
+                Maximum number of thoughts per question. By default it stays as it is.
+            params:
+                Fields of [`~md_trl.records.SamplingParams`] to change, for example `temperature`.
+
+        Returns:
+            [`MixedReasoner`]: The other reasoner. It uses the same engine, so only one of them can work at a time.
+
+        Raises:
+            `ValueError`: The rule cannot have this `n`, or the temperature is 0 and `n` above 2.
+        """
+        other = copy(self)
+        other.rule = self.rule if n is None else replace(self.rule, n=n)
+        other.params = replace(self.params, **params)
+        other._check_greedy()
+        return other
+
+    def _check_greedy(self) -> None:
+        if self.params.temperature == 0 and self.rule.n > len(PATHS):
+            raise InputError(
+                f"`temperature=0` is greedy and gives one text per path, not `n={self.rule.n}` thoughts. Use `n=2` or "
+                "another temperature."
+            )
+
+    def stream(self, questions: Sequence[str], listener: Listener | None = None) -> Iterator[tuple[int, Reasoned]]:
         r"""
         Answer questions, and yield each answer as soon as it is known.
 
         Args:
             questions (`Sequence[str]`):
                 Texts of the questions, without a trigger.
+            listener ([`Listener`], *optional*):
+                Follows the work: sees thoughts as they are sampled, adds and drops questions, and takes failures.
 
         Yields:
             `tuple[int, Reasoned]`: Index of the question and its answer.
@@ -198,19 +269,24 @@ class MixedReasoner:
         Raises:
             As [`MixedReasoner.__call__`].
         """
-        unfinished = _distinct(questions)
+        listener = listener or Listener()
+        joining, number, unfinished = _distinct(questions), len(questions), {}
         samples, usable = dict.fromkeys(PATHS, 0), dict.fromkeys(PATHS, 0)
         cache = None if self.store is None else default_cache(self.store)
         with self._open_store() as store, Executor(cache=cache) as executor:
-            self._load(store, unfinished, executor)
-            while unfinished:
-                for asked in self._round(store, unfinished, executor):
+            while joining or unfinished:
+                self._join(unfinished, joining, store, executor)
+                _drop_unwanted(unfinished, listener)
+                for asked in self._round(store, unfinished, executor, listener):
                     for place in asked.places:
                         yield place, self._answer(asked)
                     for path in PATHS:
                         samples[path] += len(asked.of(path))
                         usable[path] += sum(thought.usable for thought in asked.of(path))
                     del unfinished[asked.question.id]
+                newcomers = listener.join()
+                joining = _distinct(newcomers, number)
+                number += len(newcomers)
         for path in PATHS:
             if samples[path] and not usable[path]:
                 logger.warning(
@@ -222,83 +298,105 @@ class MixedReasoner:
                     self.prompt_format,
                 )
 
-    def _round(self, store: Store, unfinished: dict[str, _Asked], executor: Executor) -> Iterator[_Asked]:
-        """Yield the questions that have enough, then ask for the next thoughts of the others."""
-        wanted: dict[tuple[tuple[str, int], ...], list[_Asked]] = defaultdict(list)
+    def _round(
+        self, store: Store, unfinished: dict[str, _Asked], executor: Executor, listener: Listener
+    ) -> Iterator[_Asked]:
+        """Yield the questions that have enough, then ask for the next thoughts of all others together."""
+        wanted: dict[str, dict[str, int]] = {}
+        groups: dict[tuple[int, tuple[str, ...]], list[_Asked]] = defaultdict(list)
         for asked in list(unfinished.values()):
-            if sizes := self._next_sizes(asked):
-                wanted[tuple(sizes.items())].append(asked)
-            else:
+            if not (sizes := self._next_sizes(asked)):
                 yield asked
-        for sizes, group in wanted.items():
-            by_number: dict[int, list[str]] = defaultdict(list)
-            for path, number in sizes:
-                by_number[number].append(path)
-            for i, (number, paths) in enumerate(by_number.items()):
-                for asked in self._sample(store, group, paths, number, executor):
-                    # Where the paths differ in number, a question may be short of the other path still.
-                    if i + 1 == len(by_number) and not self._next_sizes(asked):
-                        yield asked
+                continue
+            wanted[asked.question.id] = sizes
+            for number in dict.fromkeys(sizes.values()):
+                groups[number, tuple(path for path in sizes if sizes[path] == number)].append(asked)
+        runs: dict[tuple[str, str], SamplingRun] = {}
+        failures: dict[str, SampleResult] = {}
+        with ExitStack() as stack:
+            for (number, paths), group in groups.items():
+                run = stack.enter_context(self._run([asked.question for asked in group], paths, number, store))
+                runs |= {(asked.question.id, path): run for asked in group for path in paths}
+            for result in self._sample(runs):
+                request, asked = result.request, unfinished[result.request.question_id]
+                if result.error is not None:
+                    failures[request.question_id] = result
+                    continue
+                self._take(asked, result, executor, listener)
+                if _has(asked, wanted[request.question_id]) and not self._next_sizes(asked):
+                    yield asked
+        for question_id, sizes in wanted.items():
+            if question_id in unfinished and not _has(unfinished[question_id], sizes):
+                self._refuse(unfinished[question_id], failures, store, listener)
 
     def _next_sizes(self, asked: _Asked) -> dict[str, int]:
         """The number of thoughts that a question should have next, for each path that needs more."""
         seen = self._seen(asked)
         return {path: seen.count(path) + more for path, more in self.rule.next(seen).items()}
 
-    def _sample(
-        self, store: Store, group: list[_Asked], paths: list[str], n: int, executor: Executor
-    ) -> Iterator[_Asked]:
-        """Bring questions to n thoughts on some paths, and yield each one when it has them."""
-        by_id = {asked.question.id: asked for asked in group}
-        run = self._run([asked.question for asked in group], paths, n, store)
-        errors: dict[str, str] = {}
-        with run:
-            while not run.should_stop and (missing := run.next_round()):
-                requests = run.claim_each(missing)
-                try:
-                    for result in self.engine.generate(requests):
-                        run.record(result)
-                        request, asked = result.request, by_id[result.request.question_id]
-                        if result.error is not None:
-                            errors[request.question_id] = result.error
-                            continue
-                        sampled = [
-                            Thought(
-                                request.question_id,
-                                request.path,
-                                request.first_index + i,
-                                choice.text.strip(),
-                                self.engine.model,
-                                finish_reason=choice.finish_reason,
-                                logprob=choice.logprob,
-                            )
-                            for i, choice in enumerate(result.choices[: request.n])
-                        ]
-                        self._add(asked, sampled, executor)
-                        if all(len(asked.of(path)) >= n for path in paths):
-                            yield asked
-                        if run.should_stop:
-                            break
-                finally:
-                    requests.close()
-        for asked in group:
-            if any(len(asked.of(path)) < n for path in paths):
-                self._refuse(asked, errors, store)
+    def _sample(self, by_pair: dict[tuple[str, str], SamplingRun]) -> Iterator[SampleResult]:
+        """Ask for what is missing in some runs, given by question id and path, and record what is returned."""
+        runs = list({id(run): run for run in by_pair.values()}.values())
+        while not any(run.should_stop for run in runs):
+            rounds = [(run, missing) for run in runs if (missing := run.next_round())]
+            if not rounds:
+                return
+            with ExitStack() as stack:
+                requests = [stack.enter_context(closing(run.claim_each(missing))) for run, missing in rounds]
+                for result in self.engine.generate(chain.from_iterable(requests)):
+                    run = by_pair[result.request.question_id, result.request.path]
+                    run.record(result)
+                    yield result
+                    if run.should_stop:
+                        break
 
-    def _refuse(self, asked: _Asked, errors: dict[str, str], store: Store) -> None:
+    def _take(self, asked: _Asked, result: SampleResult, executor: Executor, listener: Listener) -> None:
+        request = result.request
+        sampled = [
+            Thought(
+                request.question_id,
+                request.path,
+                request.first_index + i,
+                choice.text.strip(),
+                self.engine.model,
+                finish_reason=choice.finish_reason,
+                logprob=choice.logprob,
+            )
+            for i, choice in enumerate(result.choices[: request.n])
+        ]
+        sampled = self._add(asked, sampled, executor)
+        for place in asked.places:
+            listener.sampled(place, sampled, result.usage)
+
+    def _refuse(self, asked: _Asked, failures: dict[str, SampleResult], store: Store, listener: Listener) -> None:
         kept = f" What was sampled is kept in {store.file}." if self.store is not None else ""
+        own = failures.get(asked.question.id)
+        failure = own or next(iter(failures.values()), None)
         nothing = "no samples were returned, or another process asks for them"
-        reason = errors.get(asked.question.id) or next(iter(errors.values()), nothing)
-        raise InputError(
-            f"Question {asked.places[0]} could not be answered: {reason} ({asked.question.question[:80]!r}).{kept}"
-        )
+        reason = nothing if failure is None else failure.error
+        for place in asked.places:
+            message = f"Question {place} could not be answered: {reason} ({asked.question.question[:80]!r}).{kept}"
+            listener.failed(place, QuestionError(message, reason, refused=own is not None and not own.retry))
+        asked.places = []
+
+    def _join(
+        self, unfinished: dict[str, _Asked], joining: dict[str, _Asked], store: Store, executor: Executor
+    ) -> None:
+        """Add questions to the unfinished ones, and what the store holds of them."""
+        for question_id in joining.keys() & unfinished.keys():
+            unfinished[question_id].places += joining.pop(question_id).places
+        self._load(store, joining, executor)
+        unfinished |= joining
 
     def _load(self, store: Store, unfinished: dict[str, _Asked], executor: Executor) -> None:
         """Take up what a store holds of the questions under the same settings."""
-        if self.store is None or not unfinished:
+        if not unfinished:
             return
         questions = [asked.question for asked in unfinished.values()]
         run = self._run(questions, PATHS, 1, store)
+        pairs = [(question, path) for question in questions for path in PATHS]
+        if not any(store.claims.taken(q.id, path, s) for q, path in pairs for s in run.summary.settings):
+            return
         of_question: dict[str, list[Thought]] = defaultdict(list)
         for thought in store.thoughts(Selection(task=TASK, settings=run.summary.settings)):
             if thought.question_id in unfinished:
@@ -306,9 +404,11 @@ class MixedReasoner:
         for question_id, thoughts in of_question.items():
             self._add(unfinished[question_id], thoughts, executor)
 
-    def _add(self, asked: _Asked, thoughts: list[Thought], executor: Executor) -> None:
-        for thought in read_answers(thoughts, executor):
+    def _add(self, asked: _Asked, thoughts: list[Thought], executor: Executor) -> list[Thought]:
+        thoughts = read_answers(thoughts, executor)
+        for thought in thoughts:
             asked.thoughts[thought.path][thought.index] = thought
+        return thoughts
 
     def _run(self, questions: list[Question], paths: Sequence[str], n: int, store: Store) -> SamplingRun:
         return SamplingRun(questions, paths, n, self.engine.model, store, self._prompt, self.params)
@@ -318,9 +418,9 @@ class MixedReasoner:
 
     def _seen(self, asked: _Asked) -> Seen:
         seen = Seen.from_thoughts(*(asked.of(path) for path in PATHS), self.weights)
-        if self.weights != "none" and seen.cot_weights is None and not self._warned:
+        if self.weights != "none" and seen.cot_weights is None and "logprobs" not in self._warnings:
             logger.warning("%s reports no log-probabilities, so all votes weigh the same.", self.engine.model)
-            self._warned = True
+            self._warnings.add("logprobs")
         return seen
 
     def _answer(self, asked: _Asked) -> Reasoned:
@@ -339,12 +439,23 @@ class MixedReasoner:
             yield store
 
 
-def _distinct(questions: Sequence[str]) -> dict[str, _Asked]:
-    """The questions by id, each text once."""
+def _has(asked: _Asked, sizes: dict[str, int]) -> bool:
+    return all(len(asked.of(path)) >= size for path, size in sizes.items())
+
+
+def _drop_unwanted(unfinished: dict[str, _Asked], listener: Listener) -> None:
+    for question_id, asked in list(unfinished.items()):
+        asked.places = [place for place in asked.places if listener.is_wanted(place)]
+        if not asked.places:
+            del unfinished[question_id]
+
+
+def _distinct(questions: Sequence[str], first: int = 0) -> dict[str, _Asked]:
+    """The questions by id, each text once. The first one has the index `first`."""
     if isinstance(questions, str):
         raise TypeError(f"`questions` must be a list of texts, got the text {questions[:80]!r}. Write [question].")
     distinct: dict[str, _Asked] = {}
-    for place, text in enumerate(questions):
+    for place, text in enumerate(questions, first):
         if not isinstance(text, str) or not text.strip():
             raise InputError(f"Question {place} is {text!r}. It must be a text that is not empty.")
         question_id = f"{TASK}/asked/{hashlib.sha256(text.strip().encode()).hexdigest()[:16]}"
