@@ -202,8 +202,8 @@ class MixedReasoner:
             self.prompt_format = resolve_prompt_format(tokenizer, prompt_format)
         else:
             self.prompt_format = self.engine.student_prompt_format(prompt_format)
-        if isinstance(model, str) and not _is_url(model):
-            _check_paths(model)
+        if isinstance(model, str) and not is_url(model):
+            check_paths(model)
 
     def __call__(self, questions: Sequence[str]) -> list[Reasoned]:
         r"""
@@ -464,14 +464,14 @@ def _distinct(questions: Sequence[str], first: int = 0) -> dict[str, _Asked]:
     return distinct
 
 
-def _is_url(model: str) -> bool:
+def is_url(model: str) -> bool:
     return model.startswith(("http://", "https://"))
 
 
 def _engine(
     model: str | PreTrainedModel | Engine, tokenizer: PreTrainedTokenizerBase | None, model_name: str | None
 ) -> Engine:
-    if isinstance(model, str) and _is_url(model):
+    if isinstance(model, str) and is_url(model):
         if model_name is None:
             raise InputError(f"The student at {model} needs its name on the server: pass `model_name=`.")
         from .sampling.engines.openai import OpenAIEngine
@@ -484,7 +484,7 @@ def _engine(
     return model
 
 
-def _check_paths(model: str) -> None:
+def check_paths(model: str) -> None:
     settings = read_student_settings(model) or {}
     for path in PATHS:
         if settings.get("paths") and path not in settings["paths"]:
