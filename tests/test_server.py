@@ -339,14 +339,31 @@ def test_a_key_is_needed_and_never_shown(caplog):
     assert "sesame" not in caplog.text
 
 
-class FailingEngine(DrawnEngine):
+class FailingEngine(GatedEngine):
+    """Breaks down at the question `Why?`."""
+
     def generate(self, requests):
-        raise RuntimeError("secret details")
+        for result in super().generate(requests):
+            if "Why?" in result.request.prompt:
+                raise RuntimeError("secret details")
+            yield result
 
 
 def test_failures_inside_are_logged_and_not_shown(caplog):
-    with served(MixedReasoner(FailingEngine())) as url:
-        response = httpx.post(f"{url}/v1/chat/completions", json=body_of("Why?"))
+    engine = FailingEngine()
+    with served(MixedReasoner(engine)) as url, ThreadPoolExecutor(4) as pool:
+        first = pool.submit(ask, client_of(url), "What comes first?")
+        assert engine.entered.wait(30)
+        asked = [
+            pool.submit(httpx.post, f"{url}/v1/chat/completions", json=body_of(question), timeout=30)
+            for question in (QUESTIONS[0], "Why?", QUESTIONS[1])
+        ]
+        wait_until(lambda: httpx.get(f"{url}/health").json()["waiting"] == 3)
+        engine.gate.set()
+        before, response, after = (future.result() for future in asked)
+        first.result()
+    for other, question in ((before, 0), (after, 1)):
+        assert other.json()["md_trl"] == result_of(*MixedReasoner(DrawnEngine())([QUESTIONS[question]]))
     assert response.status_code == 500 and response.json()["error"]["type"] == "server_error"
     assert "secret" not in response.text and "secret details" in caplog.text
 
@@ -376,7 +393,7 @@ def test_a_question_that_the_other_server_refuses_first_harms_nobody():
 def test_texts_of_a_model_are_json_text_only():
     class Nasty(DrawnEngine):
         def generate(self, requests):
-            text = "The answer is 5.\n\ndata: [DONE]\n\n</script>\ud800\u2028\0"
+            text = "The answer is 5.\n\ndata: [DONE]\n\n</script>\u2028\0"
             for request in requests:
                 yield SampleResult(request, [Choice(text, "stop", -1.0) for _ in range(request.n)])
 

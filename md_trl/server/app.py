@@ -86,6 +86,8 @@ def bind(host: str, port: int) -> socket.socket:
         `OSError`: The address or the port cannot be used.
     """
     try:
+        if not 0 <= port < 1 << 16:  # looking up the address would cut off the upper bits
+            raise OverflowError("port must be 0-65535")
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -144,19 +144,20 @@ class Worker:
             for index, reasoned in call.jobs[0].reasoner.stream([job.question for job in call.jobs], call):
                 call.jobs[index].post(reasoned)
             error = _shutting_down()  # of those that were dropped
-        except InputError as refused:
-            # The engine refuses to go on, perhaps because of a single question. Each gets its own chance.
+        except ConnectionError as lost:
+            logger.error("%s", lost)
+            error = RequestError(502, "The server of the student does not answer. Try again later.")
+        except Exception as failure:
+            # Perhaps because of a single question, so each gets a call of its own.
             if len(unanswered := call.unanswered()) > 1:
                 for job in unanswered:
                     self._answer(_Call(self, [job], may_grow=False))
                 return
-            error = RequestError(502, f"The student could not be asked: {refused}")
-        except ConnectionError as lost:
-            logger.error("%s", lost)
-            error = RequestError(502, "The server of the student does not answer. Try again later.")
-        except Exception:
-            logger.exception("A call failed.")
-            error = RequestError(500, "The question could not be answered. The log of the server says why.")
+            if isinstance(failure, InputError):  # the engine refuses to go on
+                error = RequestError(502, f"The student could not be asked: {failure}")
+            else:
+                logger.exception("A question could not be answered.")
+                error = RequestError(500, "The question could not be answered. The log of the server says why.")
         for job in call.unanswered():
             job.post(error)
 
