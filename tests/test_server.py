@@ -40,8 +40,9 @@ QUESTIONS = [f"What is {i} plus {i}?" for i in range(32)]
 def served(reasoner, key=None):
     """A server in a thread; yields its URL without `/v1`."""
     with http.bind("127.0.0.1", 0) as listener:
-        config = uvicorn.Config(http.make_app(reasoner, "student", key), lifespan="on", log_level="warning")
-        server = uvicorn.Server(config)
+        app = http.make_app(reasoner, "student", key)
+        config = uvicorn.Config(app, lifespan="on", log_level="warning")
+        server = http._Server(config, "ready", app.state.worker)
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         try:
@@ -233,6 +234,23 @@ def test_an_error_in_a_stream_is_an_event():
     with served(MixedReasoner(engine)) as url:
         with pytest.raises(openai.APIError, match="the prompt is too long"):
             list(ask(client_of(url), "Too long?", stream=True))
+
+
+def test_requests_that_take_too_long_to_stop_are_refused(monkeypatch):
+    monkeypatch.setattr(http, "SECONDS_TO_FINISH", 0)
+    engine = GatedEngine()
+    with ThreadPoolExecutor(2) as pool:
+        with served(MixedReasoner(engine)) as url:
+            client = client_of(url)
+            asked = [pool.submit(ask, client, QUESTIONS[0])]
+            assert engine.entered.wait(30)
+            asked.append(pool.submit(ask, client, QUESTIONS[1], n=3))
+            wait_until(lambda: httpx.get(f"{url}/health").json()["waiting"] == 1)
+            threading.Timer(1.0, engine.gate.set).start()
+        for future in asked:
+            with pytest.raises(openai.APIStatusError, match="The server is shutting down"):
+                future.result()
+    assert len(engine.asked) == 1, "no further round begins"
 
 
 USER = {"role": "user", "content": "What is 1 plus 1?"}

@@ -66,6 +66,7 @@ def make_app(reasoner: MixedReasoner, model: str, key: Key | None = None) -> Sta
         lifespan=service.lifespan,
     )
     app.router.redirect_slashes = False
+    app.state.worker = service.worker
     return app
 
 
@@ -121,19 +122,24 @@ def run(app: Starlette, listener: socket.socket, ready: str) -> None:
         log_level="warning",
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=SECONDS_TO_FINISH,
+        timeout_graceful_shutdown=2 * SECONDS_TO_FINISH,
     )
-    _Server(config, ready).run(sockets=[listener])
+    _Server(config, ready, app.state.worker).run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, ready: str):
+    def __init__(self, config: uvicorn.Config, ready: str, worker: Worker):
         super().__init__(config)
-        self._ready = ready
+        self._ready, self._worker = ready, worker
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         print(self._ready, flush=True)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # uvicorn cancels requests without telling the callers why, so they are refused before that.
+        asyncio.get_running_loop().call_later(SECONDS_TO_FINISH, self._worker.refuse_all)
+        await super().shutdown(sockets)
 
 
 class _Service:
@@ -141,16 +147,16 @@ class _Service:
 
     def __init__(self, reasoner: MixedReasoner, model: str):
         self._reasoner, self._model = reasoner, model
-        self._worker = Worker()
+        self.worker = Worker()
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        self._worker.start()
+        self.worker.start()
         yield
-        await asyncio.to_thread(self._worker.stop)
+        await asyncio.to_thread(self.worker.stop)
 
     async def health(self, request: Request) -> Response:
-        return _json({"status": "ok", "waiting": self._worker.waiting})
+        return _json({"status": "ok", "waiting": self.worker.waiting})
 
     async def models(self, request: Request) -> Response:
         return _json({"object": "list", "data": [self._description()]})
@@ -162,7 +168,7 @@ class _Service:
     async def chat(self, request: Request) -> Response:
         asked = read_chat_request(read_json(await _read_body(request)), self._model, self._reasoner)
         job, reply = Job(asked.question, asked.reasoner), Reply(self._model)
-        self._worker.submit(job)
+        self.worker.submit(job)
         if asked.stream:
             headers = {"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
             return StreamingResponse(_events(job, reply, asked), media_type="text/event-stream", headers=headers)
@@ -182,9 +188,9 @@ class _Service:
 
 
 async def _events(job: Job, reply: Reply, asked: ChatRequest) -> AsyncIterator[str]:
+    news = asyncio.ensure_future(job.next())
     try:
         yield reply.start()
-        news = asyncio.ensure_future(job.next())
         while True:
             await asyncio.wait({news}, timeout=SECONDS_BETWEEN_COMMENTS)
             if not news.done():
@@ -201,6 +207,7 @@ async def _events(job: Job, reply: Reply, asked: ChatRequest) -> AsyncIterator[s
     finally:
         # A caller that hangs up cancels this.
         job.hung_up = True
+        news.cancel()
 
 
 async def _hang_up(request: Request) -> None:

@@ -81,6 +81,7 @@ class Worker:
 
     def __init__(self):
         self._waiting: deque[Job] = deque()
+        self._taken: list[Job] = []  # by the thread, and perhaps unanswered
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="md-trl worker", daemon=True)
         self.is_stopping = False
@@ -90,14 +91,19 @@ class Worker:
         self._thread.start()
 
     def stop(self) -> None:
-        """Refuse all requests that wait, and stop the thread after its current round."""
+        """Refuse all requests that are unanswered, and wait for the thread to end its round."""
+        self.refuse_all()
+        self._thread.join(SECONDS_TO_STOP)
+
+    def refuse_all(self) -> None:
+        """Tell all who wait that the server is shutting down. The thread ends after its current round."""
         with self._changed:
             self.is_stopping = True
-            for job in self._waiting:
-                job.post(_shutting_down())
+            for job in (*self._waiting, *self._taken):
+                if not job.is_done:
+                    job.post(_shutting_down())
             self._waiting.clear()
             self._changed.notify_all()
-        self._thread.join(SECONDS_TO_STOP)
 
     def submit(self, job: Job) -> None:
         """Queue a question. Raise a `RequestError` if too many are waiting."""
@@ -127,6 +133,7 @@ class Worker:
                     taken.append(self._waiting.popleft())
                 else:
                     break
+            self._taken = [*(job for job in self._taken if not job.is_done), *taken]
         return taken
 
     def _work(self) -> None:
