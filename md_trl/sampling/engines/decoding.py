@@ -1,4 +1,4 @@
-"""Batched decoding with a key-value cache: prompts are run once each, then every sample has a row of its own.
+"""Decoding of whole batches with a key-value cache: prompts are run once each, then every sample has its own row.
 
 Both decoders have the same three verbs: they start from prompts, `step` appends one token to every row, and `keep`
 drops the rows that have ended. `logits` always holds the scores of the next token of every row.
@@ -46,7 +46,7 @@ def count_kept(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], text: str
 
 class CausalDecoder:
     r"""
-    Decodes with a causal language model.
+    Decodes with a causal language model of any kind of cache.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
@@ -62,12 +62,13 @@ class CausalDecoder:
     def __init__(self, model: PreTrainedModel, prompts: list[list[int]], rows: torch.Tensor, steps: int):
         self._model = model
         # Left padding makes all samples begin in the same column.
-        ids, mask = _pad(prompts, "left", model.device)
+        ids, mask = pad(prompts, "left", model.device)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         output = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
         self._cache = output.past_key_values
-        self.bytes_per_token = _expand_cache(self._cache, rows, steps)
+        _expand_cache(self._cache, rows, steps)
         self._mask, self._position = mask[rows], positions[rows, -1:]
+        self._last_position = model.config.get_text_config().max_position_embeddings - 1
         self.logits = output.logits[rows, -1].float()
 
     def keep(self, rows: torch.Tensor) -> None:
@@ -76,7 +77,8 @@ class CausalDecoder:
 
     def step(self, tokens: torch.Tensor) -> None:
         self._mask = torch.nn.functional.pad(self._mask, (0, 1), value=1)
-        self._position = self._position + 1
+        # A sample that has ended runs on until its row is dropped.
+        self._position = (self._position + 1).clamp(max=self._last_position)
         output = self._model(
             input_ids=tokens[:, None],
             attention_mask=self._mask,
@@ -94,11 +96,11 @@ class EncoderDecoder:
 
     def __init__(self, model: PreTrainedModel, prompts: list[list[int]], rows: torch.Tensor, steps: int):
         self._model = model
-        ids, mask = _pad(prompts, "right", model.device)
+        ids, mask = pad(prompts, "right", model.device)
         start = torch.full((len(prompts), 1), model.config.decoder_start_token_id, device=model.device)
         output = model(input_ids=ids, attention_mask=mask, decoder_input_ids=start, use_cache=True)
         self._cache = output.past_key_values
-        self.bytes_per_token = _expand_cache(self._cache.self_attention_cache, rows, steps)
+        _expand_cache(self._cache.self_attention_cache, rows, steps)
         self._cache.cross_attention_cache.batch_select_indices(rows)
         self._mask, self._states = mask[rows], output.encoder_last_hidden_state[rows]
         self.logits = output.logits[rows, -1].float()
@@ -151,20 +153,18 @@ class _PreallocatedLayer(DynamicLayer):
         self._allocate(self, indices, self._all_keys.shape[-2])
 
 
-def _pad(prompts: list[list[int]], side: str, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def pad(prompts: Sequence[list[int]], side: str, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Padded token ids and the attention mask."""
     ids = [torch.tensor(prompt) for prompt in prompts]
-    pad = torch.nn.utils.rnn.pad_sequence
-    mask = pad([torch.ones_like(i) for i in ids], batch_first=True, padding_side=side)
-    return pad(ids, batch_first=True, padding_side=side).to(device), mask.to(device)
+    pad_sequence = torch.nn.utils.rnn.pad_sequence
+    mask = pad_sequence([torch.ones_like(i) for i in ids], batch_first=True, padding_side=side)
+    return pad_sequence(ids, batch_first=True, padding_side=side).to(device), mask.to(device)
 
 
-def _expand_cache(cache: Cache, rows: torch.Tensor, steps: int) -> int:
-    """Turn one row per prompt into one row per sample, with room for `steps` tokens. Return the bytes per token."""
-    size = sum(layer.keys[0, :, 0].nbytes + layer.values[0, :, 0].nbytes for layer in cache.layers)
+def _expand_cache(cache: Cache, rows: torch.Tensor, steps: int) -> None:
+    """Turn one row per prompt into one row per sample, with room for `steps` tokens."""
     for i, layer in enumerate(cache.layers):
         if type(layer) is DynamicLayer:
             cache.layers[i] = _PreallocatedLayer(layer, rows, steps)
         else:
             layer.batch_select_indices(rows)
-    return size

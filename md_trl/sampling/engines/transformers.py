@@ -1,4 +1,4 @@
-"""Samples from a local model in batches. Each prompt is run once for all its samples.
+"""Samples from a local model. Each prompt is run once for all its samples, which are written in a batch with others.
 
 Every sample has its own random numbers, so it does not depend on what it is batched with.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import TypeAlias
 
 import torch
 from peft import AutoPeftModelForCausalLM, AutoPeftModelForSeq2SeqLM, PeftConfig, PeftModel
@@ -26,16 +26,17 @@ from transformers.utils import find_adapter_config_file
 
 from ...errors import InputError
 from ...prompts import encode_prompt, read_student_settings, resolve_prompt_format
-from ...records import Choice, SamplingParams
+from ...records import Choice
 from . import BATCH_SIZE, SampleRequest, SampleResult, check_params, cut_at_stop, mean_logprob, model_name
+from .batching import Batching, Job, Rows, Sample
 from .decoding import CausalDecoder, EncoderDecoder, count_kept, decode
+from .joining import JoiningDecoder, can_join
+from .memory import cache_bytes
 
 
-# Number of batches whose requests are pulled together, so that prompts of similar length share a batch.
-WINDOW = 4
-# Steps between two checks for finished rows. A check waits for the device, and stop strings need the decoded text.
-CHECK_EVERY = 8
-# Share of finished rows at which the others are moved together.
+Decoder: TypeAlias = JoiningDecoder | CausalDecoder | EncoderDecoder
+
+# Share of free rows at which the others are moved together.
 COMPACT_AT = 0.25
 
 
@@ -43,7 +44,9 @@ class TransformersEngine:
     r"""
     Samples from a local causal or encoder-decoder language model.
 
-    A prompt is run once and its keys and values are shared by its samples. The prompt of an encoder ends with EOS, as
+    A prompt is run once for all its samples. A sample that ends gives its row in the batch to the next one, where the
+    cache of the model allows it (see [`~md_trl.sampling.engines.joining.can_join`]); encoder-decoder models and models
+    with sliding windows finish a batch before the next one begins. The prompt of an encoder ends with EOS, as
     [`~md_trl.MDSeq2SeqTrainer`] trains it. Each sample draws from its own random generator, seeded with (seed,
     question id, path, sample index): the rest of the batch changes nothing but floating-point noise.
 
@@ -57,9 +60,10 @@ class TransformersEngine:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Tokenizer of the model. Loaded from the same place as the model by default.
         batch_size (`int`, *optional*, defaults to `128`):
-            Maximum number of samples in a batch. The samples of one request are never split.
-        cache_gb (`float`, *optional*, defaults to `2.0`):
-            Maximum memory for keys and values in GB. Batches are made smaller to stay below it.
+            Maximum number of samples that are written together.
+        cache_gb (`float`, *optional*):
+            Maximum memory for keys and values in GB. Batches are made smaller to stay below it. By default, a share of
+            the memory of the device that is free when sampling begins.
         device (`str`, *optional*):
             Device of the model. `cuda` if available, else `cpu`, by default.
 
@@ -87,7 +91,7 @@ class TransformersEngine:
         model: str | PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase | None = None,
         batch_size: int = BATCH_SIZE,
-        cache_gb: float = 2.0,
+        cache_gb: float | None = None,
         device: str | None = None,
     ):
         if batch_size < 1:
@@ -114,10 +118,18 @@ class TransformersEngine:
         self.batch_size = batch_size
         self.cache_gb = cache_gb
         self._is_encoder_decoder = self._model.config.is_encoder_decoder
-        self._decoder_class = EncoderDecoder if self._is_encoder_decoder else CausalDecoder
         with torch.inference_mode():
-            row = torch.zeros(1, dtype=torch.long, device=self._model.device)
-            self._bytes_per_token = self._decoder_class(self._model, [[0]], row, steps=1).bytes_per_token
+            row = torch.zeros(1, 1, dtype=torch.long, device=self._model.device)
+            if self._is_encoder_decoder:
+                cache = self._model(
+                    input_ids=row, decoder_input_ids=row, use_cache=True
+                ).past_key_values.self_attention_cache
+            else:
+                cache = self._model(input_ids=row, use_cache=True).past_key_values
+        self._bytes_per_token = sum(
+            layer.keys[0, :, 0].nbytes + layer.values[0, :, 0].nbytes for layer in cache.layers
+        )
+        self._can_join = not self._is_encoder_decoder and can_join(cache)
         eos = self._model.generation_config.eos_token_id
         eos = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
         self._eos = sorted({*eos, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])})
@@ -137,11 +149,13 @@ class TransformersEngine:
 
     def generate(self, requests: Iterable[SampleRequest]) -> Iterator[SampleResult]:
         r"""
-        Sample all requests, grouping prompts of similar length.
+        Sample all requests. A sample that ends makes room for the next one.
 
         Args:
             requests (`Iterable[SampleRequest]`):
-                Pulled for four batches at a time.
+                Pulled when there is room for their samples, and at most a few prompts ahead. An iterator that has
+                ended is asked again after each check for finished samples, so that more can be added when results
+                arrive.
 
         Yields:
             [`SampleResult`]: Each one as soon as its last sample has ended.
@@ -152,91 +166,77 @@ class TransformersEngine:
         training = self._model.training
         self._model.eval()
         try:
-            window: list[SampleRequest] = []
-            for request in requests:
-                window.append(request)
-                if sum(request.n for request in window) >= WINDOW * self.batch_size:
-                    yield from self._generate(window)
-                    window = []
-            yield from self._generate(window)
+            source = _Requests(self, requests)
+            max_cached = cache_bytes(self._model.device, self.cache_gb) / self._bytes_per_token
+            batching = Batching(source.pull, self.batch_size, max_cached)
+            rows = Rows(self._model.device, self._eos, self._has_stop)
+            decoder: Decoder | None = None
+            while True:
+                decoder = self._admit(decoder, rows, batching)
+                yield from (refused := source.take_refused())
+                if rows.samples:
+                    yield from self._advance(decoder, rows)
+                elif not refused:
+                    return
         finally:
             self._model.train(training)
 
-    def _generate(self, window: list[SampleRequest]) -> Iterator[SampleResult]:
-        jobs = []
-        for request in window:
-            check_params(request.params, request.n)
-            ids = encode_prompt(request.prompt, self.tokenizer)
-            if self._is_encoder_decoder:
-                ids, room = [*ids, self.tokenizer.eos_token_id], math.inf  # T5's relative positions have no end.
-            else:
-                room = self._model.config.get_text_config().max_position_embeddings - len(ids)
-            if not ids:
-                yield SampleResult(request, error="the prompt is empty", retry=False)
-            elif room < 1:
-                yield SampleResult(request, error=f"the prompt of {len(ids)} tokens leaves no room", retry=False)
-            else:
-                jobs.append(_Job(request, ids, min(request.params.max_tokens, room)))
-        # The longest prompts come first, so that a lack of memory shows at once.
-        jobs.sort(key=lambda job: (_batch_key(job.request.params), -len(job.prompt)))
-        for _, group in itertools.groupby(jobs, key=lambda job: _batch_key(job.request.params)):
-            for batch in self._batches(list(group)):
-                yield from self._sample(batch)
-
-    def _batches(self, jobs: list[_Job]) -> Iterator[list[_Job]]:
-        """Split jobs into consecutive batches within `batch_size` and `cache_gb`, with at least one job each."""
-        max_cached = self.cache_gb * 1e9 / self._bytes_per_token
-        batch: list[_Job] = []
-        rows = longest = 0
-        for job in jobs:
-            length = len(job.prompt) + job.max_tokens
-            longest = max(longest, length)
-            if batch and (rows + job.request.n > self.batch_size or (rows + job.request.n) * longest > max_cached):
-                yield batch
-                batch, rows, longest = [], 0, length
-            batch.append(job)
-            rows += job.request.n
-        if batch:
-            yield batch
+    def _encode(self, request: SampleRequest) -> tuple[list[int], float]:
+        """The tokens of a prompt, and how many can follow."""
+        ids = encode_prompt(request.prompt, self.tokenizer)
+        if self._is_encoder_decoder:
+            return [*ids, self.tokenizer.eos_token_id], math.inf  # T5's relative positions have no end.
+        return ids, self._model.config.get_text_config().max_position_embeddings - len(ids)
 
     @torch.inference_mode()
-    def _sample(self, batch: list[_Job]) -> Iterator[SampleResult]:
-        device, params = self._model.device, batch[0].request.params
-        rows = _Rows(batch, device)
-        decoder = self._decoder_class(self._model, [job.prompt for job in batch], rows.jobs, rows.steps)
-        eos = torch.tensor(self._eos, dtype=torch.long, device=device)
-        samples: list[dict[int, tuple[Choice, int]]] = [{} for _ in batch]
-        for step in range(rows.steps):
-            tokens = _next_tokens(decoder.logits, params, rows.uniforms[:, step])
-            rows.append(step, tokens, _logprobs(decoder.logits, tokens), eos)
-            last = step + 1 == rows.steps
-            if last or (step + 1) % CHECK_EVERY == 0:
-                if params.stop and not last:
-                    self._find_stop_strings(rows, step + 1, params.stop)
-                if last or rows.done.float().mean() >= COMPACT_AT:
-                    for job, sample, ids, logprobs, stopped in rows.finished():
-                        choice = self._choice(ids, stopped, params.stop)
-                        kept = self._count_kept(ids, choice, params.stop)
-                        choice = choice._replace(logprob=mean_logprob(logprobs[:kept]))
-                        samples[job][sample] = choice, len(ids)
-                        if len(samples[job]) == batch[job].request.n:
-                            yield _result(batch[job], samples[job])
-                    left = (~rows.done).nonzero().flatten()
-                    if len(left) == 0:
-                        return
-                    decoder.keep(left)
-                    rows.keep(left)
-                    tokens = tokens[left]
-            decoder.step(tokens)
+    def _admit(self, decoder: Decoder | None, rows: Rows, batching: Batching) -> Decoder | None:
+        """Give free rows to the next samples, and drop the rows that stay free if there are many of them."""
+        if not rows.live:
+            rows.keep([])
+            decoder = JoiningDecoder(self._model) if self._can_join else None
+        if isinstance(decoder, JoiningDecoder):
+            decoder.free(rows.free)
+            samples = batching.joining(rows.live, decoder.prefill)
+            places = iter([*rows.free, *range(len(rows.samples), len(rows.samples) + len(samples))])
+            for _, group in itertools.groupby(samples, key=lambda sample: id(sample.job.prefilled[0])):
+                group = list(group)
+                prefilled, prompts = group[0].job.prefilled[0], [sample.job.prefilled[1] for sample in group]
+                slots = list(itertools.islice(places, len(group)))
+                decoder.join(prefilled, prompts, slots)
+                rows.join(group, slots, prefilled.logits[prompts])
+        elif decoder is None and (jobs := batching.whole_jobs()):
+            samples = [Sample(job, i) for job in jobs for i in range(job.request.n)]
+            index = torch.tensor([i for i, job in enumerate(jobs) for _ in range(job.request.n)])
+            decoder = (EncoderDecoder if self._is_encoder_decoder else CausalDecoder)(
+                self._model,
+                [job.prompt for job in jobs],
+                index.to(self._model.device),
+                max(job.max_tokens for job in jobs),
+            )
+            rows.join(samples, range(len(samples)), decoder.logits)
+        if len(rows.free) >= max(1, COMPACT_AT * len(rows.samples)):
+            left = [row for row, sample in enumerate(rows.samples) if sample is not None]
+            decoder.keep(torch.tensor(left, device=self._model.device))
+            rows.keep(left)
+        return decoder
 
-    def _find_stop_strings(self, rows: _Rows, step: int, stop: Iterable[str]) -> None:
-        """Mark the rows whose text contains a stop string as done."""
-        texts = self.tokenizer.batch_decode(
-            rows.tokens[:, :step], skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        for i, text in enumerate(texts):
-            if not rows.done[i] and any(string in text for string in stop):
-                rows.done[i], rows.lengths[i] = True, step
+    @torch.inference_mode()
+    def _advance(self, decoder: Decoder, rows: Rows) -> list[SampleResult]:
+        """Run all rows until the next check, and return what is complete."""
+        results = []
+        for sample in rows.advance(decoder):
+            stop = sample.params.stop
+            choice = self._choice(sample.ids, sample.stopped, stop)
+            kept = self._count_kept(sample.ids, choice, stop)
+            choice = choice._replace(logprob=mean_logprob(sample.logprobs[:kept]))
+            if sample.job.end(sample.index, choice, len(sample.ids)):
+                results.append(sample.job.result())
+        return results
+
+    def _has_stop(self, samples: list[Sample]) -> list[bool]:
+        """Which samples contain one of their stop strings."""
+        texts = [decode(self.tokenizer, sample.ids) for sample in samples]
+        return [any(s in text for s in sample.params.stop) for sample, text in zip(samples, texts, strict=True)]
 
     def _choice(self, ids: list[int], stopped: bool, stop: Iterable[str]) -> Choice:
         text = decode(self.tokenizer, ids[:-1] if stopped else ids)
@@ -249,100 +249,30 @@ class TransformersEngine:
         return count_kept(self.tokenizer, ids, choice.text)
 
 
-class _Job(NamedTuple):
-    """A request with its tokenized prompt and the number of tokens that its samples may have."""
+class _Requests:
+    """Requests on their way to jobs. Those that cannot be sampled become results."""
 
-    request: SampleRequest
-    prompt: list[int]
-    max_tokens: int
+    def __init__(self, engine: TransformersEngine, requests: Iterable[SampleRequest]):
+        self._engine, self._requests = engine, iter(requests)
+        self.refused: list[SampleResult] = []
 
+    def pull(self) -> Job | None:
+        """The next job; `None` if there is none now. An iterator that has ended is asked again the next time."""
+        for request in self._requests:
+            check_params(request.params, request.n)
+            prompt, room = self._engine._encode(request)
+            if not prompt:
+                self.refused.append(SampleResult(request, error="the prompt is empty", retry=False))
+            elif room < 1:
+                error = f"the prompt of {len(prompt)} tokens leaves no room"
+                self.refused.append(SampleResult(request, error=error, retry=False))
+            else:
+                return Job(request, prompt, room)
+        return None
 
-class _Rows:
-    """The unfinished samples of a batch, one row per sample."""
-
-    def __init__(self, batch: list[_Job], device: torch.device):
-        pairs = [(i, sample) for i, job in enumerate(batch) for sample in range(job.request.n)]
-        self.steps = max(job.max_tokens for job in batch)
-        self.jobs = torch.tensor([i for i, _ in pairs], device=device)
-        self.samples = torch.tensor([sample for _, sample in pairs], device=device)
-        self.uniforms = _uniforms([(batch[i].request, sample) for i, sample in pairs], self.steps).to(device)
-        self.tokens = torch.zeros(len(pairs), self.steps, dtype=torch.long, device=device)
-        self.logprobs = torch.zeros(len(pairs), self.steps, device=device)
-        self.limits = torch.tensor([batch[i].max_tokens for i, _ in pairs], device=device)
-        self.lengths = torch.full_like(self.limits, self.steps)
-        self.stopped = torch.zeros_like(self.limits, dtype=torch.bool)
-        self.done = torch.zeros_like(self.stopped)
-
-    def append(self, step: int, tokens: torch.Tensor, logprobs: torch.Tensor, eos: torch.Tensor) -> None:
-        """Append one token to every row and mark the rows that end with it."""
-        self.tokens[:, step], self.logprobs[:, step] = tokens, logprobs
-        at_eos = torch.isin(tokens, eos) & ~self.done
-        self.stopped |= at_eos
-        ended = at_eos | ((step + 1 >= self.limits) & ~self.done)
-        self.lengths = torch.where(ended, step + 1, self.lengths)
-        self.done |= ended
-
-    def finished(self) -> Iterator[tuple[int, int, list[int], list[float], bool]]:
-        """Job, sample, token ids with their log-probabilities, and whether EOS ended it, of every finished row."""
-        rows = self.done.nonzero().flatten()
-        columns = (self.jobs, self.samples, self.tokens, self.logprobs, self.lengths, self.stopped)
-        for job, sample, ids, logprobs, length, stopped in zip(
-            *(column[rows].tolist() for column in columns), strict=True
-        ):
-            yield job, sample, ids[:length], logprobs[:length], stopped
-
-    def keep(self, rows: torch.Tensor) -> None:
-        """Drop all other rows."""
-        self.jobs, self.samples, self.uniforms = self.jobs[rows], self.samples[rows], self.uniforms[rows]
-        self.tokens, self.logprobs = self.tokens[rows], self.logprobs[rows]
-        self.limits, self.lengths = self.limits[rows], self.lengths[rows]
-        self.stopped, self.done = self.stopped[rows], self.done[rows]
-
-
-def _batch_key(params: SamplingParams) -> tuple:
-    """Requests that agree in these parameters can share a batch."""
-    return params.temperature, params.top_p, params.stop
-
-
-def _uniforms(samples: list[tuple[SampleRequest, int]], steps: int) -> torch.Tensor:
-    """A random number in (0, 1] per sample and step, from one generator per sample."""
-    generator = torch.Generator()
-    uniforms = torch.empty(len(samples), steps, dtype=torch.float64)
-    for i, (request, sample) in enumerate(samples):
-        generator.manual_seed(request.seed(sample))
-        uniforms[i] = 1 - torch.rand(steps, generator=generator, dtype=torch.float64)
-    return uniforms
-
-
-def _next_tokens(logits: torch.Tensor, params: SamplingParams, uniforms: torch.Tensor) -> torch.Tensor:
-    """
-    Sample the next token of each row by inverting the cumulative distribution.
-
-    This takes one random number per token, and a small change of the logits changes few tokens.
-    """
-    if params.temperature == 0:
-        return logits.argmax(-1)
-    probabilities = (logits / params.temperature).softmax(-1)
-    if params.top_p < 1:
-        # Keep the most likely tokens until their mass reaches `top_p`, in the order of the vocabulary.
-        ordered, order = probabilities.sort(descending=True)
-        outside = (ordered.cumsum(-1) - ordered >= params.top_p).gather(1, order.argsort())
-        probabilities = probabilities.masked_fill(outside, 0)
-    cumulative = probabilities.cumsum(-1)
-    # The first token whose cumulative probability reaches a number above 0 has a probability above 0.
-    target = (uniforms[:, None] * cumulative[:, -1:]).to(cumulative.dtype)
-    return torch.searchsorted(cumulative, target).squeeze(1)
-
-
-def _logprobs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Log-probability of each row's next token under the model itself: at temperature 1, of the whole vocabulary."""
-    return logits.gather(1, tokens[:, None]).squeeze(1) - logits.logsumexp(-1)
-
-
-def _result(job: _Job, samples: dict[int, tuple[Choice, int]]) -> SampleResult:
-    completion_tokens = sum(length for _, length in samples.values())
-    usage = {"prompt_tokens": len(job.prompt), "completion_tokens": completion_tokens}
-    return SampleResult(job.request, [samples[i][0] for i in range(job.request.n)], usage)
+    def take_refused(self) -> list[SampleResult]:
+        refused, self.refused = self.refused, []
+        return refused
 
 
 def _load(model: str, device: str) -> PreTrainedModel:
