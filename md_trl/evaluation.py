@@ -18,7 +18,7 @@ from .answers import equal
 from .errors import InputError
 from .mixing import type_of
 from .records import LABEL, PATHS, Question, QuestionType, Thought
-from .voting import majority, score, vote, vote_two
+from .voting import likelihood_weights, majority, score, vote, vote_two
 
 
 FIGURES = ("joint", "pot", "cot", "n2", LABEL)
@@ -46,7 +46,7 @@ class QuestionResult:
         pot_logprob (`list[float | None]`, *optional*, defaults to `[]`):
             Mean log-probability per token of each PoT thought.
         tokens (`int`, *optional*, defaults to `0`):
-            Completion tokens that were sampled for the question under the same settings.
+            Completion tokens of the thoughts and the bare answer.
     """
 
     id: str
@@ -100,8 +100,15 @@ class EvaluationResult:
         """Maximum number of thoughts per path, `0` if only bare answers were sampled."""
         return max(max(len(question.cot), len(question.pot)) for question in self.questions)
 
+    @property
+    def stops_early(self) -> bool:
+        """Whether a stopping rule decided how many thoughts each question has, so that only the joint vote counts."""
+        return self.settings.get("rule", "fixed") != "fixed"
+
     def has(self, figure: str) -> bool:
         """Return whether the paths that were sampled determine a figure."""
+        if self.stops_early and figure not in ("joint", LABEL):
+            return False
         paths = PATHS if figure in ("joint", "n2") else (figure,)
         return all(any(getattr(question, path) for question in self.questions) for path in paths)
 
@@ -110,12 +117,15 @@ class EvaluationResult:
         Return the number of samples per question behind a figure.
 
         At equal budget, the joint vote takes half of its samples from each path. The N=2 rule samples a CoT only where
-        the program does not run, so its number is a mean.
+        the program does not run, or if there is none, so its number is a mean.
         """
+        if figure == "joint" and self.stops_early:
+            return sum(len(question.cot) + len(question.pot) for question in self.questions) / len(self.questions)
         if figure == "joint":
             return max(self.n // 2, 1) * 2
         if figure == "n2":
-            return sum(1 if question.pot[0] is not None else 2 for question in self.questions) / len(self.questions)
+            used = (q.pot[:1] if q.pot[:1] not in ([], [None]) else q.pot[:1] + q.cot[:1] for q in self.questions)
+            return sum(map(len, used)) / len(self.questions)
         return 1 if figure == LABEL else self.n
 
     def correct(self, figure: str, votes: int | None = None) -> list[bool]:
@@ -127,12 +137,15 @@ class EvaluationResult:
                 One of [`FIGURES`].
             votes (`int`, *optional*):
                 Number of samples to vote over: the first ones of a path, or half of them from each path for `joint`.
-                Defaults to [`EvaluationResult.votes`].
+                Defaults to [`EvaluationResult.votes`]. After early stopping, all thoughts vote in any case.
 
         Returns:
             `list[bool]`: One entry per question, in order.
         """
         votes = int(self.votes(figure)) if votes is None else votes
+        if figure == "joint":
+            per_path, weighted = None if self.stops_early else votes // 2, self.settings.get("weights") == "likelihood"
+            return [question.is_correct(_joint_vote(question, per_path, weighted)) for question in self.questions]
         return [question.is_correct(_predict(question, figure, votes)) for question in self.questions]
 
     def accuracy(self, figure: str, votes: int | None = None) -> float:
@@ -150,6 +163,8 @@ class EvaluationResult:
         Returns:
             `list[tuple[int, float]]`: Number of samples and accuracy, empty if the figure is not determined.
         """
+        if self.stops_early and self.has(figure):
+            return [(self.votes(figure), self.accuracy(figure))]
         step = 2 if figure == "joint" else 1
         counts = range(step, step * self.n + 1, step) if self.has(figure) else ()
         return [(votes, self.accuracy(figure, votes)) for votes in counts]
@@ -186,7 +201,7 @@ class EvaluationResult:
         for figure in (*PATHS, "joint"):
             if self.has(figure):
                 figures[figure] = [{"votes": votes, "accuracy": share} for votes, share in self.curve(figure)]
-        if self.has("joint"):
+        if self.has("n2"):
             figures["n2"] = {"accuracy": self.accuracy("n2"), "mean_samples": self.votes("n2")}
             figures["solved_by"] = self.solved_by()
             figures["joint_by_type"] = {
@@ -265,17 +280,27 @@ def _digest(value: Any) -> str:
 
 def _predict(question: QuestionResult, figure: str, votes: int) -> str | None:
     """Return the answer to a question that a figure scores."""
-    if figure == "joint":
-        return vote(question.cot[: votes // 2], question.pot[: votes // 2])
     if figure == "n2":
-        return vote_two(question.pot[0], question.cot[0])
+        return vote_two(*(next(iter(answers), None) for answers in (question.pot, question.cot)))
     return majority(getattr(question, figure)[:votes])
+
+
+def _joint_vote(question: QuestionResult, per_path: int | None, weighted: bool) -> str | None:
+    """Return the joint vote over the first thoughts of each path, or over all of them."""
+    cot, pot = question.cot[:per_path], question.pot[:per_path]
+    if not weighted:
+        return vote(cot, pot)
+    logprobs = [*question.cot_logprob[:per_path], *question.pot_logprob[:per_path]]
+    usable = [answer is not None for answer in (*cot, *pot)]
+    # An unusable thought has no vote, so it does not matter if it has no log-probability either.
+    weights = likelihood_weights([p if may_vote else 0.0 for p, may_vote in zip(logprobs, usable, strict=True)])
+    return vote(cot, pot, weights[: len(cot)], weights[len(cot) :])
 
 
 def collect_answers(
     questions: Sequence[Question],
     thoughts: Iterable[Thought],
-    n: int,
+    n: int | Mapping[tuple[str, str], int],
     paths: Sequence[str],
     tokens: Mapping[str, int] | None = None,
 ) -> list[QuestionResult]:
@@ -287,8 +312,9 @@ def collect_answers(
             Questions that were asked.
         thoughts (`Iterable[Thought]`):
             Thoughts whose answers were read, in any order. Those of other questions and paths are ignored.
-        n (`int`):
-            Number of thoughts per path to use, the first ones by `index`. The label path has one.
+        n (`int` or `Mapping[tuple[str, str], int]`):
+            Number of thoughts per path to use, the first ones by `index`, or the number for each question id and path.
+            The label path has one.
         paths (`Sequence[str]`):
             Paths that were sampled: `cot`, `pot`, `label`.
         tokens (`Mapping[str, int]`, *optional*):
@@ -307,7 +333,7 @@ def collect_answers(
     for question in questions:
         result = QuestionResult(question.id, question.answer, tokens=(tokens or {}).get(question.id, 0))
         for path in paths:
-            wanted = 1 if path == LABEL else n
+            wanted = 1 if path == LABEL else n if isinstance(n, int) else n[question.id, path]
             found = by_path[question.id, path][:wanted]
             if len(found) < wanted:
                 raise InputError(

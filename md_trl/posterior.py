@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 
-# Points of the numerical integral over a Dirichlet distribution
-_STEPS = 200
+# Points of the numerical integral over a Dirichlet distribution, and the density below which they add nothing
+_STEPS = 48
+_NEGLIGIBLE = 1e-9
 
 
 def beta_above_half(a: float, b: float) -> float:
@@ -54,7 +55,7 @@ def dirichlet_leads(first: float, others: Sequence[float]) -> float:
             Parameters of the others, 1 or more.
 
     Returns:
-        `float`: The probability, to about 5 digits.
+        `float`: The probability, to about 6 digits.
     """
     return _dirichlet_leads(round(first, 9), tuple(sorted(round(other, 9) for other in others)))
 
@@ -62,21 +63,22 @@ def dirichlet_leads(first: float, others: Sequence[float]) -> float:
 @lru_cache(maxsize=65_536)
 def _dirichlet_leads(first: float, others: tuple[float, ...]) -> float:
     """
-    Components are gamma variables divided by their sum, so the first leads if its variable is the largest: the
-    integral of its density times the distribution functions of the others, by Simpson's rule.
+    Components are gamma variables divided by their sum, so the first leads if its variable x is the largest: the
+    integral of its density times the distribution functions of the others, by Simpson's rule. It is over the root of
+    x, because powers of x are not smooth at 0.
     """
     deviation = math.sqrt(first)
-    low, high = max(first - 9 * deviation, 0.0), first + 9 * deviation + 14
+    low, high = math.sqrt(max(first - 9 * deviation, 0.0)), math.sqrt(first + 9 * deviation + 14)
     step = (high - low) / _STEPS
     total = 0.0
     for i in range(_STEPS + 1):
-        x = low + i * step
-        if x > 0:
-            density = math.exp((first - 1) * math.log(x) - x - math.lgamma(first))
-        else:
-            density = float(first == 1)
-        factor = 1 if i in (0, _STEPS) else 4 if i % 2 else 2
-        total += factor * density * math.prod(_gamma_below(other, x) for other in others)
+        root = low + i * step
+        if root > 0:
+            x = root * root
+            density = 2 * math.exp((2 * first - 1) * math.log(root) - x - math.lgamma(first))
+            if density > _NEGLIGIBLE:
+                factor = 1 if i in (0, _STEPS) else 4 if i % 2 else 2
+                total += factor * density * math.prod(_gamma_below(other, x) for other in others)
     return min(total * step / 3, 1.0)
 
 

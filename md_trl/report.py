@@ -13,6 +13,7 @@ from .errors import InputError
 from .evaluation import FIGURES, EvaluationResult
 from .mixing import SOLVED_BY
 from .records import LABEL, PATHS
+from .stopping_report import plot_calibration, plot_stopping, stopping_tables, study_stopping
 
 
 def load_results(folder: str | Path) -> list[EvaluationResult]:
@@ -291,9 +292,13 @@ def write_report(
     folder: str | Path,
     baseline: str | None = None,
     ensembles: Mapping[str, tuple[str, str]] | None = None,
+    stopping: bool = False,
 ) -> str:
     r"""
     Write `report.md`, `report.json`, `report.png` and `report.svg` to a folder.
+
+    With `stopping`, `report.json` gets the key `stopping`, and the figures `stopping` and `calibration` are written as
+    PNG and SVG.
 
     Args:
         results (`Sequence[EvaluationResult]`):
@@ -304,6 +309,9 @@ def write_report(
             Student or ensemble that all others are compared with. Defaults to the ensembles, if there are any.
         ensembles (`Mapping[str, tuple[str, str]]`, *optional*):
             CoT student and PoT student of each ensemble by its name.
+        stopping (`bool`, *optional*, defaults to `False`):
+            Whether to replay stopping rules on the thoughts of each student with both paths, see
+            [`~md_trl.stopping_report.study_stopping`]. It takes up to two minutes per 1,000 questions.
 
     Returns:
         `str`: The tables, as in `report.md`.
@@ -312,19 +320,30 @@ def write_report(
         `ValueError`: The baseline or a student of an ensemble is unknown, or an ensemble cannot be formed.
     """
     folder = Path(folder)
-    results = add_ensembles(with_distinct_names(results), ensembles or {})
+    students = with_distinct_names(results)
+    results = add_ensembles(students, ensembles or {})
     comparisons = compare_with(results, list(ensembles or {}) if baseline is None else [baseline])
     report = {
         "students": [student_figures(result) for result in results],
         "comparisons": [asdict(comparison) for comparison in comparisons],
     }
+    # An ensemble has no study: the likelihoods of two models cannot be compared.
+    studies = study_stopping(students) if stopping else []
+    if stopping:
+        report["stopping"] = [asdict(study) for study in studies]
     (folder / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     plot(results, [folder / "report.png", folder / "report.svg"])
     tables = [accuracy_table(results), solved_table(results), comparison_table(comparisons)]
+    images = "![Accuracy against the number of samples](report.png)\n"
+    if studies:
+        tables.append(stopping_tables(studies))
+        plot_stopping(studies, [folder / "stopping.png", folder / "stopping.svg"])
+        plot_calibration(studies, [folder / "calibration.png", folder / "calibration.svg"])
+        images += "\n![Accuracy of stopping rules against their mean number of samples](stopping.png)\n"
+        images += "\n![Accuracy of votes against their confidence](calibration.png)\n"
     text = "\n\n".join(table for table in tables if table)
     (folder / "report.md").write_text(
-        f"# Results\n\nAccuracy in percent; N is the number of samples per question.\n\n{text}\n\n"
-        "![Accuracy against the number of samples](report.png)\n",
+        f"# Results\n\nAccuracy in percent; N is the number of samples per question.\n\n{text}\n\n{images}",
         encoding="utf-8",
     )
     return text

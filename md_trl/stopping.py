@@ -14,7 +14,7 @@ the budget of a question: half of it on each path, and one CoT more if it is odd
 | --- | --- | --- |
 | [`Fixed`] | at n | the paper's joint figure |
 | [`PotFirst`] | at 1 PoT, else 1 CoT | the paper's N=2 figure |
-| [`Agreement`] | if 1 CoT and 1 PoT agree, else once the vote is safe | after the first round: the vote at n |
+| [`Agreement`] | if 1 CoT and 1 PoT agree, else once the vote is safe | after the first round: that of [`Adaptive`] |
 | [`Esc`] | if the thoughts of one window agree | error per window at most 2^(1 - window) without a majority answer |
 | [`Adaptive`] | if the leading answer is the most likely one with a probability of `threshold` | that probability |
 
@@ -32,7 +32,8 @@ from typing import Any, Protocol
 from .answers import NO_ANSWER, canonical
 from .errors import InputError
 from .posterior import beta_above_half, dirichlet_leads
-from .records import PATHS, STUDENT_THOUGHTS
+from .records import PATHS, STUDENT_THOUGHTS, Thought
+from .voting import likelihood_weights
 
 
 BUDGET = 2 * STUDENT_THOUGHTS
@@ -76,6 +77,30 @@ class Seen:
             for weight in weights:
                 if weight is not None and not 0 <= weight <= 1:
                     raise InputError(f"`{path}_weights` has {weight}. A vote weighs between 0 and 1.")
+
+    @classmethod
+    def from_thoughts(cls, cot: Sequence[Thought], pot: Sequence[Thought], weights: str = "none") -> Seen:
+        r"""
+        Take the answers of thoughts, and their likelihoods as weights.
+
+        Args:
+            cot (`Sequence[Thought]`):
+                CoT thoughts whose answers were read, in sample order.
+            pot (`Sequence[Thought]`):
+                PoT thoughts whose answers were read, in sample order.
+            weights (`str`, *optional*, defaults to `"none"`):
+                `"none"`, or `"likelihood"`, see [`~md_trl.voting.likelihood_weights`].
+
+        Returns:
+            [`Seen`]: What has been sampled; without weights if a usable thought has no log-probability.
+        """
+        answers = [thought.answer for thought in cot], [thought.answer for thought in pot]
+        thoughts = [*cot, *pot]
+        if weights == "none" or any(thought.usable and thought.logprob is None for thought in thoughts):
+            return cls(*answers)
+        # An unusable thought has no vote, so its weight plays no role.
+        found = likelihood_weights([thought.logprob if thought.usable else 0.0 for thought in thoughts])
+        return cls(*answers, found[: len(cot)], found[len(cot) :])
 
     def votes(self) -> list[tuple[str, float]]:
         """Canonical answer and weight of each usable thought, CoT before PoT: the joined list of Eq. 5."""
@@ -163,33 +188,44 @@ class Agreement:
     Stops if one CoT and one PoT agree, else samples rounds of both until the vote is safe or the budget is spent.
 
     That two different ways of reasoning agree settles most questions: [9.3 times fewer samples, 78.6% of questions
-    with two](https://huggingface.co/papers/2604.17433).
+    with two](https://huggingface.co/papers/2604.17433). After that, a vote is safe if the leading answer is the most
+    likely one with a probability of `threshold`, as in [Adaptive-Consistency](https://huggingface.co/papers/2305.11860)
+    (see [`Adaptive`]). The first round has no guarantee: it is wrong where both paths make the same mistake.
 
-    The vote is safe if nothing that the rest of the budget could bring would change it, ties included. So a question
-    that does not stop after its first round has the same answer as with [`Fixed`]. With weights, the rest of the
-    budget is taken to weigh 1 per thought, the most that a weight can be. The first round has no guarantee: it is
-    wrong where both paths make the same mistake.
+    With `threshold=1`, a vote is safe only if nothing that the rest of the budget could bring would change it, ties
+    included. Then a question that does not stop after its first round has the same answer as with [`Fixed`]. With
+    weights, the rest of the budget is taken to weigh 1 per thought, the most that a weight can be.
 
     Args:
         n (`int`, *optional*, defaults to `20`):
             Maximum number of thoughts per question.
         step (`int`, *optional*, defaults to `1`):
             Number of thoughts per path in each round after the first. More cost some thoughts and save rounds.
+        threshold (`float`, *optional*, defaults to `0.7`):
+            Posterior probability at which the vote is safe, between 0.5 and 1. The default was chosen on the
+            quickstart's student, see docs/inference.md.
     """
 
     n: int = BUDGET
     step: int = 1
+    threshold: float = 0.7
 
     def __post_init__(self):
         _check_budget(self.n)
         _check_at_least("step", self.step, 1)
+        _check_threshold(self.threshold)
 
     def next(self, seen: Seen) -> dict[str, int]:
         """Ask for one thought of each path, then for `step` of each."""
         if not seen.cot or not seen.pot:
             return _round(self.n, seen, 1, only_missing=True)
         agreed = len(seen.cot) == len(seen.pot) == 1 and len(seen.votes()) == 2 and len(seen.tally()) == 1
-        return {} if agreed or is_safe(seen, self.n) else _round(self.n, seen, self.step)
+        return {} if agreed or self._is_safe(seen) else _round(self.n, seen, self.step)
+
+    def _is_safe(self, seen: Seen) -> bool:
+        if self.threshold == 1:
+            return is_safe(seen, self.n)
+        return Adaptive(self.n, self.threshold).probability(seen) >= self.threshold
 
 
 @dataclass(frozen=True)
@@ -259,26 +295,46 @@ class Adaptive:
 
     def __post_init__(self):
         _check_budget(self.n)
-        if not 0.5 <= self.threshold < 1:
-            raise InputError(f"`threshold` is {self.threshold}. Use a probability from 0.5 to below 1.")
+        if self.threshold == 1:
+            raise InputError(f"`threshold` is {self.threshold}, which no posterior reaches. Use less than 1.")
+        _check_threshold(self.threshold)
         if self.posterior not in ("beta", "dirichlet"):
             raise InputError(f"`posterior` is {self.posterior!r}. Use 'beta' or 'dirichlet'.")
 
     def next(self, seen: Seen) -> dict[str, int]:
         """Ask for one thought of each path."""
-        return {} if self.probability(seen) >= self.threshold else _round(self.n, seen, 1)
+        return {} if self._is_reached(self._parameters(seen)) else _round(self.n, seen, 1)
 
     def probability(self, seen: Seen) -> float:
         """Posterior probability that the leading answer is the most likely one; 0 if there is none."""
+        if not (parameters := self._parameters(seen)):
+            return 0.0
+        first, *others = parameters
+        if self.posterior == "beta":
+            return beta_above_half(first, others[0])
+        return dirichlet_leads(first, others)
+
+    def _parameters(self, seen: Seen) -> list[float]:
+        """Parameters of the posterior, the largest first and that of an unseen answer last; none without a vote."""
         tally = seen.tally()
         total = math.fsum(tally.values())
         if not total:
-            return 0.0
+            return []
         scale = len(seen.votes()) / total
-        first, *others = sorted((1 + scale * weight for weight in tally.values()), reverse=True)
-        if self.posterior == "beta":
-            return beta_above_half(first, others[0] if others else 1.0)
-        return dirichlet_leads(first, (*others, 1.0))
+        return [*sorted((1 + scale * weight for weight in tally.values()), reverse=True), 1.0]
+
+    def _is_reached(self, parameters: list[float]) -> bool:
+        """
+        Whether the probability is at least `threshold`. Its bounds decide most cases without an integral: to lead all
+        others is no likelier than to lead the second, and at least as likely as the product of leading each one.
+        """
+        if not parameters:
+            return False
+        first, *others = parameters
+        if (against_second := beta_above_half(first, others[0])) < self.threshold or self.posterior == "beta":
+            return against_second >= self.threshold
+        against_each = math.prod(beta_above_half(first, other) for other in others)
+        return against_each >= self.threshold or dirichlet_leads(first, others) >= self.threshold
 
 
 RULES: Mapping[str, Callable[..., StoppingRule]] = {
@@ -324,7 +380,7 @@ def rule_named(name: str, n: int = BUDGET) -> StoppingRule:
     return PotFirst() if name == "pot_first" else RULES[name](n)
 
 
-def replay(rule: StoppingRule, all_: Seen) -> Seen:
+def take(rule: StoppingRule, all_: Seen) -> Seen:
     r"""
     Return the part of stored thoughts that a rule would have sampled.
 
@@ -395,6 +451,11 @@ def _check_budget(n: int) -> None:
 def _check_at_least(name: str, value: int, least: int) -> None:
     if value < least:
         raise InputError(f"`{name}` is {value}. Use {least} or more.")
+
+
+def _check_threshold(value: float) -> None:
+    if not 0.5 <= value <= 1:
+        raise InputError(f"`threshold` is {value}. Use a probability from 0.5 to 1.")
 
 
 def _round(n: int, seen: Seen, per_path: int, only_missing: bool = False) -> dict[str, int]:

@@ -7,19 +7,24 @@ the sampling. A sample is seeded by its question, path and index: which process 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from tqdm.auto import tqdm
 
 from .errors import InputError
 from .evaluation import EvaluationResult, collect_answers
 from .execution import Executor, default_cache
 from .judging import read_answers
-from .prompts import student_prompt
-from .records import LABEL, PATHS, PATHS_AND_LABEL, STUDENT_THOUGHTS, Question, SamplingParams
+from .prompts import Prompt, student_prompt
+from .records import LABEL, PATHS, PATHS_AND_LABEL, STUDENT_THOUGHTS, Question, SamplingParams, Thought
 from .sampling import SampleSummary, sample
 from .sampling.engines import Engine, check_params
+from .stopping import Seen, StoppingRule, rule_named, take
 from .store import Selection, Store
+from .voting import WEIGHTS
 
 
 POLL_SECONDS = 1.0
@@ -39,12 +44,16 @@ class StudentEvaluation:
         paths (`Sequence[str]`, *optional*, defaults to `("cot", "pot")`):
             What to sample: `cot`, `pot`, and `label` for the bare answer.
         n (`int`, *optional*, defaults to `10`):
-            Number of thoughts per path. A question has one bare answer.
+            Number of thoughts per path, or the maximum if a rule stops earlier. A question has one bare answer.
         prompt_format (`str`, *optional*, defaults to `"auto"`):
             Format of the prompts: `"plain"`, `"chat"`, or `"auto"` for the one in the student's `md_trl.json`, else
             chat if the tokenizer has a chat template. Another one than in `md_trl.json` is refused.
         strict (`bool`, *optional*, defaults to `True`):
             Whether a CoT must state its answer, see [`~md_trl.answers.extract`].
+        rule (`str`, *optional*, defaults to `"fixed"`):
+            When a question has enough thoughts, see [`~md_trl.stopping.rule_named`]. All but `fixed` need both paths.
+        weights (`str`, *optional*, defaults to `"none"`):
+            Weight of a vote: `"none"` for Eq. 5, or `"likelihood"`.
 
     Raises:
         `ValueError`: A setting is invalid, or there are no questions.
@@ -71,6 +80,8 @@ class StudentEvaluation:
     n: int = STUDENT_THOUGHTS
     prompt_format: str = "auto"
     strict: bool = True
+    rule: str = "fixed"
+    weights: str = "none"
 
     def __post_init__(self):
         if unknown := sorted(set(self.paths) - set(PATHS_AND_LABEL)):
@@ -78,6 +89,10 @@ class StudentEvaluation:
         if not self.questions or not self.paths:
             raise InputError("There is nothing to evaluate. Choose at least one question and one path.")
         check_params(self.params, self.n)
+        if self._stopping_rule() and not set(PATHS) <= set(self.paths):
+            raise InputError(f"The rule {self.rule!r} compares both paths, not {self.paths}. Use {', '.join(PATHS)}.")
+        if self.weights not in WEIGHTS:
+            raise InputError(f"`weights` is {self.weights!r}. Choose one of {', '.join(map(repr, WEIGHTS))}.")
 
     def sample(self, engine: Engine, store: Store, progress: bool = True) -> SampleSummary:
         r"""
@@ -101,11 +116,61 @@ class StudentEvaluation:
 
         summary = SampleSummary()
         reasoning = [path for path in PATHS if path in self.paths]
-        label = [LABEL] if LABEL in self.paths else []
-        for paths, n, params in ((reasoning, self.n, self.params), (label, 1, self.params.greedy())):
-            if paths:
-                summary.add(sample(self.questions, paths, n, engine, store, prompt, params=params, progress=progress))
+        if self._stopping_rule():
+            summary.add(self._sample_by_rule(engine, store, prompt, progress))
+        elif reasoning:
+            job = (self.questions, reasoning, self.n, engine, store, prompt)
+            summary.add(sample(*job, params=self.params, progress=progress))
+        if LABEL in self.paths:
+            job = (self.questions, [LABEL], 1, engine, store, prompt)
+            summary.add(sample(*job, params=self.params.greedy(), progress=progress))
         return summary
+
+    def _stopping_rule(self) -> StoppingRule | None:
+        rule = rule_named(self.rule, len(PATHS) * self.n)
+        return None if self.rule == "fixed" else rule
+
+    def _sample_by_rule(
+        self, engine: Engine, store: Store, prompt: Callable[[Question, str], Prompt], progress: bool
+    ) -> SampleSummary:
+        """Sample in rounds until the rule has enough of every question, or nothing more can be had."""
+        rule, summary = self._stopping_rule(), SampleSummary()
+        before: dict[str, dict[str, int]] = {}
+        with (
+            Executor(cache=default_cache(store.file)) as executor,
+            tqdm(total=len(self.questions), unit="question", desc=engine.model, disable=not progress) as bar,
+        ):
+            while True:
+                seen = self._seen(store, summary.settings, executor)
+                wanted = {q.id: rule.next(seen[q.id]) for q in self.questions}
+                sizes = {i: {p: seen[i].count(p) + k for p, k in more.items()} for i, more in wanted.items() if more}
+                bar.update(len(self.questions) - len(sizes) - bar.n)
+                if not sizes:
+                    return summary
+                if sizes == before:
+                    if not self._drawn_elsewhere(store, summary.settings):
+                        return summary
+                    time.sleep(POLL_SECONDS)
+                before = sizes
+                groups: dict[tuple[int, tuple[str, ...]], list[Question]] = defaultdict(list)
+                for question in self.questions:
+                    of_question = sizes.get(question.id, {})
+                    for n in set(of_question.values()):
+                        groups[n, tuple(p for p in PATHS if of_question.get(p) == n)].append(question)
+                for (n, paths), questions in groups.items():
+                    job = (questions, paths, n, engine, store, prompt)
+                    summary.add(sample(*job, params=self.params, progress=False))
+
+    def _seen(self, store: Store, settings: Sequence[int], executor: Executor) -> dict[str, Seen]:
+        """What each question has so far, in sample order up to the first sample that is missing."""
+        first = self.questions[0]
+        thoughts: dict[tuple[str, str], list[Thought]] = defaultdict(list)
+        selected = store.thoughts(Selection(first.task, [first.split], paths=PATHS, settings=settings))
+        for thought in read_answers(selected, executor, strict=self.strict):
+            of_path = thoughts[thought.question_id, thought.path]
+            if thought.index == len(of_path):
+                of_path.append(thought)
+        return {q.id: Seen.from_thoughts(*(thoughts[q.id, p] for p in PATHS), self.weights) for q in self.questions}
 
     def run(self, name: str, engine: Engine, store: Store) -> EvaluationResult:
         """Sample and judge, see [`StudentEvaluation.sample`] and [`StudentEvaluation.judge`]."""
@@ -157,9 +222,14 @@ class StudentEvaluation:
         thoughts = [t for t in thoughts if t.question_id in asked and t.index < (1 if t.path == LABEL else self.n)]
         with Executor(cache=default_cache(store.file)) as executor:
             answered = read_answers(thoughts, executor, strict=self.strict, progress=True)
+            used = None if self.rule == "fixed" else self._used(self._seen(store, settings, executor))
+
+        def count(question: Question, path: str) -> int:
+            return 1 if path == LABEL else self.n if used is None else used[question.id, path]
+
         tokens = {
             question.id: sum(
-                store.usage(question.id, path, setting).completion_tokens
+                store.usage(question.id, path, setting, count(question, path)).completion_tokens
                 for path in self.paths
                 for setting in settings
             )
@@ -171,8 +241,14 @@ class StudentEvaluation:
             task=first.task,
             split=first.split,
             settings=self._settings(engine),
-            questions=collect_answers(self.questions, answered, self.n, self.paths, tokens),
+            questions=collect_answers(self.questions, answered, self.n if used is None else used, self.paths, tokens),
         )
+
+    def _used(self, seen: Mapping[str, Seen]) -> dict[tuple[str, str], int]:
+        """The number of thoughts that the rule takes of each question and path. The store may hold more."""
+        rule = self._stopping_rule()
+        taken = {question_id: take(rule, of_question) for question_id, of_question in seen.items()}
+        return {(question_id, path): used.count(path) for question_id, used in taken.items() for path in PATHS}
 
     def _settings(self, engine: Engine) -> dict[str, Any]:
         return {
@@ -181,6 +257,8 @@ class StudentEvaluation:
             **asdict(self.params),
             "prompt_format": engine.student_prompt_format(self.prompt_format),
             "extract": "strict" if self.strict else "flexible",
+            **({} if self.rule == "fixed" else {"rule": self.rule}),
+            **({} if self.weights == "none" else {"weights": self.weights}),
         }
 
     def _drawn_elsewhere(self, store: Store, settings: Sequence[int]) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from md_trl.comparison import bootstrap_interval, compare, ensemble
-from md_trl.evaluation import EvaluationResult, collect_answers
+from md_trl.evaluation import EvaluationResult, QuestionResult, collect_answers
 from md_trl.records import Question, QuestionType, Thought
 from md_trl.report import (
     accuracy_table,
@@ -133,6 +133,16 @@ def test_an_ensemble_votes_with_the_cot_of_one_student_and_the_pot_of_the_other(
         ensemble("pair", pot_student, cot_student)
     with pytest.raises(ValueError, match="different questions"):
         ensemble("pair", cot_student, replace(pot_student, questions=pot_student.questions[:2]))
+
+
+def test_the_n2_rule_of_questions_without_a_program_or_a_chain_of_thought():
+    """A question may have no thoughts of a path."""
+    answers = [(["1"], ["2"]), (["1"], []), ([], ["1"]), ([], [None]), (["1"], [None]), ([], [])]
+    questions = [QuestionResult(f"q{i}", "1", cot, pot) for i, (cot, pot) in enumerate(answers)]
+    result = EvaluationResult("md", "m", "toy", "test", {}, questions)
+    assert result.correct("n2") == [False, True, True, False, True, False]
+    assert result.votes("n2") == (1 + 1 + 1 + 1 + 2 + 0) / 6
+    assert result.figures()["n2"] == {"accuracy": 0.5, "mean_samples": 1}
 
 
 def test_intervals_cover_the_truth_as_often_as_they_say():

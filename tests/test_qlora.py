@@ -82,3 +82,32 @@ def test_encoder_decoders_train_in_4_bit_and_their_adapter_loads(tmp_path):
     [result] = TransformersEngine(copy, trainer.processing_class).generate([request])
     [ids] = copy.generate(**inputs, do_sample=False, max_new_tokens=20)
     assert result.choices[0].text == trainer.processing_class.decode(ids, skip_special_tokens=True)
+
+
+def test_an_evaluation_does_not_change_the_gradients(tmp_path):
+    """On a CPU with AVX512-bf16, bitsandbytes packs the weights of layers in evaluation mode for inference."""
+    tiny_llama(hidden_size=64).save_pretrained(tmp_path / "start")
+    trainer = MDTrainer(
+        str(tmp_path / "start"),
+        MDConfig(str(tmp_path / "out"), use_cpu=True, report_to="none", rationales_per_path="all", disable_tqdm=True),
+        train_dataset=ROWS,
+        eval_dataset=ROWS[:4],
+        processing_class=byte_tokenizer(),
+        quantization_config=NF4,
+        peft_config=LoraConfig(target_modules="all-linear", init_lora_weights=False),
+    )
+    batch = next(iter(trainer.get_train_dataloader()))
+    weights = [m.weight.clone() for m in trainer.model.modules() if isinstance(m, bitsandbytes.nn.Linear4bit)]
+
+    def gradients():
+        trainer.model.train()
+        trainer.model.zero_grad()
+        trainer.compute_loss(trainer.model, batch).backward()
+        return [p.grad.clone() for p in trainer.model.parameters() if p.grad is not None]
+
+    before = gradients()
+    losses = [trainer.evaluate()["eval_loss"] for _ in range(2)]
+    assert losses[0] == losses[1]
+    assert all(torch.equal(a, b) for a, b in zip(before, gradients(), strict=True))
+    kept = [m.weight for m in trainer.model.modules() if isinstance(m, bitsandbytes.nn.Linear4bit)]
+    assert all(torch.equal(a, b) for a, b in zip(weights, kept, strict=True))

@@ -179,11 +179,11 @@ def test_evaluating_again_samples_nothing(student, request, tmp_path, capsys):
 
 def test_a_student_reasons_from_its_folder_and_from_memory(lora):
     folder, model, tokenizer = lora
-    arguments = {"n_cot": 2, "n_pot": 2, "max_tokens": 10}
+    arguments = {"n": 4, "stop": "fixed", "max_tokens": 10}
     found = MixedReasoner(str(folder), **arguments)(QUESTIONS)
-    for reasoned, other in zip(found, MixedReasoner(model, tokenizer, **arguments)(QUESTIONS), strict=True):
+    for reasoned, other in zip(found, MixedReasoner(model, tokenizer=tokenizer, **arguments)(QUESTIONS), strict=True):
         for thought, same in zip(reasoned.cot + reasoned.pot, other.cot + other.pot, strict=True):
-            assert thought == replace(same, logprob=thought.logprob)
+            assert thought == replace(same, logprob=thought.logprob, model=thought.model)
             assert thought.logprob == pytest.approx(same.logprob, abs=1e-4)
         assert reasoned.answer == other.answer
     assert all(len(reasoned.cot) == len(reasoned.pot) == 2 for reasoned in found)

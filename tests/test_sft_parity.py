@@ -720,7 +720,7 @@ def test_a_vision_language_student_is_asked_as_it_was_trained(tmp_path, name, lo
     trainer = MDTrainer(folder, args, train_dataset=ROWS, processing_class=tokenizer, **arguments)
     trainer.train()
     trainer.save_model()
-    reasoner = MixedReasoner(args.output_dir, n_cot=1, n_pot=0, temperature=0.0, max_tokens=5)
+    reasoner = MixedReasoner(args.output_dir, n=2, temperature=0.0, max_tokens=5)
     assert reasoner.prompt_format == "chat"
     [reasoned] = reasoner(["What is two and three?"])
     prompt = student_text("What is two and three?", "cot", tokenizer)

@@ -21,8 +21,8 @@ from md_trl.stopping import (
     PotFirst,
     Seen,
     is_safe,
-    replay,
     rule_named,
+    take,
 )
 from md_trl.voting import vote, vote_two
 
@@ -51,13 +51,13 @@ def weighted_vote(cot, pot):
 
 @given(thoughts(7), st.integers(1, 14))
 def test_fixed_takes_half_of_the_budget_from_each_path(found, n):
-    assert sizes(replay(Fixed(n), Seen(*found))) == (math.ceil(n / 2), n // 2)
+    assert sizes(take(Fixed(n), Seen(*found))) == (math.ceil(n / 2), n // 2)
 
 
 @given(thoughts(1))
 def test_pot_first_is_the_n2_rule(found):
     (cot,), (pot,) = found
-    seen = replay(PotFirst(), Seen([cot], [pot]))
+    seen = take(PotFirst(), Seen([cot], [pot]))
     assert sizes(seen) == ((0, 1) if pot else (1, 1))
     assert vote(seen.cot, seen.pot) == vote_two(pot, cot)
 
@@ -112,7 +112,7 @@ def test_a_weighted_vote_is_safe_if_weights_up_to_1_cannot_change_it(data):
 def test_agreement(found, n, step):
     """One round, then rounds until the vote is that of the whole budget for sure."""
     cot, pot = found
-    seen = replay(Agreement(n, step), Seen(cot, pot))
+    seen = take(Agreement(n, step, threshold=1), Seen(cot, pot))
     first = {float(answer) if answer else answer for answer in (cot[0], pot[0])}
     if n > 1 and len(first) == 1 and cot[0]:
         assert sizes(seen) == (1, 1)
@@ -123,6 +123,19 @@ def test_agreement(found, n, step):
         count += step
     assert sizes(seen) == (min(count, quota[0]), min(count, quota[1]))
     assert vote(seen.cot, seen.pot) == vote(cot[: quota[0]], pot[: quota[1]])
+
+
+@given(thoughts(5), st.sampled_from([0.5, 0.7, 0.875]), st.booleans())
+def test_agreement_with_a_threshold_is_adaptive_consistency(found, threshold, weighted):
+    """Two equal votes have a posterior of 0.875, so up to there their agreement is nothing special."""
+    cot, pot = found
+    seen = Seen(cot, pot, *([[0.9, 0.2, 0.5, 0.7, 0.1], [0.3, 0.8, 0.6, 0.4, 1.0]] if weighted else []))
+    assert sizes(take(Agreement(10, threshold=threshold), seen)) == sizes(take(Adaptive(10, threshold), seen))
+
+
+def test_agreement_ends_a_question_whatever_the_threshold():
+    assert Agreement(threshold=0.99).next(Seen(["5"], ["5"])) == {}
+    assert Agreement(threshold=0.99).next(Seen(["5", "5"], ["5", "6"])) == {"cot": 1, "pot": 1}
 
 
 def test_answers_are_compared_in_their_canonical_form():
@@ -145,7 +158,7 @@ def test_esc_stops_after_the_first_window_that_agrees(found, n, window):
         if all(answers) and len({float(answer) for answer in answers}) == 1:
             expected = (end, end)
             break
-    assert sizes(replay(Esc(n, window), Seen(cot, pot))) == expected
+    assert sizes(take(Esc(n, window), Seen(cot, pot))) == expected
 
 
 def test_esc_brings_a_question_to_the_end_of_a_window():
@@ -205,12 +218,12 @@ def test_adaptive_stops_at_its_threshold(found, threshold, posterior):
         if counts and dirichlet_leads(first + 1, [other + 1 for other in others]) >= threshold:
             expected = end
             break
-    assert sizes(replay(rule, Seen(cot, pot))) == (expected, expected)
+    assert sizes(take(rule, Seen(cot, pot))) == (expected, expected)
 
 
 def test_four_equal_answers_are_enough_at_95_percent():
     """As in the paper: 1 - 2^-5 is above 0.95, 1 - 2^-4 is not."""
-    assert sizes(replay(Adaptive(), Seen(["1"] * 10, ["1"] * 10))) == (2, 2)
+    assert sizes(take(Adaptive(), Seen(["1"] * 10, ["1"] * 10))) == (2, 2)
     assert Adaptive().probability(Seen(["1"], ["1"])) == pytest.approx(1 - 2**-3)
     assert Adaptive().probability(Seen(["1"] * 2, ["1"] * 2)) == pytest.approx(1 - 2**-5)
 
@@ -222,9 +235,8 @@ def test_four_equal_answers_are_enough_at_95_percent():
 def test_equal_weights_of_1_are_no_weights(found, name, weight):
     cot, pot = found
     rule = rule_named(name, 10)
-    weighted = replay(rule, Seen(cot, pot, [weight] * 5, [weight] * 5))
-    if weight == 1.0 or name != "agreement":  # A thought to come may weigh 1.
-        assert sizes(weighted) == sizes(replay(rule, Seen(cot, pot)))
+    weighted = take(rule, Seen(cot, pot, [weight] * 5, [weight] * 5))
+    assert sizes(weighted) == sizes(take(rule, Seen(cot, pot)))
 
 
 def test_likelihoods_settle_a_disagreement():
@@ -257,7 +269,7 @@ def test_many_questions_are_asked_for_their_next_round_at_once(questions, name, 
         rounds += 1
     assert rounds <= rule.n + 1
     for i, seen in ended.items():
-        assert sizes(seen) == sizes(replay(rule, Seen(*questions[i])))
+        assert sizes(seen) == sizes(take(rule, Seen(*questions[i])))
         assert sum(sizes(seen)) <= rule.n
 
 
@@ -276,15 +288,24 @@ def test_importing_is_light():
         (lambda: Fixed(0), "`n` is 0. Use 1 or more"),
         (lambda: PotFirst(3), "`n` is 3, but the rule `pot_first`"),
         (lambda: Agreement(step=0), "`step` is 0"),
+        (lambda: Agreement(threshold=1.1), "`threshold` is 1.1. Use a probability from 0.5 to 1"),
         (lambda: Esc(window=3), "`window` is 3. Use an even number"),
         (lambda: Esc(window=0), "`window` is 0. Use 2 or more"),
         (lambda: Adaptive(threshold=1.0), "`threshold` is 1.0"),
         (lambda: Adaptive(posterior="crp"), "`posterior` is 'crp'. Use 'beta' or 'dirichlet'"),
         (lambda: Seen(["1"], [], [0.5, 0.5]), "`cot_weights` has 2 entries for 1 answers"),
         (lambda: Seen([], ["1"], None, [-0.3]), "`pot_weights` has -0.3"),
-        (lambda: replay(Fixed(4), Seen(["1"], ["1"])), "asks for 2 cot thoughts and there are 1"),
+        (lambda: take(Fixed(4), Seen(["1"], ["1"])), "asks for 2 cot thoughts and there are 1"),
     ],
 )
 def test_wrong_arguments(make, message):
     with pytest.raises(InputError, match=message):
         make()
+
+
+@given(thoughts(6), st.lists(LIKELIHOODS, min_size=12, max_size=12), st.sampled_from([0.5, 0.7, 0.8, 0.95]))
+def test_bounds_of_the_dirichlet_probability_decide_as_the_probability_does(found, weights, threshold):
+    rule = Adaptive(12, threshold, "dirichlet")
+    for k in range(6):
+        seen = Seen(found[0][:k], found[1][:k], weights[:k], weights[6 : 6 + k])
+        assert (rule.next(seen) == {}) == (rule.probability(seen) >= threshold)

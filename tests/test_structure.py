@@ -11,10 +11,11 @@ FILES = sorted(file for file in PACKAGE.rglob("*.py") if "hub_cards" not in file
 
 # Each module imports only from those before it. The two packages of the command line and of the top level come last.
 ORDER = (
-    "errors intervals records student_folder answers voting posterior stopping tasks prompts execution judging mixing "
-    "weighting store sampling adaptive contamination mixed_rows thought_source flat_twin dataset_picture dataset_card "
-    "dataset_folder dataset secret_search hub_repo hub trainer evaluation comparison student_evaluation "
-    "launched_evaluation report student_results reasoner simulated_teacher metric cli __main__ __init__"
+    "errors openai_requests intervals records student_folder answers voting posterior stopping tasks prompts "
+    "execution judging mixing weighting store sampling adaptive contamination mixed_rows thought_source flat_twin "
+    "dataset_picture dataset_card dataset_folder dataset secret_search hub_repo hub trainer evaluation comparison "
+    "student_evaluation launched_evaluation replay stopping_report report student_results reasoner server "
+    "simulated_teacher metric cli __main__ __init__"
 ).split()
 
 # Tables of data, which may be as long as they are
@@ -105,6 +106,6 @@ def test_sampling_parameters_are_carried_as_one():
             used = [getattr(node, field, None) for field in ("id", "attr", "arg", "value")]
             if any(isinstance(name, str) and name in names for name in used):
                 found.add(name_of(file))
-    translated = {name for name in found if name.startswith(("sampling/engines/", "simulated_teacher"))}
+    translated = {name for name in found if name.startswith(("sampling/engines/", "simulated_teacher", "server/"))}
     # `MixedReasoner` takes two of them as its own arguments, `md-trl train` hands two on to the evaluation
-    assert found - translated == {"records", "cli/sample", "cli/eval", "cli/train", "reasoner"}
+    assert found - translated == {"records", "cli/sample", "cli/eval", "cli/serve", "cli/train", "reasoner"}

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import sqlite3
 import subprocess
@@ -10,12 +11,17 @@ import pytest
 from students import byte_tokenizer, tiny_llama
 
 from md_trl import student_evaluation
+from md_trl.answers import equal
+from md_trl.cli import main
 from md_trl.evaluation import EvaluationResult
 from md_trl.records import Choice, Question, SamplingParams
+from md_trl.sampling.engines import SampleResult, derive_seed
 from md_trl.sampling.engines.transformers import TransformersEngine
+from md_trl.stopping import Seen, rule_named, take
 from md_trl.store import Store
 from md_trl.student_evaluation import StudentEvaluation
 from md_trl.tasks import load_questions
+from md_trl.voting import vote
 
 
 QUESTIONS = [Question(f"toy/test/{i}", "toy", "test", f"What is {i} plus 1?", str(i + 1)) for i in range(3)]
@@ -52,6 +58,12 @@ def test_what_is_stored_is_not_sampled_again(engine, tmp_path):
         assert [(len(q.cot), len(q.pot), len(q.label)) for q in first.questions] == [(2, 2, 1)] * 3
         assert [q.cot for q in part.questions] == [q.cot[:1] for q in first.questions[:2]]
         assert all(question.tokens >= 5 for question in first.questions)
+        # Tokens are those of the thoughts of a result, whatever else the store holds
+        more = replace(evaluation, n=5).run("student", engine, store)
+        again = evaluation.run("student", engine, store)
+        assert [q.tokens for q in again.questions] == [q.tokens for q in first.questions]
+        for question, fewer, fewest in zip(more.questions, again.questions, part.questions, strict=False):
+            assert question.tokens > fewer.tokens > fewest.tokens
         for question in first.questions:
             assert len(question.cot_logprob) == len(question.pot_logprob) == 2
             assert all(-20 < logprob < 0 for logprob in question.cot_logprob + question.pot_logprob)
@@ -131,6 +143,77 @@ def test_the_processes_of_a_training_share_the_evaluation(tmp_path):
     alone = TransformersEngine(str(output))
     evaluation = StudentEvaluation(load_questions("stories", "test")[:150], SamplingParams(max_tokens=4), n=5)
     with Store(tmp_path / "alone.db") as store, Store(output / "student.db") as shared:
-        assert evaluation.run("student", alone, store).questions == result.questions
+        expected = evaluation.run("student", alone, store)
         texts = [[(t.question_id, t.path, t.index, t.text) for t in s.thoughts()] for s in (store, shared)]
-    assert texts[0] == texts[1] and len(texts[0]) == 150 * 2 * 5
+    # What shares a batch changes the rounding, and so perhaps a token in a thousand thoughts
+    changed = {a[0] for a, b in zip(*texts, strict=True) if a != b}
+    assert len(texts[0]) == 150 * 2 * 5 and len(changed) <= 3
+    for question, same in zip(result.questions, expected.questions, strict=True):
+        if question.id not in changed:
+            for path in ("cot_logprob", "pot_logprob"):
+                assert getattr(question, path) == pytest.approx(getattr(same, path), abs=1e-4)
+            assert question == replace(same, cot_logprob=question.cot_logprob, pot_logprob=question.pot_logprob)
+
+
+class DrawnEngine:
+    """An engine whose samples depend on the question, the path and the index alone."""
+
+    model = "drawn"
+
+    def __init__(self):
+        self.samples = 0
+
+    def student_prompt_format(self, prompt_format="auto"):
+        return "plain"
+
+    def generate(self, requests):
+        for request in requests:
+            choices = []
+            for index in range(request.first_index, request.first_index + request.n):
+                answer = "0000012?"[derive_seed(0, request.question_id, request.path, index) % 8]
+                text = {"cot": f"The answer is {answer}.", "pot": f"answer = {answer}"}[request.path]
+                choices.append(Choice(text if answer != "?" else "?", "stop", -(index % 3) / 4))
+                self.samples += 1
+            yield SampleResult(request, choices)
+
+
+@pytest.mark.parametrize("weights", ["none", "likelihood"])
+@pytest.mark.parametrize("rule", ["pot_first", "agreement", "esc", "adaptive"])
+def test_a_stopping_rule_takes_what_it_would_take_of_all_samples(tmp_path, rule, weights):
+    questions = [Question(f"toy/test/{i}", "toy", "test", f"What is {i}?", str(i % 4)) for i in range(20)]
+    whole = StudentEvaluation(questions, PARAMS, n=5)
+    early = replace(whole, rule=rule, weights=weights)
+    with Store(tmp_path / "whole.db") as all_samples, Store(tmp_path / "early.db") as store:
+        complete = whole.run("student", DrawnEngine(), all_samples)
+        engine = DrawnEngine()
+        result = early.run("student", engine, store)
+        # From a store that holds more, the rule takes the same
+        assert early.run("student", DrawnEngine(), all_samples).questions == [
+            replace(q, tokens=more.tokens) for q, more in zip(result.questions, complete.questions, strict=True)
+        ]
+    assert engine.samples == sum(len(q.cot) + len(q.pot) for q in result.questions) < 200
+    assert result.votes("joint") == engine.samples / 20 and not result.has("cot") and not result.has("n2")
+    predicted = []
+    for question, every in zip(result.questions, complete.questions, strict=True):
+        weighted = [[math.exp(p) for p in getattr(every, f"{path}_logprob")] for path in ("cot", "pot")]
+        seen = take(rule_named(rule, 10), Seen(every.cot, every.pot, *(weighted if weights != "none" else ())))
+        assert (question.cot, question.pot) == (seen.cot, seen.pot)
+        joint = vote(seen.cot, seen.pot, seen.cot_weights, seen.pot_weights)
+        predicted.append(joint is not None and equal(joint, question.answer))
+    assert result.correct("joint") == predicted
+    assert result.figures()["joint"] == [{"votes": result.votes("joint"), "accuracy": sum(predicted) / 20}]
+
+
+def test_stopping_on_the_command_line(tmp_path, capsys):
+    tiny_llama().save_pretrained(tmp_path / "student")
+    byte_tokenizer().save_pretrained(tmp_path / "student")
+    arguments = ["eval", "--model", str(tmp_path / "student"), "--task", "stories", "--limit", "3", "--n", "2"]
+    arguments += ["--max_tokens", "3", "--store", str(tmp_path / "s.db"), "--output", str(tmp_path / "results")]
+    main([*arguments, "--stop", "agreement", "--weights", "likelihood"])
+    main(arguments)
+    results = [EvaluationResult.load(file) for file in (tmp_path / "results").glob("*.json")]
+    assert sorted(result.settings.get("rule", "fixed") for result in results) == ["agreement", "fixed"]
+    main(["report", "--results", str(tmp_path / "results")])
+    assert "joint" in (tmp_path / "results" / "report.json").read_text()
+    with pytest.raises(SystemExit, match="compares both paths"):
+        main([*arguments, "--stop", "esc", "--paths", "cot"])

@@ -143,7 +143,7 @@ from md_trl.prompts import read_student_settings
 
 print(type(AutoPeftModelForCausalLM.from_pretrained("md/student").base_model.model).__name__)
 print(read_student_settings("md/student")["paths"], read_student_settings("md/base"))
-reasoner = MixedReasoner("md/student", n_cot=2, n_pot=2, max_tokens=4)
+reasoner = MixedReasoner("md/student", n=4, max_tokens=4)
 [reasoned] = reasoner(["What is 2 plus 1?"])
 print(reasoner.prompt_format, [thought.text for thought in reasoned.cot + reasoned.pot])
 """

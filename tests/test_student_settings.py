@@ -39,7 +39,7 @@ def student(request, tmp_path_factory):
 
 
 def test_a_reasoner_obeys_and_refuses_a_contradiction(student):
-    reasoner = MixedReasoner(student, n_cot=1, n_pot=1, max_tokens=2)
+    reasoner = MixedReasoner(student, n=2, max_tokens=2)
     assert reasoner.prompt_format == MixedReasoner(student, prompt_format="plain").prompt_format == "plain"
     reasoner(["What is 1 plus 1?"])
     with pytest.raises(InputError, match="`prompt_format='chat'` contradicts the student's md_trl.json.*'plain'"):
@@ -50,16 +50,16 @@ def test_a_loaded_model_is_asked_as_its_folder_says_unless_told_otherwise(studen
     if (Path(student) / "adapter_config.json").exists():
         pytest.skip("a loaded adapter does not know its folder")
     model, tokenizer = AutoModelForCausalLM.from_pretrained(student), AutoTokenizer.from_pretrained(student)
-    assert MixedReasoner(model, tokenizer).prompt_format == "plain"
+    assert MixedReasoner(model, tokenizer=tokenizer).prompt_format == "plain"
     # It may have been trained further since
-    assert MixedReasoner(model, tokenizer, prompt_format="chat").prompt_format == "chat"
+    assert MixedReasoner(model, tokenizer=tokenizer, prompt_format="chat").prompt_format == "chat"
 
 
 def test_a_model_that_md_trl_did_not_train_is_asked_as_its_tokenizer_suggests(tmp_path):
     tiny_llama().save_pretrained(tmp_path)
     byte_tokenizer(chat_template="{{ messages[0].content }}").save_pretrained(tmp_path)
     assert MixedReasoner(str(tmp_path)).prompt_format == "chat"
-    assert MixedReasoner(tiny_llama(), byte_tokenizer()).prompt_format == "plain"
+    assert MixedReasoner(tiny_llama(), tokenizer=byte_tokenizer()).prompt_format == "plain"
     model = tiny_llama()
     for gone in ("/srv/gone", "gone", "not/an/id"):
         model.config.name_or_path = gone

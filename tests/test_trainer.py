@@ -603,7 +603,7 @@ def test_students_are_trained_on_the_tokens_they_are_prompted_with(tmp_path, pro
                 asked.append(ids[mask.bool()].tolist())
 
     model.register_forward_pre_hook(keep, with_kwargs=True)
-    reasoner = MixedReasoner(model, tokenizer, n_cot=1, n_pot=1, max_tokens=2, prompt_format=prompt_format)
+    reasoner = MixedReasoner(model, tokenizer=tokenizer, n=2, max_tokens=2, prompt_format=prompt_format)
     reasoner([f" {question}\n"])
     assert sorted(asked) == sorted(trained[:2]) and trained[1] == trained[2]
     text = tokenizer.decode(trained[0])

@@ -24,6 +24,7 @@ VERBS = {
     "publish": "publish a dataset, or the metric `md_vote`, on the Hub",
     "train": "run a recipe: load or build mixed thoughts, train a student, evaluate it",
     "eval": "sample a student and score its votes",
+    "serve": "answer questions with a student behind an OpenAI-compatible API",
     "report": "compare evaluation results in tables and figures",
     "register": "make the metric `md_vote` loadable by its bare name",
 }

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..records import PATHS, STUDENT_MAX_TOKENS, STUDENT_THOUGHTS, SamplingParams
+from ..stopping import RULES
+from ..voting import WEIGHTS
 from .engine_arguments import ENGINES, EngineArguments, make_engine
 
 
@@ -47,6 +49,11 @@ class EvalArguments(EngineArguments):
         prompt_format (`str`, *optional*, defaults to `"auto"`):
             Format of the prompts: `plain`, `chat`, or `auto` for the one in the student's `md_trl.json`, else chat if
             the tokenizer has a chat template. Another one than in `md_trl.json` is refused.
+        stop (`str`, *optional*, defaults to `"fixed"`):
+            When a question has enough thoughts: `fixed` (n per path), or `pot_first`, `agreement`, `esc` or `adaptive`
+            with at most n per path.
+        weights (`str`, *optional*, defaults to `"none"`):
+            Weight of a vote in the joint figure: `none` for Eq. 5, or `likelihood`.
         extract (`str`, *optional*, defaults to `"strict"`):
             Whether a CoT must state its answer (`strict`), or its last number is accepted (`flexible`).
         seed (`int`, *optional*, defaults to `42`):
@@ -96,6 +103,21 @@ class EvalArguments(EngineArguments):
             "choices": ["auto", "plain", "chat"],
         },
     )
+    stop: str = field(
+        default="fixed",
+        metadata={
+            "help": "When a question has enough thoughts: `fixed` (n per path), or `pot_first`, `agreement`, `esc` or "
+            "`adaptive` with at most n per path.",
+            "choices": list(RULES),
+        },
+    )
+    weights: str = field(
+        default="none",
+        metadata={
+            "help": "Weight of a vote in the joint figure: `none` for Eq. 5, or `likelihood`.",
+            "choices": list(WEIGHTS),
+        },
+    )
     extract: str = field(
         default="strict",
         metadata={
@@ -130,6 +152,8 @@ def run(args: EvalArguments) -> None:
         n=args.n,
         prompt_format=args.prompt_format,
         strict=args.extract == "strict",
+        rule=args.stop,
+        weights=args.weights,
     )
     process = Process.from_environment()
     process.use_own_device()

@@ -20,6 +20,9 @@ class ReportArguments:
             Name of the student or ensemble that all others are compared with. Defaults to the ensembles.
         ensemble (`list[str]`, *optional*):
             Pairs of students that vote together, each written as `NAME=cot_student+pot_student`.
+        stopping (`bool`, *optional*, defaults to `False`):
+            Whether to replay stopping rules on the stored thoughts of each student, at most two minutes per 1,000
+            questions: a table, `stopping.png`, `calibration.png` and their SVG files.
     """
 
     results: str = field(metadata={"help": "Folder of results from `md-trl eval`. The report is written to it."})
@@ -31,6 +34,10 @@ class ReportArguments:
         default=None,
         metadata={"help": "Pairs of students that vote together, each written as `NAME=cot_student+pot_student`."},
     )
+    stopping: bool = field(
+        default=False,
+        metadata={"help": "Whether to replay stopping rules on the stored thoughts: accuracy against mean samples."},
+    )
 
 
 ARGUMENTS = ReportArguments
@@ -41,8 +48,9 @@ def run(args: ReportArguments) -> None:
     from ..report import load_results, write_report
 
     ensembles = dict(map(_parse_ensemble, args.ensemble or []))
-    print(write_report(load_results(args.results), args.results, args.baseline, ensembles))
-    print(f"\nWrote report.md, report.json, report.png and report.svg to {args.results}.")
+    results = load_results(args.results)
+    print(write_report(results, args.results, args.baseline, ensembles, stopping=args.stopping))
+    print(f"\nWrote report.md, report.json and the figures to {args.results}.")
 
 
 def _parse_ensemble(text: str) -> tuple[str, tuple[str, str]]:

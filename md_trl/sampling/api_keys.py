@@ -50,7 +50,7 @@ def find_key(base_url: str) -> Key:
         raise InputError(f"`base_url` is {base_url!r}. Write it like `http://127.0.0.1:8000/v1`.")
     if key := os.environ.get("OPENAI_API_KEY"):
         return Key(key)
-    if _is_loopback(url.hostname):
+    if is_loopback(url.hostname):
         return NO_KEY
     if find_spec("keyring") is not None:
         import keyring
@@ -70,7 +70,8 @@ def find_key(base_url: str) -> Key:
     )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Return whether a host name or address is that of this machine and cannot be reached from another one."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

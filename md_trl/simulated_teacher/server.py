@@ -19,6 +19,7 @@ from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from ..openai_requests import RequestError, read_json, read_number
 from ..prompts import TRIGGERS
 from ..tasks.stories import parse
 from .chances import think
@@ -28,26 +29,6 @@ MODEL = "simulated-teacher"
 FINGERPRINT = "md_trl-simulated-teacher"
 
 _TOKEN = re.compile(r"\w+|[^\w\s]")
-
-
-class RequestError(Exception):
-    r"""
-    An invalid request. The server responds with an error in OpenAI's format.
-
-    Args:
-        status (`int`):
-            HTTP status.
-        message (`str`):
-            What is wrong and how to fix it.
-        param (`str`, *optional*):
-            Name of the offending field.
-        code (`str`, *optional*):
-            OpenAI's code of the error.
-    """
-
-    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None):
-        super().__init__(message)
-        self.status, self.param, self.code = status, param, code
 
 
 def answer(request: dict[str, Any], chat: bool) -> dict[str, Any]:
@@ -71,11 +52,11 @@ def answer(request: dict[str, Any], chat: bool) -> dict[str, Any]:
         raise RequestError(404, message, "model", "model_not_found")
     if request.get("stream"):
         raise RequestError(400, "The simulated teacher does not support streaming: remove `stream`.", "stream")
-    n = _number(request, "n", 1, int, 1, 128)
-    temperature = _number(request, "temperature", 1.0, float, 0.0, 2.0)
-    seed = _number(request, "seed", secrets.randbits(32), int, -(2**63), 2**63 - 1)
-    max_tokens = _number(request, "max_tokens", None, int, 1, 2**31)
-    max_tokens = _number(request, "max_completion_tokens", max_tokens, int, 1, 2**31)
+    n = read_number(request, "n", 1, int, 1, 128)
+    temperature = read_number(request, "temperature", 1.0, float, 0.0, 2.0)
+    seed = read_number(request, "seed", secrets.randbits(32), int, -(2**63), 2**63 - 1)
+    max_tokens = read_number(request, "max_tokens", None, int, 1, 2**31)
+    max_tokens = read_number(request, "max_completion_tokens", max_tokens, int, 1, 2**31)
     stop = request.get("stop") or []
     stop = [stop] if isinstance(stop, str) else stop
     if not isinstance(stop, list) or len(stop) > 4 or not all(isinstance(text, str) and text for text in stop):
@@ -115,18 +96,6 @@ def answer(request: dict[str, Any], chat: bool) -> dict[str, Any]:
 def count_tokens(text: str) -> int:
     """Count words and punctuation marks, which are the tokens in `usage`."""
     return sum(1 for _ in _TOKEN.finditer(text))
-
-
-def _number(request: dict[str, Any], name: str, default: Any, kind: type, low: float, high: float) -> Any:
-    value = request.get(name)
-    if value is None:
-        return default
-    allowed = int if kind is int else (int, float)
-    # `True` is an integer in Python, but not in JSON. NaN fails every comparison.
-    if isinstance(value, bool) or not isinstance(value, allowed) or not low <= value <= high:
-        what = "an integer" if kind is int else "a number"
-        raise RequestError(400, f"`{name}` must be {what} from {low} to {high}, not {value!r}.", name)
-    return kind(value)
 
 
 def _messages(request: dict[str, Any]) -> list[str]:
@@ -224,23 +193,19 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path not in ("/v1/chat/completions", "/v1/completions"):
             return self.send_error(404)
         try:
-            self._send(200, answer(_json(body), chat=self.path == "/v1/chat/completions"))
+            self._send(200, answer(read_json(body), chat=self.path == "/v1/chat/completions"))
         except RequestError as error:
-            self._send_error(error.status, str(error), error.param, error.code)
+            self._send(error.status, error.body())
 
     def send_error(self, code, message=None, explain=None):
         """Send an HTTP error in OpenAI's format, and close the connection because the body may be unread."""
         self.close_connection = True
         routes = "POST /v1/chat/completions, POST /v1/completions, GET /v1/models"
         message = message or f"{self.command} {self.path} is not served. This server supports {routes}."
-        self._send_error(code, message, None, None)
+        self._send(code, RequestError(code, message).body())
 
     def log_message(self, format, *args):
         """Do not log requests: there are thousands of them."""
-
-    def _send_error(self, status: int, message: str, param: str | None, code: str | None):
-        error = {"message": message, "type": "invalid_request_error", "param": param, "code": code}
-        self._send(status, {"error": error})
 
     def _send(self, status: int, body: dict[str, Any]):
         data = json.dumps(body).encode()
@@ -252,13 +217,3 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
         self.wfile.flush()
-
-
-def _json(body: bytes) -> dict[str, Any]:
-    try:
-        request = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise RequestError(400, f"The body is not JSON: {error}.") from None
-    if not isinstance(request, dict):
-        raise RequestError(400, "The body must be a JSON object.")
-    return request

@@ -288,7 +288,7 @@ def dates(db: sqlite3.Connection, selection: Selection) -> dict[str, str]:
     return {how: " to ".join(dict.fromkeys(days)) for how, *days in rows}
 
 
-def usage(db: sqlite3.Connection, question: int, path: str, setting: int) -> Usage:
+def usage(db: sqlite3.Connection, question: int, path: str, setting: int, n: int | None = None) -> Usage:
     r"""
     Sum up the requests for one question, path and setting.
 
@@ -301,15 +301,22 @@ def usage(db: sqlite3.Connection, question: int, path: str, setting: int) -> Usa
             Path of the samples.
         setting (`int`):
             Number of their setting.
+        n (`int`, *optional*):
+            Number of samples to count, the first ones. A request for others as well counts in proportion. Defaults to
+            all.
 
     Returns:
         [`Usage`]: Their tokens and thoughts.
     """
     which = "WHERE question = ?1 AND path = ?2 AND setting = ?3"
+    share = "iif(?4 IS NULL, 1, min(max(?4 - first_index, 0), n) / CAST(n AS REAL))"
+    tokens = ", ".join(
+        f"round(total(json_extract(usage, '$.{name}') * {share}))"
+        for name in ("prompt_tokens", "cached_tokens", "completion_tokens")
+    )
     row = db.execute(
-        "SELECT total(json_extract(usage, '$.prompt_tokens')), total(json_extract(usage, '$.cached_tokens')), "
-        f"total(json_extract(usage, '$.completion_tokens')), (SELECT count(*) FROM thoughts {which}) "
+        f"SELECT {tokens}, (SELECT count(*) FROM thoughts {which} AND (?4 IS NULL OR sample_index < ?4)) "
         f"FROM requests {which}",
-        (question, path, setting),
+        (question, path, setting, n),
     ).fetchone()
     return Usage(*map(int, row))

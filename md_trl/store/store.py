@@ -175,7 +175,7 @@ class Store:
         """
         return status.spending(self._db, selection or Selection())
 
-    def usage(self, question_id: str, path: str, setting: int) -> Usage:
+    def usage(self, question_id: str, path: str, setting: int, n: int | None = None) -> Usage:
         r"""
         Sum up the tokens and thoughts of one question, path and setting.
 
@@ -186,11 +186,13 @@ class Store:
                 Path of the samples.
             setting (`int`):
                 Number of their setting.
+            n (`int`, *optional*):
+                Number of samples to count, the first ones. Defaults to all.
 
         Returns:
             [`Usage`]: Their tokens and thoughts.
         """
-        return status.usage(self._db, self.questions.key(question_id), path, setting)
+        return status.usage(self._db, self.questions.key(question_id), path, setting, n)
 
     def unfinished(self, selection: Selection | None = None) -> list[str]:
         r"""

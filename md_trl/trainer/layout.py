@@ -17,6 +17,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 
 from ..errors import InputError
+from .quantized import keep_trainable
 from .recurrence import unroll_recurrent_layers
 
 
@@ -228,8 +229,8 @@ def _at_rest(model: PreTrainedModel) -> Iterator[None]:
     training = {module: module.training for module in model.modules()}
     try:
         for module in training:
-            # A 4-bit layer that runs in evaluation mode on a CPU is packed for inference, and trains no more.
-            module.training = type(module).__module__.startswith("bitsandbytes")
+            module.training = False
+        keep_trainable(model)
         with torch.random.fork_rng(devices), torch.enable_grad():
             yield
     finally:

@@ -22,6 +22,7 @@ from .logged_totals import RunningTotals, Totals
 from .md_config import MDConfig
 from .model_card import GITIGNORE, hub_id, student_card
 from .preprocessing import prepare_questions, tokenize_completions
+from .quantized import keep_trainable
 from .student_settings import student_settings, write_student_settings
 
 
@@ -105,6 +106,7 @@ class MixedObjective(QuestionLoading):
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs = self._prepare_inputs(inputs)
+        keep_trainable(model)
         with torch.no_grad(), self.compute_loss_context_manager():
             return self.compute_loss(model, inputs), None, None
 

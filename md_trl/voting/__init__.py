@@ -8,11 +8,12 @@ from .calibration import ReliabilityBin, expected_calibration_error, reliability
 from .path_weights import learn_path_weights
 from .scores import score, score_flat
 from .votes import TIE_BREAKS, Tally, majority, tally, usable, vote, vote_two
-from .weights import likelihood_weights
+from .weights import WEIGHTS, likelihood_weights
 
 
 __all__ = [
     "TIE_BREAKS",
+    "WEIGHTS",
     "ReliabilityBin",
     "Tally",
     "expected_calibration_error",

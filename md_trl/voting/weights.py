@@ -11,6 +11,10 @@ from typing import Any
 from ..errors import InputError
 
 
+WEIGHTS = ("none", "likelihood")
+"""What a vote may weigh: 1 (Eq. 5), or the likelihood of its thought, see [`likelihood_weights`]."""
+
+
 def check_weights(weights: Iterable[float] | None, answers: Sequence[Any], name: str) -> list[float]:
     r"""
     Return one valid weight per answer.
