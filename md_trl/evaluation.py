@@ -144,9 +144,20 @@ class EvaluationResult:
         """
         votes = int(self.votes(figure)) if votes is None else votes
         if figure == "joint":
-            per_path, weighted = None if self.stops_early else votes // 2, self.settings.get("weights") == "likelihood"
-            return [question.is_correct(_joint_vote(question, per_path, weighted)) for question in self.questions]
+            per_path = None if self.stops_early else votes // 2
+            return [question.is_correct(self._joint_vote(question, per_path)) for question in self.questions]
         return [question.is_correct(_predict(question, figure, votes)) for question in self.questions]
+
+    def _joint_vote(self, question: QuestionResult, per_path: int | None = None) -> str | None:
+        """Return the joint vote over the first thoughts of each path, or over all of them."""
+        cot, pot = question.cot[:per_path], question.pot[:per_path]
+        if self.settings.get("weights") != "likelihood":
+            return vote(cot, pot)
+        logprobs = [*question.cot_logprob[:per_path], *question.pot_logprob[:per_path]]
+        usable = [answer is not None for answer in (*cot, *pot)]
+        # An unusable thought has no vote, so it does not matter if it has no log-probability either.
+        weights = likelihood_weights([p if may_vote else 0.0 for p, may_vote in zip(logprobs, usable, strict=True)])
+        return vote(cot, pot, weights[: len(cot)], weights[len(cot) :])
 
     def accuracy(self, figure: str, votes: int | None = None) -> float:
         """Return the share of questions that [`EvaluationResult.correct`] counts as correct."""
@@ -190,7 +201,7 @@ class EvaluationResult:
         correct: dict[QuestionType, list[bool]] = {type_: [] for type_ in QuestionType}
         for question in self.questions:
             type_ = type_of(question.is_correct(majority(question.cot)), question.is_correct(majority(question.pot)))
-            correct[type_].append(question.is_correct(vote(question.cot, question.pot)))
+            correct[type_].append(question.is_correct(self._joint_vote(question)))
         return {type_: (len(found), sum(found) / len(found) if found else 0.0) for type_, found in correct.items()}
 
     def figures(self) -> dict[str, Any]:
@@ -283,18 +294,6 @@ def _predict(question: QuestionResult, figure: str, votes: int) -> str | None:
     if figure == "n2":
         return vote_two(*(next(iter(answers), None) for answers in (question.pot, question.cot)))
     return majority(getattr(question, figure)[:votes])
-
-
-def _joint_vote(question: QuestionResult, per_path: int | None, weighted: bool) -> str | None:
-    """Return the joint vote over the first thoughts of each path, or over all of them."""
-    cot, pot = question.cot[:per_path], question.pot[:per_path]
-    if not weighted:
-        return vote(cot, pot)
-    logprobs = [*question.cot_logprob[:per_path], *question.pot_logprob[:per_path]]
-    usable = [answer is not None for answer in (*cot, *pot)]
-    # An unusable thought has no vote, so it does not matter if it has no log-probability either.
-    weights = likelihood_weights([p if may_vote else 0.0 for p, may_vote in zip(logprobs, usable, strict=True)])
-    return vote(cot, pot, weights[: len(cot)], weights[len(cot) :])
 
 
 def collect_answers(

@@ -154,7 +154,8 @@ def accuracy_table(results: Sequence[EvaluationResult]) -> str:
     ]
     for result in results:
         n = result.n
-        same_n = _cell(result, "joint", n) if n % 2 == 0 else ""
+        # After early stopping, the joint vote has the samples that it has.
+        same_n = _cell(result, "joint", n) if n % 2 == 0 and not result.stops_early else ""
         cells = [_cell(result, "cot", n), _cell(result, "pot", n), same_n, _cell(result, "joint", 2 * n)]
         cells += [_cell(result, "n2"), _cell(result, LABEL)]
         place = f"{result.name} | {result.task}/{result.split} | {len(result.questions):,}"
@@ -165,7 +166,7 @@ def accuracy_table(results: Sequence[EvaluationResult]) -> str:
 def _cell(result: EvaluationResult, figure: str, votes: int | None = None) -> str:
     if not result.has(figure):
         return ""
-    samples = result.votes(figure) if votes is None else votes
+    samples = result.votes(figure) if votes is None or result.stops_early else votes
     return f"{100 * result.accuracy(figure, votes):.1f} (N={round(samples, 2):g})"
 
 

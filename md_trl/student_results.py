@@ -134,12 +134,6 @@ def _entries(result: EvaluationResult, repo: str | None) -> list[EvalResultEntry
         return []
     figure = next(figure for figure in ("joint", *PATHS, LABEL) if result.has(figure))
     votes = {"joint": 2 * result.n, LABEL: 1}.get(figure, result.n)
-    how = {
-        "joint": f"majority vote over {result.n} chains of thought and {result.n} programs of thought",
-        "cot": f"majority vote over {result.n} chains of thought",
-        "pot": f"majority vote over {result.n} programs of thought",
-        LABEL: "bare answer, greedy",
-    }[figure]
     source = {"source_url": f"https://huggingface.co/{repo}", "source_name": "Model card"} if repo else {}
     return [
         EvalResultEntry(
@@ -147,7 +141,21 @@ def _entries(result: EvaluationResult, repo: str | None) -> list[EvalResultEntry
             task_id=dataset.benchmark,
             value=round(100 * result.accuracy(figure, votes), 2),
             date=datetime.now(timezone.utc).date().isoformat(),
-            notes=f"{how}; {len(result.questions):,} questions of split {result.split}; md_trl",
+            notes=f"{_how(result, figure)}; {len(result.questions):,} questions of split {result.split}; md_trl",
             **source,
         )
     ]
+
+
+def _how(result: EvaluationResult, figure: str) -> str:
+    """How the answers were found that a figure counts."""
+    if figure == LABEL:
+        return "bare answer, greedy"
+    cot, pot = f"{result.n} chains of thought", f"{result.n} programs of thought"
+    if figure != "joint":
+        return f"majority vote over {cot if figure == 'cot' else pot}"
+    kind = "vote weighted by likelihood" if result.settings.get("weights") == "likelihood" else "majority vote"
+    how = f"{kind} over {cot} and {pot}"
+    if not result.stops_early:
+        return how
+    return f"{how} at most, stopped by the rule {result.settings['rule']} after {result.votes(figure):.1f} on average"

@@ -15,11 +15,13 @@ from md_trl.answers import equal
 from md_trl.cli import main
 from md_trl.evaluation import EvaluationResult
 from md_trl.records import Choice, Question, SamplingParams
+from md_trl.report import accuracy_table
 from md_trl.sampling.engines import SampleResult, derive_seed
 from md_trl.sampling.engines.transformers import TransformersEngine
 from md_trl.stopping import Seen, rule_named, take
 from md_trl.store import Store
 from md_trl.student_evaluation import StudentEvaluation
+from md_trl.student_results import _entries
 from md_trl.tasks import load_questions
 from md_trl.voting import vote
 
@@ -201,6 +203,13 @@ def test_a_stopping_rule_takes_what_it_would_take_of_all_samples(tmp_path, rule,
         joint = vote(seen.cot, seen.pot, seen.cot_weights, seen.pot_weights)
         predicted.append(joint is not None and equal(joint, question.answer))
     assert result.correct("joint") == predicted
+    # Tables and the Hub are told what was sampled, not the budget
+    mean = result.votes("joint")
+    assert accuracy_table([result]).count("(N=") == 1 and f"(N={round(mean, 2):g})" in accuracy_table([result])
+    [entry] = _entries(replace(result, task="svamp"), None)
+    assert entry.value == pytest.approx(100 * sum(predicted) / 20) and f"after {mean:.1f} on average" in entry.notes
+    assert ("weighted by likelihood" in entry.notes) == (weights == "likelihood") and rule in entry.notes
+    assert sum(round(size * share) for size, share in result.joint_by_type().values()) == sum(predicted)
     assert result.figures()["joint"] == [{"votes": result.votes("joint"), "accuracy": sum(predicted) / 20}]
 
 
