@@ -154,9 +154,7 @@ class EvaluationResult:
         if self.settings.get("weights") != "likelihood":
             return vote(cot, pot)
         logprobs = [*question.cot_logprob[:per_path], *question.pot_logprob[:per_path]]
-        usable = [answer is not None for answer in (*cot, *pot)]
-        # An unusable thought has no vote, so it does not matter if it has no log-probability either.
-        weights = likelihood_weights([p if may_vote else 0.0 for p, may_vote in zip(logprobs, usable, strict=True)])
+        weights = likelihood_weights(logprobs, [*cot, *pot])
         return vote(cot, pot, weights[: len(cot)], weights[len(cot) :])
 
     def accuracy(self, figure: str, votes: int | None = None) -> float:

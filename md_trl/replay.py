@@ -23,6 +23,7 @@ from .voting import (
     WEIGHTS,
     ReliabilityBin,
     expected_calibration_error,
+    has_likelihoods,
     likelihood_weights,
     reliability_bins,
     tally,
@@ -280,13 +281,9 @@ def calibration(result: EvaluationResult, weights: str = "none") -> Calibration:
 
 
 def _has_likelihoods(question: QuestionResult) -> bool:
-    """Whether every usable thought has a log-probability. Those of the others play no role."""
-    pairs = [(question.cot, question.cot_logprob), (question.pot, question.pot_logprob)]
-    return all(len(answers) == len(logprobs) for answers, logprobs in pairs) and not any(
-        logprob is None and answer is not None
-        for answers, logprobs in pairs
-        for answer, logprob in zip(answers, logprobs, strict=True)
-    )
+    """Whether every usable thought has a log-probability. An ensemble may have none at all."""
+    pairs = [(question.cot_logprob, question.cot), (question.pot_logprob, question.pot)]
+    return all(len(logprobs) == len(answers) and has_likelihoods(logprobs, answers) for logprobs, answers in pairs)
 
 
 def _orders(result: EvaluationResult, weights: str, subsets: int, seed: int) -> list[list[Seen]]:
@@ -329,7 +326,8 @@ def _likelihoods(question: QuestionResult) -> tuple[list[float], list[float]]:
     """Weights of the thoughts of each path; equal ones if a log-probability is missing."""
     if not _has_likelihoods(question):
         return [1.0] * len(question.cot), [1.0] * len(question.pot)
-    weights = likelihood_weights([logprob or 0.0 for logprob in (*question.cot_logprob, *question.pot_logprob)])
+    logprobs, answers = [*question.cot_logprob, *question.pot_logprob], [*question.cot, *question.pot]
+    weights = likelihood_weights(logprobs, answers)
     return weights[: len(question.cot)], weights[len(question.cot) :]
 
 

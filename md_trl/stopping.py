@@ -33,7 +33,7 @@ from .answers import NO_ANSWER, canonical
 from .errors import InputError
 from .posterior import beta_above_half, dirichlet_leads
 from .records import PATHS, STUDENT_THOUGHTS, Thought
-from .voting import likelihood_weights
+from .voting import has_likelihoods, likelihood_weights
 
 
 BUDGET = 2 * STUDENT_THOUGHTS
@@ -95,11 +95,11 @@ class Seen:
             [`Seen`]: What has been sampled; without weights if a usable thought has no log-probability.
         """
         answers = [thought.answer for thought in cot], [thought.answer for thought in pot]
-        thoughts = [*cot, *pot]
-        if weights == "none" or any(thought.usable and thought.logprob is None for thought in thoughts):
+        joined = [*answers[0], *answers[1]]
+        logprobs = [thought.logprob for thought in (*cot, *pot)]
+        if weights == "none" or not has_likelihoods(logprobs, joined):
             return cls(*answers)
-        # An unusable thought has no vote, so its weight plays no role.
-        found = likelihood_weights([thought.logprob if thought.usable else 0.0 for thought in thoughts])
+        found = likelihood_weights(logprobs, joined)
         return cls(*answers, found[: len(cot)], found[len(cot) :])
 
     def votes(self) -> list[tuple[str, float]]:

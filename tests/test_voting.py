@@ -21,6 +21,7 @@ from md_trl.errors import InputError
 from md_trl.voting import (
     Tally,
     expected_calibration_error,
+    has_likelihoods,
     learn_path_weights,
     likelihood_weights,
     majority,
@@ -429,3 +430,10 @@ def test_the_examples_of_the_docstrings_run():
 def test_voting_imports_nothing_heavy():
     code = "import sys; import md_trl.voting; print({'torch', 'numpy', 'datasets', 'evaluate'} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
+
+
+def test_an_unusable_thought_needs_no_log_probability():
+    logprobs, answers = [-0.5, None, -1.0], ["5", None, "6"]
+    assert has_likelihoods(logprobs, answers) and not has_likelihoods(logprobs, ["5", "5", "6"])
+    assert likelihood_weights(logprobs, answers)[::2] == [math.exp(-0.5), math.exp(-1.0)]
+    assert likelihood_weights(logprobs) == likelihood_weights(logprobs, ["5", "5", "6"]) == [1.0] * 3

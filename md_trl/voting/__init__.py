@@ -8,7 +8,7 @@ from .calibration import ReliabilityBin, expected_calibration_error, reliability
 from .path_weights import learn_path_weights
 from .scores import score, score_flat
 from .votes import TIE_BREAKS, Tally, majority, tally, usable, vote, vote_two
-from .weights import WEIGHTS, likelihood_weights
+from .weights import WEIGHTS, has_likelihoods, likelihood_weights
 
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "ReliabilityBin",
     "Tally",
     "expected_calibration_error",
+    "has_likelihoods",
     "learn_path_weights",
     "likelihood_weights",
     "majority",

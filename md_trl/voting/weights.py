@@ -48,7 +48,23 @@ def check_weights(weights: Iterable[float] | None, answers: Sequence[Any], name:
     return weights
 
 
-def likelihood_weights(logprobs: Iterable[float | None]) -> list[float]:
+def has_likelihoods(logprobs: Sequence[float | None], answers: Sequence[Any]) -> bool:
+    r"""
+    Return whether votes can be weighted by likelihood: whether every usable thought has a log-probability.
+
+    Args:
+        logprobs (`Sequence[float | None]`):
+            Mean log-probability per token of every thought of a question, of both paths.
+        answers (`Sequence`):
+            Their answers. A thought with the answer `None` is unusable and needs no log-probability.
+
+    Returns:
+        `bool`: Whether none is missing.
+    """
+    return all(logprob is not None or answer is None for logprob, answer in zip(logprobs, answers, strict=True))
+
+
+def likelihood_weights(logprobs: Iterable[float | None], answers: Sequence[Any] | None = None) -> list[float]:
     r"""
     Return the weights of one question's thoughts by likelihood: `exp` of the mean log-probability per token.
 
@@ -59,6 +75,9 @@ def likelihood_weights(logprobs: Iterable[float | None]) -> list[float]:
         logprobs (`Iterable[float | None]`):
             Mean log-probability per token of every thought of the question, of both paths. `None` if the engine did
             not report it.
+        answers (`Sequence`, *optional*):
+            Their answers. If they are given, a thought with the answer `None` needs no log-probability: it has no
+            vote, so its weight plays no role.
 
     Returns:
         `list[float]`: One weight per thought, in the same order. All weights are 1 if any log-probability is `None`,
@@ -85,6 +104,8 @@ def likelihood_weights(logprobs: Iterable[float | None]) -> list[float]:
         # Written so that nan fails too
         if logprob is not None and not (isinstance(logprob, Real) and logprob <= 0):
             raise InputError(f"logprobs[{i}] is {logprob!r}. A log-probability must be a number that is not positive.")
+    if answers is not None and has_likelihoods(logprobs, answers):
+        logprobs = [0.0 if logprob is None else logprob for logprob in logprobs]
     if None in logprobs:
         return [1.0] * len(logprobs)
     return [math.exp(logprob) for logprob in logprobs]
