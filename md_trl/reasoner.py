@@ -23,6 +23,7 @@ from .judging import read_answers
 from .prompts import TRIGGERS, read_student_settings, resolve_prompt_format, student_prompt
 from .records import PATHS, STUDENT_MAX_TOKENS, Question, SamplingParams, Thought
 from .sampling.engines import Engine, SampleResult
+from .sampling.rounds import group_by_size, next_sizes
 from .sampling.run import SamplingRun
 from .stopping import BUDGET, Seen, StoppingRule, rule_named
 from .store import Selection, Store
@@ -303,20 +304,18 @@ class MixedReasoner:
     ) -> Iterator[_Asked]:
         """Yield the questions that have enough, then ask for the next thoughts of all others together."""
         wanted: dict[str, dict[str, int]] = {}
-        groups: dict[tuple[int, tuple[str, ...]], list[_Asked]] = defaultdict(list)
-        for asked in list(unfinished.values()):
-            if not (sizes := self._next_sizes(asked)):
+        for question_id, asked in list(unfinished.items()):
+            if sizes := self._next_sizes(asked):
+                wanted[question_id] = sizes
+            else:
                 yield asked
-                continue
-            wanted[asked.question.id] = sizes
-            for number in dict.fromkeys(sizes.values()):
-                groups[number, tuple(path for path in sizes if sizes[path] == number)].append(asked)
         runs: dict[tuple[str, str], SamplingRun] = {}
         failures: dict[str, SampleResult] = {}
         with ExitStack() as stack:
-            for (number, paths), group in groups.items():
-                run = stack.enter_context(self._run([asked.question for asked in group], paths, number, store))
-                runs |= {(asked.question.id, path): run for asked in group for path in paths}
+            for (number, paths), group in group_by_size(wanted).items():
+                questions = [unfinished[question_id].question for question_id in group]
+                run = stack.enter_context(self._run(questions, paths, number, store))
+                runs |= {(question_id, path): run for question_id in group for path in paths}
             for result in self._sample(runs):
                 request, asked = result.request, unfinished[result.request.question_id]
                 if result.error is not None:
@@ -330,9 +329,7 @@ class MixedReasoner:
                 self._refuse(unfinished[question_id], failures, store, listener)
 
     def _next_sizes(self, asked: _Asked) -> dict[str, int]:
-        """The number of thoughts that a question should have next, for each path that needs more."""
-        seen = self._seen(asked)
-        return {path: seen.count(path) + more for path, more in self.rule.next(seen).items()}
+        return next_sizes(self.rule, self._seen(asked))
 
     def _sample(self, by_pair: dict[tuple[str, str], SamplingRun]) -> Iterator[SampleResult]:
         """Ask for what is missing in some runs, given by question id and path, and record what is returned."""
@@ -388,21 +385,21 @@ class MixedReasoner:
         self._load(store, joining, executor)
         unfinished |= joining
 
-    def _load(self, store: Store, unfinished: dict[str, _Asked], executor: Executor) -> None:
+    def _load(self, store: Store, joining: dict[str, _Asked], executor: Executor) -> None:
         """Take up what a store holds of the questions under the same settings."""
-        if not unfinished:
+        if not joining:
             return
-        questions = [asked.question for asked in unfinished.values()]
+        questions = [asked.question for asked in joining.values()]
         run = self._run(questions, PATHS, 1, store)
         pairs = [(question, path) for question in questions for path in PATHS]
         if not any(store.claims.taken(q.id, path, s) for q, path in pairs for s in run.summary.settings):
             return
         of_question: dict[str, list[Thought]] = defaultdict(list)
         for thought in store.thoughts(Selection(task=TASK, settings=run.summary.settings)):
-            if thought.question_id in unfinished:
+            if thought.question_id in joining:
                 of_question[thought.question_id].append(thought)
         for question_id, thoughts in of_question.items():
-            self._add(unfinished[question_id], thoughts, executor)
+            self._add(joining[question_id], thoughts, executor)
 
     def _add(self, asked: _Asked, thoughts: list[Thought], executor: Executor) -> list[Thought]:
         thoughts = read_answers(thoughts, executor)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from .prompts import Prompt, student_prompt
 from .records import LABEL, PATHS, PATHS_AND_LABEL, STUDENT_THOUGHTS, Question, SamplingParams, Thought
 from .sampling import SampleSummary, sample
 from .sampling.engines import Engine, check_params
+from .sampling.rounds import group_by_size, next_sizes
 from .stopping import Seen, StoppingRule, rule_named, take
 from .store import Selection, Store
 from .voting import WEIGHTS
@@ -136,14 +137,19 @@ class StudentEvaluation:
         """Sample in rounds until the rule has enough of every question, or nothing more can be had."""
         rule, summary = self._stopping_rule(), SampleSummary()
         before: dict[str, dict[str, int]] = {}
+        by_id = {question.id: question for question in self.questions}
+        read: dict[tuple[str, str, int], Thought] = {}
         with (
             Executor(cache=default_cache(store.file)) as executor,
             tqdm(total=len(self.questions), unit="question", desc=engine.model, disable=not progress) as bar,
         ):
             while True:
-                seen = self._seen(store, summary.settings, executor)
-                wanted = {q.id: rule.next(seen[q.id]) for q in self.questions}
-                sizes = {i: {p: seen[i].count(p) + k for p, k in more.items()} for i, more in wanted.items() if more}
+                stored = {(t.question_id, t.path, t.index): t for t in self._stored(store, summary.settings)}
+                new = [thought for key, thought in stored.items() if key not in read]
+                answered = read_answers(new, executor, strict=self.strict)
+                read |= {(t.question_id, t.path, t.index): t for t in answered}
+                seen = self._seen(read[key] for key in stored)
+                sizes = {i: more for i, of_question in seen.items() if (more := next_sizes(rule, of_question))}
                 bar.update(len(self.questions) - len(sizes) - bar.n)
                 if not sizes:
                     return summary
@@ -152,21 +158,21 @@ class StudentEvaluation:
                         return summary
                     time.sleep(POLL_SECONDS)
                 before = sizes
-                groups: dict[tuple[int, tuple[str, ...]], list[Question]] = defaultdict(list)
-                for question in self.questions:
-                    of_question = sizes.get(question.id, {})
-                    for n in set(of_question.values()):
-                        groups[n, tuple(p for p in PATHS if of_question.get(p) == n)].append(question)
-                for (n, paths), questions in groups.items():
-                    job = (questions, paths, n, engine, store, prompt)
+                for (n, paths), group in group_by_size(sizes).items():
+                    job = ([by_id[question_id] for question_id in group], paths, n, engine, store, prompt)
                     summary.add(sample(*job, params=self.params, progress=False))
 
-    def _seen(self, store: Store, settings: Sequence[int], executor: Executor) -> dict[str, Seen]:
-        """What each question has so far, in sample order up to the first sample that is missing."""
+    def _stored(self, store: Store, settings: Sequence[int]) -> list[Thought]:
+        """The stored thoughts of the evaluation. An earlier run may have sampled more questions, or more of each."""
         first = self.questions[0]
+        asked = {question.id for question in self.questions}
+        thoughts = store.thoughts(Selection(first.task, [first.split], paths=self.paths, settings=settings))
+        return [t for t in thoughts if t.question_id in asked and t.index < (1 if t.path == LABEL else self.n)]
+
+    def _seen(self, answered: Iterable[Thought]) -> dict[str, Seen]:
+        """What each question has so far, in sample order up to the first sample that is missing."""
         thoughts: dict[tuple[str, str], list[Thought]] = defaultdict(list)
-        selected = store.thoughts(Selection(first.task, [first.split], paths=PATHS, settings=settings))
-        for thought in read_answers(selected, executor, strict=self.strict):
+        for thought in answered:
             of_path = thoughts[thought.question_id, thought.path]
             if thought.index == len(of_path):
                 of_path.append(thought)
@@ -191,9 +197,10 @@ class StudentEvaluation:
             `list[int]`: Numbers of the settings of all samples.
         """
         settings = self.sample(engine, store, progress=False).settings
-        while self._drawn_elsewhere(store, settings):
-            time.sleep(POLL_SECONDS)
-        self.sample(engine, store, progress=False)
+        if self._drawn_elsewhere(store, settings):
+            while self._drawn_elsewhere(store, settings):
+                time.sleep(POLL_SECONDS)
+            self.sample(engine, store, progress=False)
         return settings
 
     def judge(self, name: str, engine: Engine, store: Store) -> EvaluationResult:
@@ -215,40 +222,35 @@ class StudentEvaluation:
             `ValueError`: The student could not be sampled on a question.
         """
         settings = self.wait(engine, store)
-        first = self.questions[0]
-        asked = {question.id for question in self.questions}
-        thoughts = store.thoughts(Selection(first.task, [first.split], paths=self.paths, settings=settings))
-        # An earlier run may have sampled more questions, or more thoughts per question.
-        thoughts = [t for t in thoughts if t.question_id in asked and t.index < (1 if t.path == LABEL else self.n)]
         with Executor(cache=default_cache(store.file)) as executor:
-            answered = read_answers(thoughts, executor, strict=self.strict, progress=True)
-            used = None if self.rule == "fixed" else self._used(self._seen(store, settings, executor))
-
-        def count(question: Question, path: str) -> int:
-            return 1 if path == LABEL else self.n if used is None else used[question.id, path]
-
+            answered = read_answers(self._stored(store, settings), executor, strict=self.strict, progress=True)
+        counts = self._counts(answered)
         tokens = {
             question.id: sum(
-                store.usage(question.id, path, setting, count(question, path)).completion_tokens
+                store.usage(question.id, path, setting, counts[question.id, path]).completion_tokens
                 for path in self.paths
                 for setting in settings
             )
             for question in self.questions
         }
+        first = self.questions[0]
         return EvaluationResult(
             name=name,
             model=engine.model,
             task=first.task,
             split=first.split,
             settings=self._settings(engine),
-            questions=collect_answers(self.questions, answered, self.n if used is None else used, self.paths, tokens),
+            questions=collect_answers(self.questions, answered, counts, self.paths, tokens),
         )
 
-    def _used(self, seen: Mapping[str, Seen]) -> dict[tuple[str, str], int]:
-        """The number of thoughts that the rule takes of each question and path. The store may hold more."""
-        rule = self._stopping_rule()
-        taken = {question_id: take(rule, of_question) for question_id, of_question in seen.items()}
-        return {(question_id, path): used.count(path) for question_id, used in taken.items() for path in PATHS}
+    def _counts(self, answered: Sequence[Thought]) -> dict[tuple[str, str], int]:
+        """The number of thoughts of each question and path that the result takes. The store may hold more."""
+        counts = {(q.id, path): 1 if path == LABEL else self.n for q in self.questions for path in self.paths}
+        if (rule := self._stopping_rule()) is not None:
+            for question_id, seen in self._seen(answered).items():
+                taken = take(rule, seen)
+                counts |= {(question_id, path): taken.count(path) for path in PATHS}
+        return counts
 
     def _settings(self, engine: Engine) -> dict[str, Any]:
         return {

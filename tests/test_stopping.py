@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from md_trl.errors import InputError
 from md_trl.posterior import beta_above_half, dirichlet_leads
+from md_trl.sampling.rounds import group_by_size
 from md_trl.stopping import (
     RULES,
     Adaptive,
@@ -309,3 +310,13 @@ def test_bounds_of_the_dirichlet_probability_decide_as_the_probability_does(foun
     for k in range(6):
         seen = Seen(found[0][:k], found[1][:k], weights[:k], weights[6 : 6 + k])
         assert (rule.next(seen) == {}) == (rule.probability(seen) >= threshold)
+
+
+@given(st.dictionaries(st.integers(), st.dictionaries(st.sampled_from(["cot", "pot"]), st.integers(1, 3), min_size=1)))
+def test_questions_of_one_size_are_grouped(sizes):
+    groups = group_by_size(sizes)
+    again = {}
+    for (number, paths), questions in groups.items():
+        for question in questions:
+            again.setdefault(question, {}).update(dict.fromkeys(paths, number))
+    assert again == sizes and len(groups) <= 3 * 3
