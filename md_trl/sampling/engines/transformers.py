@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin
 from transformers.utils import find_adapter_config_file
 
 from ...errors import InputError
@@ -37,7 +38,7 @@ from .memory import cache_bytes
 Decoder: TypeAlias = JoiningDecoder | CausalDecoder | EncoderDecoder
 
 # Share of free rows at which the others are moved together.
-COMPACT_AT = 0.25
+COMPACT_AT = 0.125
 
 
 class TransformersEngine:
@@ -46,7 +47,8 @@ class TransformersEngine:
 
     A prompt is run once for all its samples. A sample that ends gives its row in the batch to the next one, where the
     cache of the model allows it (see [`~md_trl.sampling.engines.joining.can_join`]); encoder-decoder models and models
-    with sliding windows finish a batch before the next one begins. The prompt of an encoder ends with EOS, as
+    with sliding windows finish a batch before the next one begins. So do models with recurrent states or convolutions,
+    such as Qwen3-Next or LFM2, whose batches hold prompts of one length only. The prompt of an encoder ends with EOS, as
     [`~md_trl.MDSeq2SeqTrainer`] trains it. Each sample draws from its own random generator, seeded with (seed,
     question id, path, sample index): the rest of the batch changes nothing but floating-point noise.
 
@@ -126,9 +128,12 @@ class TransformersEngine:
                 ).past_key_values.self_attention_cache
             else:
                 cache = self._model(input_ids=row, use_cache=True).past_key_values
+        # Recurrent states have one size for any number of tokens, and are small beside the keys and values.
+        attention = [layer for layer in cache.layers if isinstance(layer, CacheLayerMixin) and layer.is_initialized]
         self._bytes_per_token = sum(
-            layer.keys[0, :, 0].nbytes + layer.values[0, :, 0].nbytes for layer in cache.layers
+            layer.keys[0, :, 0].nbytes + layer.values[0, :, 0].nbytes for layer in attention
         )
+        self._is_recurrent = any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers)
         self._can_join = not self._is_encoder_decoder and can_join(self._model, cache)
         eos = self._model.generation_config.eos_token_id
         eos = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
@@ -167,8 +172,10 @@ class TransformersEngine:
         self._model.eval()
         try:
             source = _Requests(self, requests)
-            max_cached = cache_bytes(self._model.device, self.cache_gb) / self._bytes_per_token
-            batching = Batching(source.pull, self.batch_size, max_cached)
+            max_cached = math.inf
+            if self._bytes_per_token:
+                max_cached = cache_bytes(self._model.device, self.cache_gb) / self._bytes_per_token
+            batching = Batching(source.pull, self.batch_size, max_cached, pads=not self._is_recurrent)
             rows = Rows(self._model.device, self._eos, self._has_stop)
             decoder: Decoder | None = None
             while True:
