@@ -5,6 +5,7 @@ Every sample has its own random numbers, so it does not depend on what it is bat
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 from collections.abc import Iterable, Iterator
@@ -70,7 +71,7 @@ class TransformersEngine:
             Device of the model. `cuda` if available, else `cpu`, by default.
 
     Raises:
-        `ValueError`: A loaded model without its tokenizer.
+        `ValueError`: A loaded model without its tokenizer, or a model with recurrent states only, such as Mamba.
         `FileNotFoundError`: There is no such model, or no tokenizer with it.
 
     Examples:
@@ -116,6 +117,11 @@ class TransformersEngine:
             self._model = model
         loaded_from = model if isinstance(model, str) else model.config.name_or_path
         self.student_settings = read_student_settings(loaded_from) if loaded_from else None
+        if "cache_params" in inspect.signature(self._model.forward).parameters:
+            raise InputError(
+                f"{type(self._model).__name__} has recurrent states only, which this engine does not keep. Sample the "
+                "model with vLLM, or use one that also has attention."
+            )
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.cache_gb = cache_gb
