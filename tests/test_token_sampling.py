@@ -58,7 +58,7 @@ def test_noise_changes_few_tokens():
 
 
 def test_thoughts_in_float32_hardly_depend_on_the_batch():
-    """At most 0.1% of the thoughts, as docs/inference.md says."""
+    """At most 0.1% of the thoughts, as docs/sampling.md says."""
 
     def texts(batch_size):
         engine = TransformersEngine(tiny_llama(), byte_tokenizer(), batch_size=batch_size)
