@@ -14,8 +14,8 @@ from .joining import SPARE_COLUMNS, JoiningDecoder, Prefilled
 from .token_sampling import TokenSampler, draws_per_token, logprobs_of
 
 
-# Steps between two checks for finished rows. A check waits for the device, and stop strings need the decoded text. On a
-# CPU there is nothing to wait for, and each step of a finished row costs time.
+# Steps between two checks for finished rows. A check waits for the device, and stop strings need the decoded text. A
+# CPU has nothing to wait for, and there each step of a finished row costs time.
 CHECK_EVERY = 8
 CHECK_EVERY_ON_CPU = 4
 # Prompts are run together up to this number of tokens, padding included.
