@@ -28,7 +28,7 @@ def slow_sample(model, tokenizer, request, index):
     return decode(tokenizer, text), mean_logprob(logprobs)
 
 
-@pytest.mark.parametrize("name", ["lfm2", "qwen3_next", "jamba", "falcon_h1", "zamba2"])
+@pytest.mark.parametrize("name", ["lfm2", "qwen3_next", "jamba", "falcon_h1"])
 def test_samples_equal_a_slow_loop(name):
     model, tokenizer = tiny_model(name).double().eval(), byte_tokenizer()
     if model.config.get_text_config().to_dict().get("num_experts"):
@@ -46,7 +46,7 @@ def test_samples_equal_a_slow_loop(name):
         for index, choice in enumerate(result.choices):
             text, logprob = slow_sample(model, tokenizer, result.request, index)
             assert choice.text == text
-            assert choice.logprob == pytest.approx(logprob, abs=1e-5)  # Some states are in fp32.
+            assert choice.logprob == pytest.approx(logprob, abs=1e-6)
 
 
 def test_models_without_a_usual_cache_are_refused():
