@@ -87,7 +87,9 @@ def mixed(
     check_params(SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=seed), n)
     questions = load_questions(task, split, source=source, seed=data_seed)
     return Task(
-        dataset=MemoryDataset([Sample(q.question, target=q.answer, id=q.id) for q in questions], name=f"{task}/{split}"),
+        dataset=MemoryDataset(
+            [Sample(q.question, target=q.answer, id=q.id) for q in questions], name=f"{task}/{split}"
+        ),
         solver=mixed_thoughts(n=n, prompt_format=prompt_format, extract=extract, seed=seed),
         scorer=votes(),
         config=GenerateConfig(temperature=temperature, max_tokens=max_tokens),
@@ -181,7 +183,9 @@ async def _sample(model: Model, prompt: Prompt, n: int, seed: tuple[int, str, st
 
     choices = (await ask(0, n))[:n]
     if not choices:
-        raise RuntimeError(f"{model} returned no text for {seed[1]!r}. The sample can be repeated with `inspect eval-retry`.")
+        raise RuntimeError(
+            f"{model} returned no text for {seed[1]!r}. The sample can be repeated with `inspect eval-retry`."
+        )
     rest: list[list[Choice]] = await collect(*(ask(index, 1) for index in range(len(choices), n)))
     return choices + [choice for single in rest for choice in single[:1]]
 
@@ -209,5 +213,11 @@ def _check_template(api: Any, name: str, prompt_format: str) -> None:
             f"{name!r} is to be asked in plain text, but the provider 'hf' puts every prompt into a chat. Pass "
             """-M 'chat_template="{{ messages[0].content }}"', which leaves the text as it is."""
         )
-    if prompt_format == "chat" and not given and (api.tokenizer.chat_template is None or api.use_chat_template is False):
-        raise InputError(f"{name!r} is to be asked in a chat, but its tokenizer has no chat template. Pass one with -M.")
+    if (
+        prompt_format == "chat"
+        and not given
+        and (api.tokenizer.chat_template is None or api.use_chat_template is False)
+    ):
+        raise InputError(
+            f"{name!r} is to be asked in a chat, but its tokenizer has no chat template. Pass one with -M."
+        )
