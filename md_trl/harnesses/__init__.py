@@ -1,8 +1,8 @@
 """Mixed Distillation in evaluation harnesses: Inspect AI, lm-evaluation-harness and lighteval.
 
-No harness votes over two prompts, and their own votes count strings, so that "5" is not "5.0". The files of this room
-only translate: prompts, answers, votes and equality are those of `md-trl eval`, and so are the accuracies. Each harness
-is imported by its own file alone.
+No harness votes over two prompts, and their own votes count strings, so that "5" is not "5.0". These files only
+translate: prompts, answers, votes and equality are those of `md-trl eval`, and so are the accuracies. A harness is
+imported by its own file alone.
 """
 
 from pathlib import Path

@@ -33,6 +33,15 @@ from ..tasks import load_questions
 from .thoughts import Answers, figures, read_texts
 
 
+try:
+    import math_verify  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "math-verify does not work with the version of latex2sympy2_extended that lighteval brings along. "
+        "docs/harnesses.md says how to install both."
+    ) from error
+
+
 class ReadAnswers(SamplingMetric, SampleLevelComputation):
     r"""
     Reads the answers of all thoughts. Programs run in the sandbox of [`~md_trl.execution.Executor`].
@@ -77,8 +86,8 @@ class JointVote(CorpusLevelComputation):
         for question_id, by_path in answers.items():
             if missing := [path for path in PATHS if path not in by_path]:
                 raise InputError(
-                    f"{question_id!r} was not asked for {missing[0]}, because --max-samples counts prompts and shuffles "
-                    "them. Use `mixed_task(limit=...)` instead."
+                    f"{question_id!r} was not asked for {missing[0]}, because --max-samples counts prompts and "
+                    "shuffles them. Use `mixed_task(limit=...)` instead."
                 )
         return figures(list(answers.values()), list(references.values()))
 
@@ -114,8 +123,8 @@ def mixed_task(
         max_tokens (`int`, *optional*, defaults to `256`):
             Maximum length of a thought in tokens.
         prompt_format (`str`, *optional*, defaults to `"plain"`):
-            `"plain"` or `"chat"`, as in the student's `md_trl.json`. The model's argument `override_chat_template` must
-            say the same.
+            `"plain"` or `"chat"`, as in the student's `md_trl.json`. The model's argument `override_chat_template`
+            must say the same.
         extract (`str`, *optional*, defaults to `"strict"`):
             Whether a CoT must state its answer (`"strict"`), or its last number is accepted (`"flexible"`).
         data_seed (`int`, *optional*, defaults to `42`):

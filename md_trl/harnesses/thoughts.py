@@ -25,8 +25,8 @@ def read_texts(questions: Iterable[Mapping[str, Sequence[Choice]]], strict: bool
             Whether a CoT must state its answer, see [`~md_trl.answers.extract`].
 
     Returns:
-        `list[dict[str, list[str | None]]]`: For each question, the answers of `cot` and `pot` in canonical form, `None`
-        for an unusable thought.
+        `list[dict[str, list[str | None]]]`: For each question, the answers of `cot` and `pot` in canonical form,
+        `None` for an unusable thought.
     """
     questions = list(questions)
     thoughts = [

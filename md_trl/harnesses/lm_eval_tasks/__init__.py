@@ -81,8 +81,8 @@ class MixedTask(ConfigurableTask):
         """Check how the student will be asked, and write its prompts."""
         generation = self.config.generation_kwargs
         check_params(SamplingParams(generation["temperature"], max_tokens=generation["max_gen_toks"]), self.n)
-        if self.config.num_fewshot or options.get("system_instruction"):
-            raise InputError("Students are asked one bare question. Leave out --num_fewshot and --system_instruction.")
+        if options.get("system_instruction"):
+            raise InputError("Students are asked one bare question. Leave out --system_instruction.")
         prompt_format = "chat" if options.get("apply_chat_template") else "plain"
         if self.trained is not None and self.trained["prompt_format"] != prompt_format:
             hint = "Leave out" if prompt_format == "chat" else "Add"
