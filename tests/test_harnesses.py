@@ -293,7 +293,7 @@ def lighteval():
         pytest.skip("needs MD_TRL_LIGHTEVAL=FOLDER/bin/lighteval, an environment as in docs/harnesses.md")
 
     def lighteval(*command, folder, **options):
-        return run(executable, *command, "--output-dir", str(folder / "out"), HF_HOME=str(folder / "hf"), **options)
+        return run(executable, *command, "--output-dir", str(folder / "out"), HOME=str(folder / "home"), **options)
 
     return lighteval
 
@@ -334,6 +334,7 @@ import os
 import httpx
 from lighteval.models.abstract_model import LightevalModel
 from lighteval.models.model_output import ModelResponse
+from lighteval.utils.cache_management import SampleCache
 
 from md_trl.sampling.engines import derive_seed
 
@@ -342,7 +343,7 @@ class Student(LightevalModel):
     tokenizer, add_special_tokens, max_length = None, False, 2048
 
     def __init__(self, config):
-        self.config = config
+        self.config, self._cache = config, SampleCache(config)
 
     def greedy_until(self, docs):
         responses = []
