@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from md_trl.cli import main
 from md_trl.evaluation import EvaluationResult
 from md_trl.harnesses import LM_EVAL_TASKS
 from md_trl.prompts import TRIGGERS, student_prompt
+from md_trl.simulated_teacher.server import TeacherServer
 from md_trl.tasks import load_questions
 
 
@@ -381,6 +383,42 @@ def test_lighteval_votes_on_the_thoughts_of_md_trl_eval(lighteval, custom_model,
 def test_lighteval_refuses_half_of_a_question(lighteval, custom_model, tmp_path):
     with Server() as server, pytest.raises(AssertionError, match="was not asked for (cot|pot)"):
         lighteval(*custom_model, "--max-samples", "3", folder=tmp_path, STUDENT_URL=server.url)
+
+
+# Chats
+
+
+@pytest.fixture
+def teacher():
+    """The URL of the simulated teacher, which reads chats."""
+    with TeacherServer() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.url
+        server.shutdown()
+
+
+def eval_teacher(url, folder, n):
+    options = ["--engine", "openai", "--model", "simulated-teacher", "--base_url", url, "--prompt_format", "chat"]
+    return md_trl_eval(folder, *options, "--n", str(n))
+
+
+def test_inspect_asks_in_a_chat(teacher, tmp_path, monkeypatch):
+    inspect_ai = pytest.importorskip("inspect_ai")
+    from md_trl.harnesses.inspect_tasks import mixed
+
+    monkeypatch.setenv("MD_BASE_URL", teacher)
+    monkeypatch.setenv("MD_API_KEY", "none")
+    task = mixed(task="stories", n=3, prompt_format="chat")
+    options = {"limit": len(QUESTIONS), "log_dir": str(tmp_path / "logs"), "display": "none"}
+    [log] = inspect_ai.eval(task, model="openai-api/md/simulated-teacher", **options)
+    assert inspect_figures(log) == eval_teacher(teacher, tmp_path, 3)
+
+
+def test_lm_eval_asks_in_a_chat(teacher, tmp_path):
+    model_args = {"model": "simulated-teacher", "base_url": f"{teacher}/chat/completions"}
+    metadata = {"n": 1, "request_seed": 42}
+    results = lm_eval_run("local-chat-completions", model_args, metadata, apply_chat_template=True)
+    assert lm_eval_figures(results) == eval_teacher(teacher, tmp_path, 1)
 
 
 # All of them
