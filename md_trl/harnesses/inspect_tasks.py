@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache, partial
 from typing import Any
 
@@ -21,7 +22,7 @@ from inspect_ai.model import (
 )
 from inspect_ai.scorer import Score, Scorer, Target, accuracy, scorer, stderr
 from inspect_ai.solver import Generate, Solver, TaskState, solver
-from inspect_ai.util import collect
+from inspect_ai.util import collect, concurrency
 
 from ..errors import InputError
 from ..prompts import Prompt, named_prompt_format, student_prompt
@@ -134,7 +135,8 @@ def mixed_thoughts(
             )
         )
         texts = dict(zip(PATHS, sampled, strict=True))
-        [answers] = await anyio.to_thread.run_sync(partial(read_texts, [texts], strict=extract == "strict"))
+        async with concurrency("programs", os.cpu_count() or 1):
+            [answers] = await anyio.to_thread.run_sync(partial(read_texts, [texts], strict=extract == "strict"))
         result = tally(answers["cot"], answers["pot"])
         state.metadata |= answers
         state.metadata |= {f"{path}_texts": [choice.text for choice in texts[path]] for path in PATHS}
