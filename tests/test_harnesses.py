@@ -414,6 +414,25 @@ def test_inspect_asks_in_a_chat(teacher, tmp_path, monkeypatch):
     assert inspect_figures(log) == eval_teacher(teacher, tmp_path, 3)
 
 
+def test_a_second_inspect_epoch_draws_further_thoughts(tmp_path, monkeypatch):
+    """Those that `md-trl eval` draws with twice the number."""
+    inspect_ai = pytest.importorskip("inspect_ai")
+    from md_trl.harnesses.inspect_tasks import mixed
+
+    with Server() as server:
+        eval_server(server, tmp_path, 2 * N)
+        expected, server.returned = server.returned, {}
+        monkeypatch.setenv("MD_BASE_URL", server.url)
+        monkeypatch.setenv("MD_API_KEY", "none")
+        options = {"limit": len(QUESTIONS), "log_dir": str(tmp_path / "logs"), "display": "none", "epochs": 2}
+        task = mixed(task="stories", n=N, prompt_format="plain")
+        [log] = inspect_ai.eval(task, model="openai-api-completions/md/m", **options)
+    assert log.status == "success"
+    assert {key: Counter(texts) for key, texts in server.returned.items()} == {
+        key: Counter(texts) for key, texts in expected.items()
+    }
+
+
 def test_lm_eval_asks_in_a_chat(teacher, tmp_path):
     model_args = {"model": "simulated-teacher", "base_url": f"{teacher}/chat/completions"}
     metadata = {"n": 1, "request_seed": 42}

@@ -128,11 +128,11 @@ def mixed_thoughts(
     async def solve(state: TaskState, generate: Generate) -> TaskState:
         model = get_model()
         format_ = resolved(model, prompt_format)
+        # A further epoch draws further samples
+        indices = range((state.epoch - 1) * n, state.epoch * n)
+        prompts = {path: student_prompt(state.input_text, path, format_) for path in PATHS}
         sampled = await collect(
-            *(
-                _sample(model, student_prompt(state.input_text, path, format_), n, (seed, str(state.sample_id), path))
-                for path in PATHS
-            )
+            *(_sample(model, prompts[path], indices, (seed, str(state.sample_id), path)) for path in PATHS)
         )
         texts = dict(zip(PATHS, sampled, strict=True))
         async with concurrency("programs", os.cpu_count() or 1):
@@ -171,25 +171,25 @@ def votes() -> Scorer:
     return score
 
 
-async def _sample(model: Model, prompt: Prompt, n: int, seed: tuple[int, str, str]) -> list[Choice]:
-    """Ask for `n` samples at once, then one by one for those that a provider without `num_choices` leaves out."""
+async def _sample(model: Model, prompt: Prompt, indices: range, seed: tuple[int, str, str]) -> list[Choice]:
+    """Ask for all samples at once, then one by one for those that a provider without `num_choices` leaves out."""
     text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
 
     async def ask(first: int, number: int) -> list[Choice]:
         config = GenerateConfig(num_choices=number if number > 1 else None, seed=derive_seed(*seed, first))
         output = await model.generate([ChatMessageUser(content=text)], config=config)
+        if not output.choices:
+            raise RuntimeError(
+                f"{model} returned no text for {seed[1]!r}. Repeat the sample with `inspect eval-retry`."
+            )
         return [
             Choice(choice.message.text, "stop" if choice.stop_reason in _ENDED else choice.stop_reason)
-            for choice in output.choices
+            for choice in output.choices[:number]
         ]
 
-    choices = (await ask(0, n))[:n]
-    if not choices:
-        raise RuntimeError(
-            f"{model} returned no text for {seed[1]!r}. The sample can be repeated with `inspect eval-retry`."
-        )
-    rest: list[list[Choice]] = await collect(*(ask(index, 1) for index in range(len(choices), n)))
-    return choices + [choice for single in rest for choice in single[:1]]
+    choices = await ask(indices[0], len(indices))
+    rest: list[list[Choice]] = await collect(*(ask(index, 1) for index in indices[len(choices) :]))
+    return choices + [choice for single in rest for choice in single]
 
 
 def _prompt_format(model: Model, prompt_format: str) -> str:
@@ -198,7 +198,7 @@ def _prompt_format(model: Model, prompt_format: str) -> str:
     prompt_format = named_prompt_format(name, prompt_format)
     if provider == "hf":
         _check_template(model.api, name, prompt_format)
-    elif (prompt_format == "plain") != (provider in TEXT_PROVIDERS) and provider != "mockllm":
+    elif (prompt_format == "plain") != (provider in TEXT_PROVIDERS):
         raise InputError(
             f"The provider {provider!r} writes {'text' if provider in TEXT_PROVIDERS else 'a chat'}, but "
             f"{name!r} is to be asked with `prompt_format={prompt_format!r}`. For plain text use "
