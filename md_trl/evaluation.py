@@ -18,7 +18,7 @@ from .answers import equal
 from .errors import InputError
 from .mixing import type_of
 from .records import LABEL, PATHS, Question, QuestionType, Thought
-from .voting import likelihood_weights, majority, score, vote, vote_two
+from .voting import VoteWeights, majority, score, vote, vote_two
 
 
 FIGURES = ("joint", "pot", "cot", "n2", LABEL)
@@ -105,6 +105,11 @@ class EvaluationResult:
         """Whether a stopping rule decided how many thoughts each question has, so that only the joint vote counts."""
         return self.settings.get("rule", "fixed") != "fixed"
 
+    @property
+    def weights(self) -> VoteWeights:
+        """What votes weigh in the joint figure."""
+        return VoteWeights.from_settings(self.settings)
+
     def has(self, figure: str) -> bool:
         """Return whether the paths that were sampled determine a figure."""
         if self.stops_early and figure not in ("joint", LABEL):
@@ -151,11 +156,8 @@ class EvaluationResult:
     def _joint_vote(self, question: QuestionResult, per_path: int | None = None) -> str | None:
         """Return the joint vote over the first thoughts of each path, or over all of them."""
         cot, pot = question.cot[:per_path], question.pot[:per_path]
-        if self.settings.get("weights") != "likelihood":
-            return vote(cot, pot)
-        logprobs = [*question.cot_logprob[:per_path], *question.pot_logprob[:per_path]]
-        weights = likelihood_weights(logprobs, [*cot, *pot])
-        return vote(cot, pot, weights[: len(cot)], weights[len(cot) :])
+        logprobs = question.cot_logprob[:per_path], question.pot_logprob[:per_path]
+        return vote(cot, pot, *self.weights.weigh(cot, pot, *logprobs))
 
     def accuracy(self, figure: str, votes: int | None = None) -> float:
         """Return the share of questions that [`EvaluationResult.correct`] counts as correct."""

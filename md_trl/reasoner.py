@@ -27,7 +27,8 @@ from .sampling.rounds import group_by_size, next_sizes
 from .sampling.run import SamplingRun
 from .stopping import BUDGET, Seen, StoppingRule, rule_named
 from .store import Selection, Store
-from .voting import WEIGHTS, Tally, tally
+from .vote_settings import VoteSettings
+from .voting import Tally, has_likelihoods, tally
 
 
 logger = logging.getLogger(__name__)
@@ -47,7 +48,8 @@ class Reasoned:
         answer (`str`, *optional*):
             Joint vote in canonical form; `None` if no thought reached an answer.
         confidence (`float`):
-            Share of the votes that the answer received, between 0 and 1. A vote counts with its weight.
+            Share of the votes that the answer received, between 0 and 1. A vote counts with its weight. With settings
+            of `md-trl calibrate`, the probability that the answer is correct.
         votes (`dict[str, float]`):
             Share of the votes by answer in canonical form, in the order in which they were first seen.
         samples (`int`):
@@ -149,9 +151,10 @@ class MixedReasoner:
             When a question has enough thoughts: `"fixed"` (n of them), `"pot_first"` (one PoT, else one CoT),
             `"agreement"`, `"esc"` or `"adaptive"`, see [`~md_trl.stopping`]; or a rule with parameters of its own,
             whose `n` then counts.
-        weights (`str`, *optional*, defaults to `"likelihood"`):
-            Weight of a vote: `"none"` for Eq. 5, or `"likelihood"` for exp(mean log-probability per token) of its
-            thought. Where the engine reports no log-probabilities, all votes weigh the same, and a warning says so.
+        weights (`str` or `Path` or [`~md_trl.vote_settings.VoteSettings`], *optional*, defaults to `"likelihood"`):
+            Weight of a vote: `"none"` for Eq. 5, `"likelihood"` for exp(mean log-probability per token) of its
+            thought, or a file of `md-trl calibrate` for weights of paths and a calibrated confidence. Where the engine
+            reports no log-probabilities, likelihoods weigh the same, and a warning says so.
         temperature (`float`, *optional*, defaults to `0.7`):
             Sampling temperature; `0` is greedy and allows one thought per path (`n=2`).
         max_tokens (`int`, *optional*, defaults to `256`):
@@ -180,7 +183,7 @@ class MixedReasoner:
         model: str | PreTrainedModel | Engine,
         n: int = BUDGET,
         stop: str | StoppingRule = "agreement",
-        weights: str = "likelihood",
+        weights: str | Path | VoteSettings = "likelihood",
         temperature: float = SamplingParams.temperature,
         max_tokens: int = STUDENT_MAX_TOKENS,
         seed: int = SamplingParams.seed,
@@ -190,9 +193,7 @@ class MixedReasoner:
         store: str | Path | None = None,
     ):
         self.rule = rule_named(stop, n) if isinstance(stop, str) else stop
-        if weights not in WEIGHTS:
-            raise InputError(f"`weights` is {weights!r}. Choose one of {', '.join(map(repr, WEIGHTS))}.")
-        self.weights = weights
+        self.votes = VoteSettings.of(weights)
         self.params = SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=seed)
         self._check_greedy()
         self.engine = _engine(model, tokenizer, model_name)
@@ -414,8 +415,10 @@ class MixedReasoner:
         return student_prompt(question.question, path, self.prompt_format)
 
     def _seen(self, asked: _Asked) -> Seen:
-        seen = Seen.from_thoughts(*(asked.of(path) for path in PATHS), self.weights)
-        if self.weights != "none" and seen.cot_weights is None and "logprobs" not in self._warnings:
+        thoughts = [asked.of(path) for path in PATHS]
+        seen, joined = Seen.from_thoughts(*thoughts, self.votes.weights), [*chain(*thoughts)]
+        without = not has_likelihoods([t.logprob for t in joined], [t.answer for t in joined])
+        if self.votes.weights.kind == "likelihood" and without and "logprobs" not in self._warnings:
             logger.warning("%s reports no log-probabilities, so all votes weigh the same.", self.engine.model)
             self._warnings.add("logprobs")
         return seen
@@ -424,7 +427,7 @@ class MixedReasoner:
         seen = self._seen(asked)
         cot, pot = (asked.of(path) for path in PATHS)
         result: Tally = tally(seen.cot, seen.pot, seen.cot_weights, seen.pot_weights)
-        return Reasoned(result.answer, result.confidence, result.shares, len(cot) + len(pot), cot, pot)
+        return Reasoned(result.answer, self.votes.confidence(seen), result.shares, len(cot) + len(pot), cot, pot)
 
     @contextmanager
     def _open_store(self) -> Iterator[Store]:

@@ -22,9 +22,9 @@ from .stopping import RULES, Adaptive, Agreement, Esc, Fixed, PotFirst, Seen, St
 from .voting import (
     WEIGHTS,
     ReliabilityBin,
+    VoteWeights,
     expected_calibration_error,
     has_likelihoods,
-    likelihood_weights,
     reliability_bins,
     tally,
     vote,
@@ -46,7 +46,7 @@ class Replayed:
         rule (`str`):
             The rule, with the parameters that differ from their defaults.
         weights (`str`):
-            One of [`~md_trl.voting.WEIGHTS`].
+            What votes weigh.
         accuracy (`float`), low (`float`), high (`float`):
             Share of questions whose vote is correct, with its interval.
         mean_samples (`float`), mean_samples_low (`float`), mean_samples_high (`float`):
@@ -83,7 +83,9 @@ class Calibration:
 
     Args:
         weights (`str`):
-            One of [`~md_trl.voting.WEIGHTS`].
+            What votes weigh.
+        accuracy (`float`):
+            Share of questions whose vote is correct.
         error (`float`):
             Expected calibration error, see [`~md_trl.voting.expected_calibration_error`].
         bins (`list[ReliabilityBin]`):
@@ -91,14 +93,21 @@ class Calibration:
     """
 
     weights: str
+    accuracy: float
     error: float
     bins: list[ReliabilityBin]
+
+    @classmethod
+    def of(cls, weights: str, confidences: Sequence[float], correct: Sequence[bool]) -> Calibration:
+        """Compare the confidence of the vote on each question with whether it is correct."""
+        error = expected_calibration_error(confidences, correct)
+        return cls(weights, sum(correct) / len(correct), error, reliability_bins(confidences, correct))
 
 
 def replay(
     result: EvaluationResult,
     rule: StoppingRule,
-    weights: str = "none",
+    weights: str | VoteWeights = "none",
     subsets: int = SUBSETS,
     seed: int = 0,
     budget: int | None = None,
@@ -111,8 +120,8 @@ def replay(
             A result with thoughts of both paths.
         rule ([`~md_trl.stopping.StoppingRule`]):
             The rule. It may ask for at most as many thoughts as there are.
-        weights (`str`, *optional*, defaults to `"none"`):
-            What votes weigh, in the rule and in the final vote: one of [`~md_trl.voting.WEIGHTS`].
+        weights (`str` or [`~md_trl.voting.VoteWeights`], *optional*, defaults to `"none"`):
+            What votes weigh, in the rule and in the final vote.
         subsets (`int`, *optional*, defaults to `50`):
             Number of orders of the thoughts of each question. The first one is the order in which they were sampled,
             the others are random; CoT and PoT thoughts are shuffled apart.
@@ -147,7 +156,7 @@ def replay(
 def replay_all(
     result: EvaluationResult,
     rules: Sequence[StoppingRule] | None = None,
-    weights: Sequence[str] | None = None,
+    weights: Sequence[str | VoteWeights] | None = None,
     subsets: int = SUBSETS,
     seed: int = 0,
     budget: int | None = None,
@@ -161,7 +170,7 @@ def replay_all(
             As in [`replay`].
         rules (`Sequence[StoppingRule]`, *optional*):
             The rules. Defaults to [`study_rules`] for the budget.
-        weights (`Sequence[str]`, *optional*):
+        weights (`Sequence[str | VoteWeights]`, *optional*):
             The weights. Defaults to all of [`~md_trl.voting.WEIGHTS`] for which the result has what they need.
         progress (`Callable`, *optional*):
             Wraps the list of pairs of rule and weights while they are replayed, for example `tqdm`.
@@ -186,7 +195,7 @@ def replay_all(
     orders = {kind: _orders(result, kind, subsets, seed) for kind in dict.fromkeys(["none", *weights])}
     fixed = [correct for correct, _ in _play(result, orders["none"], Fixed(budget))]
     return [
-        _summary(result, rule, kind, _play(result, orders[kind], rule), fixed, budget)
+        _summary(result, rule, str(kind), _play(result, orders[kind], rule), fixed, budget)
         for kind, rule in progress([(kind, rule) for kind in weights for rule in rules])
     ]
 
@@ -253,15 +262,15 @@ def available_weights(result: EvaluationResult) -> list[str]:
     return [kind for kind in WEIGHTS if kind == "none" or any(map(_has_likelihoods, result.questions))]
 
 
-def calibration(result: EvaluationResult, weights: str = "none") -> Calibration:
+def calibration(result: EvaluationResult, weights: str | VoteWeights = "none") -> Calibration:
     r"""
     Compare the confidence of the joint vote over all stored thoughts with its accuracy.
 
     Args:
         result ([`~md_trl.evaluation.EvaluationResult`]):
             A result with thoughts.
-        weights (`str`, *optional*, defaults to `"none"`):
-            What votes weigh: one of [`~md_trl.voting.WEIGHTS`].
+        weights (`str` or [`~md_trl.voting.VoteWeights`], *optional*, defaults to `"none"`):
+            What votes weigh.
 
     Returns:
         [`Calibration`]: Expected calibration error and reliability diagram.
@@ -275,9 +284,7 @@ def calibration(result: EvaluationResult, weights: str = "none") -> Calibration:
     ]
     confidences = [found.confidence for found in votes]
     correct = [question.is_correct(found.answer) for question, found in zip(result.questions, votes, strict=True)]
-    return Calibration(
-        weights, expected_calibration_error(confidences, correct), reliability_bins(confidences, correct)
-    )
+    return Calibration.of(str(weights), confidences, correct)
 
 
 def _has_likelihoods(question: QuestionResult) -> bool:
@@ -286,13 +293,12 @@ def _has_likelihoods(question: QuestionResult) -> bool:
     return all(len(logprobs) == len(answers) and has_likelihoods(logprobs, answers) for logprobs, answers in pairs)
 
 
-def _orders(result: EvaluationResult, weights: str, subsets: int, seed: int) -> list[list[Seen]]:
+def _orders(result: EvaluationResult, weights: str | VoteWeights, subsets: int, seed: int) -> list[list[Seen]]:
     """The thoughts of each question in each order. Answers are in canonical form, `None` if unusable."""
     import numpy
 
-    if weights not in WEIGHTS:
-        raise InputError(f"`weights` is {weights!r}. Choose one of {', '.join(WEIGHTS)}.")
-    if weights not in available_weights(result):
+    weights = VoteWeights.of(weights)
+    if weights.kind not in available_weights(result):
         raise InputError(
             f"The thoughts of {result.name!r} on {result.task}/{result.split} have no log-probabilities, so they "
             "cannot be weighed by likelihood. Use weights='none', or evaluate with an engine that reports them."
@@ -302,9 +308,9 @@ def _orders(result: EvaluationResult, weights: str, subsets: int, seed: int) -> 
         digest = hashlib.sha256(f"{seed}/{question.id}".encode()).digest()
         generator = numpy.random.default_rng(int.from_bytes(digest[:8], "big"))
         answers = [_forms(question.cot), _forms(question.pot)]
-        likelihoods = _likelihoods(question) if weights == "likelihood" else [None, None]
+        weighed = weights.weigh(*answers, question.cot_logprob, question.pot_logprob)
         by_path = []
-        for of_path, weights_of_path in zip(answers, likelihoods, strict=True):
+        for of_path, weights_of_path in zip(answers, weighed, strict=True):
             places = numpy.tile(numpy.arange(len(of_path)), (subsets, 1))
             places[1:] = generator.permuted(places[1:], axis=1)
             by_path.append(
@@ -320,15 +326,6 @@ def _orders(result: EvaluationResult, weights: str, subsets: int, seed: int) -> 
 def _forms(answers: Sequence[str | None]) -> list[str | None]:
     forms = map(canonical, answers)
     return [None if form in NO_ANSWER else form for form in forms]
-
-
-def _likelihoods(question: QuestionResult) -> tuple[list[float], list[float]]:
-    """Weights of the thoughts of each path; equal ones if a log-probability is missing."""
-    if not _has_likelihoods(question):
-        return [1.0] * len(question.cot), [1.0] * len(question.pot)
-    logprobs, answers = [*question.cot_logprob, *question.pot_logprob], [*question.cot, *question.pot]
-    weights = likelihood_weights(logprobs, answers)
-    return weights[: len(question.cot)], weights[len(question.cot) :]
 
 
 def _play(result: EvaluationResult, orders: list[list[Seen]], rule: StoppingRule) -> list[tuple[float, float]]:

@@ -33,7 +33,7 @@ from .answers import NO_ANSWER, canonical
 from .errors import InputError
 from .posterior import beta_above_half, dirichlet_leads
 from .records import PATHS, STUDENT_THOUGHTS, Thought
-from .voting import has_likelihoods, likelihood_weights
+from .voting import VoteWeights
 
 
 BUDGET = 2 * STUDENT_THOUGHTS
@@ -79,28 +79,26 @@ class Seen:
                     raise InputError(f"`{path}_weights` has {weight}. A vote weighs between 0 and 1.")
 
     @classmethod
-    def from_thoughts(cls, cot: Sequence[Thought], pot: Sequence[Thought], weights: str = "none") -> Seen:
+    def from_thoughts(
+        cls, cot: Sequence[Thought], pot: Sequence[Thought], weights: str | VoteWeights = "none"
+    ) -> Seen:
         r"""
-        Take the answers of thoughts, and their likelihoods as weights.
+        Take the answers of thoughts, and the weights of their votes.
 
         Args:
             cot (`Sequence[Thought]`):
                 CoT thoughts whose answers were read, in sample order.
             pot (`Sequence[Thought]`):
                 PoT thoughts whose answers were read, in sample order.
-            weights (`str`, *optional*, defaults to `"none"`):
-                `"none"`, or `"likelihood"`, see [`~md_trl.voting.likelihood_weights`].
+            weights (`str` or [`~md_trl.voting.VoteWeights`], *optional*, defaults to `"none"`):
+                What the votes weigh.
 
         Returns:
             [`Seen`]: What has been sampled; without weights if a usable thought has no log-probability.
         """
         answers = [thought.answer for thought in cot], [thought.answer for thought in pot]
-        joined = [*answers[0], *answers[1]]
-        logprobs = [thought.logprob for thought in (*cot, *pot)]
-        if weights == "none" or not has_likelihoods(logprobs, joined):
-            return cls(*answers)
-        found = likelihood_weights(logprobs, joined)
-        return cls(*answers, found[: len(cot)], found[len(cot) :])
+        logprobs = [thought.logprob for thought in cot], [thought.logprob for thought in pot]
+        return cls(*answers, *VoteWeights.of(weights).weigh(*answers, *logprobs))
 
     def votes(self) -> list[tuple[str, float]]:
         """Canonical answer and weight of each usable thought, CoT before PoT: the joined list of Eq. 5."""

@@ -17,6 +17,7 @@ from .replay import (
     replay_all,
     thoughts_per_question,
 )
+from .vote_settings import FOLDS, cross_validate
 
 
 LEAST_BUDGET = 4
@@ -44,7 +45,8 @@ class StoppingStudy:
         rules (`list[Replayed]`):
             One entry per rule and weights.
         calibration (`list[Calibration]`):
-            One entry per weights, of the vote over all thoughts.
+            One entry per weights, of the vote over all thoughts, with the share of the votes as its confidence; then
+            one per weights with what [`~md_trl.vote_settings.learn_votes`] learns, cross-validated.
     """
 
     name: str
@@ -92,6 +94,8 @@ def study_stopping(
             progress=lambda pairs, name=result.name: tqdm(pairs, desc=f"rules on {name}", disable=not progress),
         )
         calibrations = [calibration(result, weights) for weights in available_weights(result)]
+        if len(result.questions) >= FOLDS:
+            calibrations += [cross_validate(result, weights) for weights in available_weights(result)]
         size = len(result.questions)
         studies.append(
             StoppingStudy(result.name, result.task, result.split, size, budget, subsets, replayed, calibrations)
@@ -135,8 +139,8 @@ def stopping_tables(studies: Sequence[StoppingStudy]) -> str:
                 f"| {row.rule} | {row.weights} | {accuracy} [{low}, {high}] | {row.mean_samples:.2f} | {tokens} | "
                 f"{loss} [{loss_low}, {loss_high}] |"
             )
-        lines += ["", "| weights | expected calibration error |", "| --- | ---: |"]
-        lines += [f"| {row.weights} | {100 * row.error:.1f} |" for row in study.calibration]
+        lines += ["", "| weights | accuracy | expected calibration error |", "| --- | ---: | ---: |"]
+        lines += [f"| {row.weights} | {100 * row.accuracy:.1f} | {100 * row.error:.1f} |" for row in study.calibration]
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
@@ -195,13 +199,14 @@ def plot_calibration(studies: Sequence[StoppingStudy], files: Sequence[str | Pat
     for axis, study in zip(axes, studies, strict=True):
         axis.plot([0, 1], [0, 1], color="tab:gray", linestyle="--", linewidth=1, label="calibrated")
         for row in study.calibration:
-            color = _COLORS[row.weights]
+            kind, _, learned = row.weights.partition(", ")
+            color, name = _COLORS[kind], f"{_WEIGHT_NAMES[kind]}{learned and f', {learned}'}"
             confidences, accuracies = [b.confidence for b in row.bins], [b.accuracy for b in row.bins]
-            label = f"{_WEIGHT_NAMES[row.weights]} (error {100 * row.error:.1f}%)"
-            axis.plot(confidences, accuracies, color=color, linewidth=1.4, label=label)
+            label, style = f"{name} (error {100 * row.error:.1f}%)", ":" if learned else "-"
+            axis.plot(confidences, accuracies, color=color, linestyle=style, linewidth=1.4, label=label)
             areas = [10 + 150 * b.count / study.n_questions for b in row.bins]
             axis.scatter(confidences, accuracies, areas, color=color, alpha=0.6)
-        axis.set_xlabel("confidence: share of the votes")
+        axis.set_xlabel("confidence: share of the votes, or learned")
         axis.legend(fontsize=8, loc="lower right")
     axes[0].set_ylabel("accuracy")
     _save(pyplot, figure, files)

@@ -25,7 +25,7 @@ from .sampling.engines import Engine, check_params
 from .sampling.rounds import group_by_size, next_sizes
 from .stopping import Seen, StoppingRule, rule_named, take
 from .store import Selection, Store
-from .voting import WEIGHTS
+from .voting import VoteWeights
 
 
 POLL_SECONDS = 1.0
@@ -53,7 +53,7 @@ class StudentEvaluation:
             Whether a CoT must state its answer, see [`~md_trl.answers.extract`].
         rule (`str`, *optional*, defaults to `"fixed"`):
             When a question has enough thoughts, see [`~md_trl.stopping.rule_named`]. All but `fixed` need both paths.
-        weights (`str`, *optional*, defaults to `"none"`):
+        weights (`str` or [`~md_trl.voting.VoteWeights`], *optional*, defaults to `"none"`):
             Weight of a vote: `"none"` for Eq. 5, or `"likelihood"`.
 
     Raises:
@@ -82,7 +82,7 @@ class StudentEvaluation:
     prompt_format: str = "auto"
     strict: bool = True
     rule: str = "fixed"
-    weights: str = "none"
+    weights: str | VoteWeights = "none"
 
     def __post_init__(self):
         if unknown := sorted(set(self.paths) - set(PATHS_AND_LABEL)):
@@ -92,8 +92,7 @@ class StudentEvaluation:
         check_params(self.params, self.n)
         if self._stopping_rule() and not set(PATHS) <= set(self.paths):
             raise InputError(f"The rule {self.rule!r} compares both paths, not {self.paths}. Use {', '.join(PATHS)}.")
-        if self.weights not in WEIGHTS:
-            raise InputError(f"`weights` is {self.weights!r}. Choose one of {', '.join(map(repr, WEIGHTS))}.")
+        VoteWeights.of(self.weights)
 
     def sample(self, engine: Engine, store: Store, progress: bool = True) -> SampleSummary:
         r"""
@@ -260,7 +259,7 @@ class StudentEvaluation:
             "prompt_format": engine.student_prompt_format(self.prompt_format),
             "extract": "strict" if self.strict else "flexible",
             **({} if self.rule == "fixed" else {"rule": self.rule}),
-            **({} if self.weights == "none" else {"weights": self.weights}),
+            **VoteWeights.of(self.weights).to_settings(),
         }
 
     def _drawn_elsewhere(self, store: Store, settings: Sequence[int]) -> bool:

@@ -74,7 +74,7 @@ def test_chat_and_completions():
     bodies = {"messages" in body: body for body in server.bodies}
     assert bodies[True] == {
         "model": "m", "messages": MESSAGES, "n": 3, "temperature": 0.7, "top_p": 0.9, "max_tokens": 7, "stop": ["X"],
-        "seed": seed, "logprobs": True,
+        "seed": seed, "logprobs": True, "top_logprobs": 0,
     }  # fmt: skip
     assert (
         bodies[False]["logprobs"] == 0

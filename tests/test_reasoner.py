@@ -16,7 +16,8 @@ from md_trl.records import Choice
 from md_trl.sampling.engines import SampleResult
 from md_trl.stopping import Agreement
 from md_trl.store import Store
-from md_trl.voting import likelihood_weights, tally, vote
+from md_trl.vote_settings import VoteSettings
+from md_trl.voting import Calibrator, VoteWeights, likelihood_weights, tally, vote
 
 
 QUESTIONS = [f"What is {i} plus {i}?" for i in range(12)]
@@ -213,7 +214,7 @@ def test_a_student_that_learned_two_answers_by_heart_votes_for_them(tmp_path):
     ("arguments", "message"),
     [
         ({"stop": "never"}, "no stopping rule 'never'. Choose one of fixed, pot_first"),
-        ({"weights": "length"}, "`weights` is 'length'. Choose one of 'none', 'likelihood'"),
+        ({"weights": "length"}, "`weights` is 'length', which is neither 'none' nor 'likelihood' nor a file"),
         ({"n": 0}, "`n` is 0"),
         ({"temperature": 0}, "`temperature=0` is greedy"),
     ],
@@ -233,3 +234,22 @@ def test_questions_are_checked_before_anything_is_sampled():
     with pytest.raises(InputError, match=r"Question 1 could not be answered: the prompt of \d+ tokens leaves no room"):
         reasoner(["Short?", "x" * 5000])
     assert not engine.samples
+
+
+def test_weights_learned_on_other_questions_weigh_votes_and_calibrate_the_confidence(tmp_path):
+    VoteSettings(VoteWeights("likelihood", pot=3.0), Calibrator(1.5, -0.5)).save(tmp_path / "votes.json")
+    reasoner = MixedReasoner(DrawnEngine(), n=8, stop="fixed", weights=str(tmp_path / "votes.json"))
+    for question, reasoned in zip(QUESTIONS, reasoner(QUESTIONS), strict=True):
+        cot, pot = (answers(question, path, 4) for path in ("cot", "pot"))
+        cot_weights, pot_weights = weights(question, 4, 4)
+        sums = {}
+        for answer, weight in [
+            *zip(cot, cot_weights, strict=True),
+            *zip(pot, [3 * w for w in pot_weights], strict=True),
+        ]:
+            if answer is not None:
+                sums[answer] = sums.get(answer, 0) + weight / 3  # the heavier path weighs 1
+        assert reasoned.answer == max(sums, key=sums.get)
+        first, second = (sorted(sums.values(), reverse=True) + [0])[:2]
+        odds = math.exp(1.5 * math.log((1 + first) / (1 + second)) - 0.5)
+        assert reasoned.confidence == pytest.approx(odds / (1 + odds))

@@ -211,9 +211,8 @@ def test_report_with_stopping_rules(tmp_path):
     [study] = after.pop("stopping")
     assert after == before and with_rules.startswith(text)
     assert (study["name"], study["n_questions"], study["budget"]) == ("md", 20, 8)
-    assert len(study["rules"]) == 2 * len(study_rules(8)) and [c["weights"] for c in study["calibration"]] == [
-        *WEIGHTS
-    ]
+    assert len(study["rules"]) == 2 * len(study_rules(8))
+    assert [c["weights"] for c in study["calibration"]] == [*WEIGHTS, *(f"{weights}, learned" for weights in WEIGHTS)]
     for row in study["rules"]:
         assert row["low"] <= row["accuracy"] <= row["high"] and row["loss_low"] <= row["loss"] <= row["loss_high"]
         assert f"| {row['rule']} | {row['weights']} | {100 * row['accuracy']:.1f} [" in with_rules

@@ -24,13 +24,14 @@ VERBS = {
     "publish": "publish a dataset, or the metric `md_vote`, on the Hub",
     "train": "run a recipe: load or build mixed thoughts, train a student, evaluate it",
     "eval": "sample a student and score its votes",
+    "calibrate": "learn the weights of paths and the confidence of votes on held-out questions",
     "serve": "answer questions with a student behind an OpenAI-compatible API",
     "report": "compare evaluation results in tables and figures",
     "register": "make the metric `md_vote` loadable by its bare name",
 }
 
 USAGE = "usage: md-trl VERB [--config FILE.yaml] [--help] ...\n\n" + "\n".join(
-    f"  {verb:<9}{summary}" for verb, summary in VERBS.items()
+    f"  {verb:<10}{summary}" for verb, summary in VERBS.items()
 )
 
 

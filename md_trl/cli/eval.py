@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from ..records import PATHS, STUDENT_MAX_TOKENS, STUDENT_THOUGHTS, SamplingParams
 from ..stopping import RULES
-from ..voting import WEIGHTS
 from .engine_arguments import ENGINES, EngineArguments, make_engine
 
 
@@ -53,7 +52,7 @@ class EvalArguments(EngineArguments):
             When a question has enough thoughts: `fixed` (n per path), or `pot_first`, `agreement`, `esc` or `adaptive`
             with at most n per path.
         weights (`str`, *optional*, defaults to `"none"`):
-            Weight of a vote in the joint figure: `none` for Eq. 5, or `likelihood`.
+            Weight of a vote in the joint figure: `none` for Eq. 5, `likelihood`, or a file of `md-trl calibrate`.
         extract (`str`, *optional*, defaults to `"strict"`):
             Whether a CoT must state its answer (`strict`), or its last number is accepted (`flexible`).
         seed (`int`, *optional*, defaults to `42`):
@@ -114,8 +113,8 @@ class EvalArguments(EngineArguments):
     weights: str = field(
         default="none",
         metadata={
-            "help": "Weight of a vote in the joint figure: `none` for Eq. 5, or `likelihood`.",
-            "choices": list(WEIGHTS),
+            "help": "Weight of a vote in the joint figure: `none` for Eq. 5, `likelihood`, or a file of `md-trl "
+            "calibrate`.",
         },
     )
     extract: str = field(
@@ -144,6 +143,7 @@ def run(args: EvalArguments) -> None:
     from ..launched_evaluation import Process
     from ..student_evaluation import StudentEvaluation
     from ..tasks import load_questions
+    from ..vote_settings import VoteSettings
 
     evaluation = StudentEvaluation(
         load_questions(args.task, args.split, source=args.source, seed=args.data_seed)[: args.limit],
@@ -153,7 +153,7 @@ def run(args: EvalArguments) -> None:
         prompt_format=args.prompt_format,
         strict=args.extract == "strict",
         rule=args.stop,
-        weights=args.weights,
+        weights=VoteSettings.of(args.weights).weights,
     )
     process = Process.from_environment()
     process.use_own_device()

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from ..errors import InputError
 from ..records import STUDENT_MAX_TOKENS, SamplingParams
 from ..stopping import BUDGET, RULES
-from ..voting import WEIGHTS
 from .engine_arguments import ENGINES, EngineArguments, make_engine
 
 
@@ -47,7 +46,7 @@ class ServeArguments(EngineArguments):
         stop (`str`, *optional*, defaults to `"agreement"`):
             When a question has enough thoughts, see [`~md_trl.stopping`].
         weights (`str`, *optional*, defaults to `"likelihood"`):
-            Weight of a vote.
+            Weight of a vote: `none`, `likelihood`, or a file of `md-trl calibrate`, also for a calibrated confidence.
         prompt_format (`str`, *optional*, defaults to `"auto"`):
             Format of the prompts, as in [`~md_trl.reasoner.MixedReasoner`].
         store (`str`, *optional*):
@@ -89,7 +88,10 @@ class ServeArguments(EngineArguments):
     stop: str = field(
         default="agreement", metadata={"help": "When a question has enough thoughts.", "choices": list(RULES)}
     )
-    weights: str = field(default="likelihood", metadata={"help": "Weight of a vote.", "choices": list(WEIGHTS)})
+    weights: str = field(
+        default="likelihood",
+        metadata={"help": "Weight of a vote: `none`, `likelihood`, or a file of `md-trl calibrate`."},
+    )
     prompt_format: str = field(
         default="auto",
         metadata={

@@ -4,20 +4,31 @@ Answers are counted by their canonical form, and votes are returned in that form
 scoring compares them. [`vote`] is Eq. 5; with weights, it is its weighted form. Ties are decided in `votes.py` alone.
 """
 
-from .calibration import ReliabilityBin, expected_calibration_error, reliability_bins
+from .calibration import (
+    Calibrator,
+    ReliabilityBin,
+    expected_calibration_error,
+    fit_calibrator,
+    lead,
+    reliability_bins,
+)
 from .path_weights import learn_path_weights
 from .scores import score, score_flat
 from .votes import TIE_BREAKS, Tally, majority, tally, usable, vote, vote_two
-from .weights import WEIGHTS, has_likelihoods, likelihood_weights
+from .weights import WEIGHTS, VoteWeights, has_likelihoods, likelihood_weights
 
 
 __all__ = [
     "TIE_BREAKS",
     "WEIGHTS",
+    "Calibrator",
     "ReliabilityBin",
     "Tally",
+    "VoteWeights",
     "expected_calibration_error",
+    "fit_calibrator",
     "has_likelihoods",
+    "lead",
     "learn_path_weights",
     "likelihood_weights",
     "majority",

@@ -44,7 +44,9 @@ def request_body(model: str, request: SampleRequest, logprobs: bool = False) -> 
     if isinstance(request.prompt, str):
         # The number counts further tokens, beside the sampled one.
         return "/completions", body | {"prompt": request.prompt} | ({"logprobs": 0} if logprobs else {})
-    return "/chat/completions", body | {"messages": request.prompt} | ({"logprobs": True} if logprobs else {})
+    # llama.cpp's server returns log-probabilities only if `top_logprobs` is given
+    asked = {"logprobs": True, "top_logprobs": 0} if logprobs else {}
+    return "/chat/completions", body | {"messages": request.prompt} | asked
 
 
 def read_answer(
