@@ -85,7 +85,7 @@ def student_card(
     is_flat = student["objective"] is None
     unit = "rows" if is_flat else "questions"
     of_rows = ("weight_normalizer",) if is_flat else ("unsolved_path", "rationales_per_path")
-    last = next((log for log in reversed(log_history) if "num_target_tokens" in log), {})
+    last = next((log for log in reversed(log_history) if "num_questions" in log), {})
     settings = {
         "objective": "weights of rows" if is_flat else student["objective"],
         "prompt_format": student["prompt_format"],

@@ -149,6 +149,7 @@ class MixedObjective(QuestionLoading):
         running.gather(self.accelerator, self.get_tp_size())
         if self.model.training:
             logs |= {name: figure for name, figure in running.pop().items() if name != "loss"}
+        logs["num_target_tokens"] = running.seen()["num_target_tokens"]
         super().log(logs, start_time)
 
     # What is saved
