@@ -90,10 +90,13 @@ def split_validation(rows: Dataset, share: float, seed: int = 42) -> tuple[Datas
         )
     keys = [value if isinstance(value, str) else json.dumps(value) for value in rows[column]]
     types = rows["type"] if "type" in rows.column_names else [0] * len(rows)
+    type_of: dict[str, int] = {}
+    for key, type_ in zip(keys, types, strict=True):
+        type_of.setdefault(key, type_)
     strata: dict[int, list[str]] = defaultdict(list)
-    for key, type_ in dict(zip(reversed(keys), reversed(list(types)), strict=True)).items():
+    for key, type_ in type_of.items():
         strata[type_].append(key)
-    questions = sum(map(len, strata.values()))
+    questions = len(type_of)
     held_out: set[str] = set()
     for type_, count in _shares({type_: len(of_type) for type_, of_type in strata.items()}, share).items():
         drawn = sorted(strata[type_], key=lambda key: random.Random(f"{seed}/validation/{key}").random())
@@ -110,7 +113,7 @@ def split_validation(rows: Dataset, share: float, seed: int = 42) -> tuple[Datas
 
 
 def _shares(sizes: Mapping[int, int], share: float) -> dict[int, int]:
-    """Divide the rounded share of the total over strata, by largest remainders. Each gets its own, rounded up or down."""
+    """Divide the rounded share of the total over strata by largest remainders: each is rounded up or down."""
     counts = {type_: int(size * share) for type_, size in sizes.items()}
     missing = int(sum(sizes.values()) * share + 0.5) - sum(counts.values())
     by_remainder = sorted(sizes, key=lambda type_: (counts[type_] - sizes[type_] * share, type_))
@@ -171,15 +174,17 @@ def keep_split(output_dir: str | Path, split: Mapping[str, Any] | None, resumed_
         ids = json.loads(before.read_text(encoding="utf-8"))["ids"] if before.is_file() else None
         if ids != (None if split is None else split["ids"]):
             described = "held out no questions" if ids is None else f"held out the {len(ids)} questions in {before}"
+            now = "none" if split is None else f"{len(split['ids'])} others"
             raise InputError(
-                f"The training to resume {described}, and now {0 if split is None else len(split['ids'])} others would "
-                "be. Resume with the same `validation`, `seed` and dataset, or start a new training."
+                f"The training to resume {described}, and this one would hold out {now}. Resume with the same "
+                "`validation`, `seed` and dataset, or start a new training."
             )
-    if split is None:
+    text = None if split is None else json.dumps(split, indent=2) + "\n"
+    if text is None:
         file.unlink(missing_ok=True)
-    else:
+    elif not file.is_file() or file.read_text(encoding="utf-8") != text:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(split, indent=2) + "\n", encoding="utf-8")
+        file.write_text(text, encoding="utf-8")
 
 
 class GreedyAccuracy(EvaluationCallback):

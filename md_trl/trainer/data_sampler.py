@@ -221,8 +221,8 @@ def steps_to_reach(
     questions = sampler.questions
     if not questions.have_targets or not len(sampler):
         raise InputError(
-            f"`max_target_tokens={max_target_tokens}` cannot be reached: an epoch of {len(questions)} questions has no "
-            "batch with a target token. Check the objective and `dataloader_drop_last`."
+            f"`max_target_tokens={max_target_tokens}` cannot be reached: an epoch of {len(questions)} questions has "
+            "no batch with a target token. Check the objective and `dataloader_drop_last`."
         )
     sampler, tokens, steps = copy(sampler), 0, 0
     for epoch in itertools.count():

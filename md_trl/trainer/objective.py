@@ -211,6 +211,7 @@ class MixedObjective(QuestionLoading):
             self._running_totals.seen(),
             self.state.log_history,
             repo=self.hub_model_id,
+            validation_ids=self.eval_dataset["id"] if isinstance(self.eval_dataset, Dataset) else (),
             model_name=model_name or Path(self.args.hub_model_id or self.args.output_dir).name,
             base_model=hub_id(self.model.config.name_or_path),
             datasets=hub_id(dataset_name),
