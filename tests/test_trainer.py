@@ -826,7 +826,7 @@ def test_impossible_limits_of_target_tokens_are_refused(tmp_path):
     for value in (0, -5):
         with pytest.raises(ValueError, match=f"`max_target_tokens` must be at least 1, got {value}"):
             MDConfig(output_dir=str(tmp_path), use_cpu=True, max_target_tokens=value)
-    with pytest.raises(ValueError, match="does not support `ignore_data_skip=True`"):
+    with pytest.raises(ValueError, match="`ignore_data_skip=True` is not supported with"):
         MDConfig(output_dir=str(tmp_path), use_cpu=True, max_target_tokens=9, ignore_data_skip=True)
     with pytest.raises(ValueError, match="`max_target_tokens=9` cannot be reached"):
         train(tmp_path, tiny_llama(), [ROWS[2]], objective="pot", max_steps=-1, max_target_tokens=9)

@@ -257,6 +257,11 @@ class MDConfig(SFTConfig):
         for name in ("max_row_tokens", "max_target_tokens"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise InputError(f"`{name}` must be at least 1, got {value}.")
+        if self.ignore_data_skip and self.max_target_tokens is not None:
+            raise InputError(
+                "`ignore_data_skip=True` is not supported with `max_target_tokens`: a resumed training would see other "
+                "questions than those that were counted."
+            )
         self.rationales_per_path = str(self.rationales_per_path)
         if self.rationales_per_path != "all" and not (
             self.rationales_per_path.isdecimal() and int(self.rationales_per_path) > 0
@@ -327,10 +332,6 @@ class MDConfig(SFTConfig):
             "train_sampling_strategy": (self.train_sampling_strategy != "random", own_order),
             "length_column_name": (self.length_column_name != "length", own_order),
             "shuffle_dataset": (self.shuffle_dataset, own_order),
-            "ignore_data_skip": (
-                self.ignore_data_skip and self.max_target_tokens is not None,
-                "a resumed training would see other questions than those that `max_target_tokens` counted",
-            ),
             "remove_unused_columns": (self.remove_unused_columns, "the trainer reads the columns itself"),
             "dataset_text_field": (self.dataset_text_field != "text", own_text),
             "dataset_kwargs": (bool(self.dataset_kwargs), own_text),
