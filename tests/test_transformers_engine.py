@@ -95,7 +95,7 @@ def test_rows_are_never_idle_while_samples_wait():
 def test_the_cache_is_as_wide_as_its_longest_row():
     engine = engine_of("llama", batch_size=8)
     forwards = Forwards(engine._model)
-    list(engine.generate(requests_of(30)))
+    list(engine.generate(requests_of(60)))
     assert all(columns == max(seen) for _, columns, seen in forwards.steps)
     # Short and long rows were in a batch together, across several allocations of columns.
     assert max(columns for _, columns, _ in forwards.steps) > SPARE_COLUMNS

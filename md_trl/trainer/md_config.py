@@ -259,8 +259,8 @@ class MDConfig(SFTConfig):
                 raise InputError(f"`{name}` must be at least 1, got {value}.")
         if self.ignore_data_skip and self.max_target_tokens is not None:
             raise InputError(
-                "`ignore_data_skip=True` is not supported with `max_target_tokens`: a resumed training would see other "
-                "questions than those that were counted."
+                "`ignore_data_skip=True` is not supported with `max_target_tokens`: a resumed training would see "
+                "other questions than those that were counted."
             )
         self.rationales_per_path = str(self.rationales_per_path)
         if self.rationales_per_path != "all" and not (

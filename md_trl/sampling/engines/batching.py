@@ -11,11 +11,13 @@ from ...records import Choice, SamplingParams
 from . import SampleRequest, SampleResult
 from .decoding import CausalDecoder, EncoderDecoder
 from .joining import SPARE_COLUMNS, JoiningDecoder, Prefilled
-from .token_sampling import TokenSampler, logprobs_of
+from .token_sampling import TokenSampler, draws_per_token, logprobs_of
 
 
-# Steps between two checks for finished rows. A check waits for the device, and stop strings need the decoded text.
+# Steps between two checks for finished rows. A check waits for the device, and stop strings need the decoded text. A
+# CPU has nothing to wait for, and there each step of a finished row costs time.
 CHECK_EVERY = 8
+CHECK_EVERY_ON_CPU = 4
 # Prompts are run together up to this number of tokens, padding included.
 MAX_PREFILL = 4096
 # Further prompts are run with those that are needed until there are so many tokens: few tokens take as long as these.
@@ -71,9 +73,10 @@ class Sample:
     def params(self) -> SamplingParams:
         return self.job.request.params
 
-    def draw(self, count: int) -> torch.Tensor:
-        """The next random numbers in (0, 1], one per token."""
-        return 1 - torch.rand(count, generator=self._generator, dtype=torch.float64)
+    def draw(self, tokens: int, vocabulary: int) -> torch.Tensor:
+        """The next random numbers in (0, 1], in one row per token."""
+        shape = tokens, draws_per_token(vocabulary)
+        return 1 - torch.rand(shape, generator=self._generator, dtype=torch.float64)
 
     def steps_left(self, limit: float) -> float:
         """Steps until a number of tokens is reached. The first token is drawn when the sample joins."""
@@ -108,6 +111,7 @@ class Rows:
         self.samples: list[Sample | None] = []
         self._tokens = torch.zeros(0, dtype=torch.long, device=device)
         self._logprobs = torch.zeros(0, device=device)
+        self._vocabulary = 0
         self._sampler: TokenSampler | None = None
 
     @property
@@ -124,7 +128,8 @@ class Rows:
         self.samples += [None] * added
         self._tokens = torch.nn.functional.pad(self._tokens, (0, added))
         self._logprobs = torch.nn.functional.pad(self._logprobs, (0, added))
-        uniforms = torch.cat([sample.draw(1) for sample in samples]).to(self._device)
+        self._vocabulary = logits.shape[1]
+        uniforms = torch.cat([sample.draw(1, self._vocabulary) for sample in samples]).to(self._device)
         tokens = TokenSampler([sample.params for sample in samples], self._device)(logits, uniforms)
         index = torch.tensor(rows, device=self._device)
         self._tokens[index], self._logprobs[index] = tokens, logprobs_of(logits, tokens)
@@ -146,8 +151,8 @@ class Rows:
             live = self.live
             params = [(live[0] if sample is None else sample).params for sample in self.samples]
             self._sampler = TokenSampler(params, self._device)
-        unused = torch.ones(steps, dtype=torch.float64)
-        draws = [unused if sample is None else sample.draw(steps) for sample in self.samples]
+        unused = torch.ones(steps, draws_per_token(self._vocabulary), dtype=torch.float64)
+        draws = [unused if sample is None else sample.draw(steps, self._vocabulary) for sample in self.samples]
         uniforms = torch.stack(draws).to(self._device)
         tokens, logprobs = [self._tokens], [self._logprobs]
         for step in range(steps):
@@ -173,7 +178,8 @@ class Rows:
         longest = max(sample.steps_left(sample.job.max_tokens) for sample in live)
         # A sample that has ended runs on until the check, but never beyond the positions that the model knows.
         room = min(sample.steps_left(sample.job.room) for sample in live)
-        return int(min(CHECK_EVERY, longest, room))
+        every = CHECK_EVERY_ON_CPU if self._device.type == "cpu" else CHECK_EVERY
+        return int(min(every, longest, room))
 
 
 class Batching:
@@ -188,22 +194,23 @@ class Batching:
         max_cached (`float`):
             Maximum number of tokens in the cache. One sample, or the samples of one job in a batch that nothing can
             join, are written in any case.
+        pads (`bool`, *optional*, defaults to `True`):
+            Whether prompts of different lengths can be in a batch that nothing can join.
     """
 
-    def __init__(self, pull: Callable[[], Job | None], batch_size: int, max_cached: float):
+    def __init__(self, pull: Callable[[], Job | None], batch_size: int, max_cached: float, pads: bool = True):
+        self._pads = pads
         self._pull, self._batch_size, self._max_cached = pull, batch_size, max_cached
         self._next: Job | None = None
         self._waiting: deque[Sample] = deque()
-
-    def fits(self, jobs: Sequence[Job], rows: int) -> bool:
-        """Whether so many rows fit, whose samples are those of these jobs."""
-        return rows <= self._batch_size and rows * max(job.columns for job in jobs) <= self._max_cached
 
     def whole_jobs(self) -> list[Job]:
         """Take the jobs of a batch that nothing can join."""
         jobs: list[Job] = []
         rows = 0
         while (job := self._peek()) is not None:
+            if jobs and not self._pads and len(job.prompt) != len(jobs[0].prompt):
+                break
             if jobs and not self._fits([*jobs, job], rows + job.request.n):
                 break
             jobs.append(self._take())
@@ -243,6 +250,7 @@ class Batching:
                 self._waiting += [Sample(job, sample) for sample in range(job.request.n)]
 
     def _fits(self, jobs: Sequence[Job], rows: int) -> bool:
+        """Whether so many rows fit, whose samples are those of these jobs."""
         return rows <= self._batch_size and rows * max(job.columns for job in jobs) <= self._max_cached
 
     def _peek(self) -> Job | None:
