@@ -27,7 +27,7 @@ from .evaluation import EvaluationResult, collect_answers
 from .execution import Executor
 from .judging import read_answers
 from .prompts import resolve_prompt_format, student_prompt
-from .records import PATHS, Question, SamplingParams, Thought
+from .records import PATHS, VALIDATION_QUESTIONS, Question, SamplingParams, Thought
 from .sampling.engines import SampleRequest, SampleResult
 from .sampling.engines.transformers import TransformersEngine
 from .trainer.arguments import as_tokenizer
@@ -35,8 +35,6 @@ from .trainer.evaluation_callback import EvaluationCallback
 from .trainer.quantized import kept_trainable
 
 
-MAX_QUESTIONS = 100
-"""Maximum number of validation questions that `md-trl train` asks in each evaluation."""
 VALIDATION_FILE = "validation.json"
 """File in the output folder of a training that lists the questions held out."""
 
@@ -120,7 +118,7 @@ def _shares(sizes: Mapping[int, int], share: float) -> dict[int, int]:
     return counts | {type_: counts[type_] + 1 for type_ in by_remainder[:missing]}
 
 
-def validation_questions(rows: Dataset, max_questions: int = MAX_QUESTIONS, seed: int = 42) -> list[Question]:
+def validation_questions(rows: Dataset, max_questions: int = VALIDATION_QUESTIONS, seed: int = 42) -> list[Question]:
     r"""
     Return the questions of rows, to ask a student with [`GreedyAccuracy`].
 
@@ -205,7 +203,8 @@ class GreedyAccuracy(EvaluationCallback):
             Maximum length and stop strings of an answer, which is greedy in any case.
 
     Raises:
-        `ValueError`: When training begins, if the model is sharded over processes (FSDP, ZeRO-3, tensor parallelism).
+        `ValueError`: There are no questions; or when training begins, if the model is sharded over processes (FSDP,
+            ZeRO-3, tensor parallelism).
 
     Examples:
 
@@ -230,6 +229,8 @@ class GreedyAccuracy(EvaluationCallback):
     def __init__(
         self, questions: Sequence[Question], paths: Sequence[str] = PATHS, params: SamplingParams = SamplingParams()
     ):
+        if not questions:
+            raise InputError("`GreedyAccuracy` has no questions to ask. Leave it out, or hold out more questions.")
         self.questions = questions
         self.paths = paths
         self.params = params.greedy()

@@ -328,10 +328,12 @@ def test_the_command_line_holds_questions_out(tmp_path):
     resumed = command(tmp_path, "max_steps", 6, "resume_from_checkpoint", tmp_path / "student" / "checkpoint-4")
     assert resumed["global_step"] == 6
     assert json.loads((tmp_path / "student" / "validation.json").read_text()) == split
-    with pytest.raises(InputError, match="Resume with the same `validation`, `seed` and dataset"):
+    with pytest.raises(SystemExit, match="Resume with the same `validation`, `seed` and dataset"):
         command(tmp_path, "seed", 1, "resume_from_checkpoint", tmp_path / "student" / "checkpoint-4")
     for value in (0, 1.5):
-        with pytest.raises(InputError, match=f"`validation` must be between 0 and 1, got {float(value)}"):
+        with pytest.raises(
+            SystemExit, match=f"share of validation questions must be between 0 and 1, got {float(value)}"
+        ):
             command(tmp_path, "validation", value)
 
 

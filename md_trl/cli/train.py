@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
-from ..records import PATHS, STUDENT_MAX_TOKENS, STUDENT_THOUGHTS, QuestionType, SamplingParams
+from ..records import PATHS, STUDENT_MAX_TOKENS, STUDENT_THOUGHTS, VALIDATION_QUESTIONS, QuestionType, SamplingParams
 
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class RecipeArguments:
         metadata={"help": "Share of the training questions to hold out for evaluations during training, like 0.1."},
     )
     validation_questions: int = field(
-        default=100,
+        default=VALIDATION_QUESTIONS,
         metadata={
             "help": "Maximum number of held-out questions that the student answers in each evaluation, 0 for none."
         },
@@ -121,8 +121,10 @@ class RecipeArguments:
     )
 
     def __post_init__(self):
-        if self.validation is not None and not 0 < self.validation < 1:
-            raise InputError(f"`validation` must be between 0 and 1, got {self.validation}. Use 0.1, for example.")
+        if self.validation is not None:
+            from ..validation import check_share
+
+            check_share(self.validation)
         if self.validation_questions < 0:
             raise InputError(f"`validation_questions` must not be negative, got {self.validation_questions}.")
 
