@@ -286,7 +286,7 @@ def _left_as_it_was(model: PreTrainedModel) -> Iterator[None]:
     """Restore the random states and the training mode of each module."""
     modes = [(module, module.training) for module in model.modules()]
     states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
         try:
             yield
         finally:

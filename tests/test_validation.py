@@ -249,6 +249,15 @@ def test_prompts_without_room_count_as_wrong(tmp_path):
     assert figures == {"cot_accuracy": 0, "pot_accuracy": 0, "joint_accuracy": 0}
 
 
+def test_sharded_models_are_refused_before_training(tmp_path, monkeypatch):
+    asked = GreedyAccuracy(validation_questions(Dataset.from_list(ROWS)), params=GREEDY)
+    monkeypatch.setattr("md_trl.validation.is_deepspeed_zero3_enabled", lambda: True)
+    with pytest.raises(InputError, match="no process has the whole model"):
+        train(tmp_path, tiny_llama(), callbacks=[asked])
+    with pytest.raises(InputError, match="no questions to ask"):
+        GreedyAccuracy([])
+
+
 def test_two_processes_share_the_questions_and_count_the_tokens_of_both(tmp_path):
     script, logs = Path(__file__).parent / "distributed" / "train_budget.py", {}
     for processes, batch_size in ((1, 4), (2, 2)):
