@@ -10,7 +10,7 @@ import torch
 from ...records import Choice, SamplingParams
 from . import SampleRequest, SampleResult
 from .decoding import CausalDecoder, EncoderDecoder
-from .joining import SPARE_COLUMNS, JoiningDecoder, Prefilled
+from .joining import SPARE_COLUMNS, JoiningDecoder, Prefilled, PrefilledPrompts
 from .token_sampling import TokenSampler, draws_per_token, logprobs_of
 
 
@@ -196,10 +196,19 @@ class Batching:
             join, are written in any case.
         pads (`bool`, *optional*, defaults to `True`):
             Whether prompts of different lengths can be in a batch that nothing can join.
+        known ([`~md_trl.sampling.engines.joining.PrefilledPrompts`], *optional*):
+            Prompts that need not be run again. New ones are added.
     """
 
-    def __init__(self, pull: Callable[[], Job | None], batch_size: int, max_cached: float, pads: bool = True):
-        self._pads = pads
+    def __init__(
+        self,
+        pull: Callable[[], Job | None],
+        batch_size: int,
+        max_cached: float,
+        pads: bool = True,
+        known: PrefilledPrompts | None = None,
+    ):
+        self._pads, self._known = pads, known
         self._pull, self._batch_size, self._max_cached = pull, batch_size, max_cached
         self._next: Job | None = None
         self._waiting: deque[Sample] = deque()
@@ -207,51 +216,56 @@ class Batching:
     def whole_jobs(self) -> list[Job]:
         """Take the jobs of a batch that nothing can join."""
         jobs: list[Job] = []
-        rows = 0
+        rows = columns = 0
         while (job := self._peek()) is not None:
             if jobs and not self._pads and len(job.prompt) != len(jobs[0].prompt):
                 break
-            if jobs and not self._fits([*jobs, job], rows + job.request.n):
+            rows, columns = rows + job.request.n, max(columns, job.columns)
+            if jobs and not self._fits(rows, columns):
                 break
             jobs.append(self._take())
-            rows += job.request.n
         return jobs
 
     def joining(self, live: Sequence[Sample], prefill: Callable[[list[list[int]]], Prefilled]) -> list[Sample]:
         """Take the samples that can join those that are being written, and run their prompts where it is needed."""
         taken: list[Sample] = []
-        jobs = list({sample.job: None for sample in live})
+        columns = max((sample.job.columns for sample in live), default=0)
         while True:
             rows = len(live) + len(taken)
             if not self._waiting:
-                self._prefill(jobs, rows, prefill)
-            if not self._waiting or (rows and not self._fits([*jobs, self._waiting[0].job], rows + 1)):
+                self._prefill(rows, columns, prefill)
+            if not self._waiting:
+                return taken
+            columns = max(columns, self._waiting[0].job.columns)
+            if rows and not self._fits(rows + 1, columns):
                 return taken
             taken.append(self._waiting.popleft())
-            if taken[-1].job not in jobs:
-                jobs.append(taken[-1].job)
 
-    def _prefill(self, jobs: Sequence[Job], rows: int, prefill: Callable[[list[list[int]]], Prefilled]) -> None:
-        """Run the prompts of the next jobs: those that fit beside the rows of `jobs`, and a few more."""
+    def _prefill(self, rows: int, columns: int, prefill: Callable[[list[list[int]]], Prefilled]) -> None:
+        """Run the prompts of the next jobs: those that fit beside so many rows and columns, and a few more."""
         if rows == self._batch_size:
             return
         new: list[Job] = []
         tokens = 0
         while tokens < MAX_PREFILL and (job := self._peek()) is not None:
-            fits = rows == 0 or self._fits([*jobs, *new, job], rows + 1)
-            if not fits and (not new or tokens >= MIN_PREFILL):
+            columns = max(columns, job.columns)
+            if rows and not self._fits(rows + 1, columns) and (not new or tokens >= MIN_PREFILL):
                 break
             new.append(self._take())
             rows, tokens = rows + job.request.n, tokens + len(job.prompt)
-        for group in _prefill_groups(new):
-            prefilled = prefill([job.prompt for job in group])
+        for job in new:
+            job.prefilled = None if self._known is None else self._known.get(job.prompt)
+        for group in _prefill_groups([job for job in new if job.prefilled is None]):
+            prompts = [job.prompt for job in group]
+            prefilled = prefill(prompts)
+            if self._known is not None:
+                self._known.add(prompts, prefilled)
             for i, job in enumerate(group):
                 job.prefilled = prefilled, i
-                self._waiting += [Sample(job, sample) for sample in range(job.request.n)]
+        self._waiting += [Sample(job, sample) for job in new for sample in range(job.request.n)]
 
-    def _fits(self, jobs: Sequence[Job], rows: int) -> bool:
-        """Whether so many rows fit, whose samples are those of these jobs."""
-        return rows <= self._batch_size and rows * max(job.columns for job in jobs) <= self._max_cached
+    def _fits(self, rows: int, columns: int) -> bool:
+        return rows <= self._batch_size and rows * columns <= self._max_cached
 
     def _peek(self) -> Job | None:
         if self._next is None:
