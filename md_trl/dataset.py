@@ -250,7 +250,11 @@ def load_mixed_rows(dataset: str, task: str) -> datasets.Dataset:
         `ValueError`: The dataset has no such configuration or no split `train`.
         `FileNotFoundError`: There is no such dataset.
     """
+    files = sorted(map(str, Path(dataset).glob(f"{task}/train-*.parquet")))
     try:
+        if files:
+            # By name, `datasets` would return what it cached of another folder of that name, or of an older file.
+            return datasets.load_dataset("parquet", data_files={"train": files}, split="train")
         return datasets.load_dataset(dataset, task, split="train")
     except ValueError as error:
         raise InputError(f"Cannot load the split `train` of task {task!r} from {dataset}: {error}") from error

@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from datasets import load_dataset
+from datasets import Dataset, load_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
@@ -530,3 +530,16 @@ def test_an_executor_with_a_cache_holds_few_results_in_memory(tmp_path, monkeypa
             found = [executor.run_many(programs[i : i + 2])[0].value for i in (*range(9), 0)]
             assert found == [*range(9), 0]
             assert len(executor._results) <= held
+
+
+def test_rows_to_train_on_are_those_of_the_folder_whatever_datasets_has_cached(tmp_path, monkeypatch):
+    """`load_dataset` takes two folders with the same name and card for one, and does not see that a file changed."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    card = "---\nconfigs:\n- config_name: toy\n  data_files:\n  - split: train\n    path: toy/train-*.parquet\n---\n"
+    for place, ids in (("a", ["q1"]), ("b", ["q2"]), ("a", ["q3"])):
+        folder = tmp_path / place / "mixed"
+        (folder / "toy").mkdir(parents=True, exist_ok=True)
+        (folder / "README.md").write_text(card)
+        file = folder / "toy" / "train-00000-of-00001.parquet"
+        Dataset.from_dict({"id": ids}).to_parquet(file)
+        assert load_mixed_rows(str(folder), "toy")["id"] == ids
