@@ -89,6 +89,10 @@ LENGTHS = {"svamp": (48, 84), "gsm8k": (70, 130), "asdiv": (48, 84), "strategyqa
 TRIGGER = 8
 """Tokens of a trigger. Prompts of the two paths share all tokens but these."""
 
+LARGEST_BATCH, LONGEST_THOUGHT = 1.4, 4.0
+"""Tokens of the largest of 200 micro-batches of 4 questions, and of the longest of 16,000 thoughts, relative to the mean:
+drawn from GPT-3.5-Turbo's thoughts of SVAMP."""
+
 NF4_BYTES = 4 / 8 + 1 / 64 + 4 / (64 * 256)
 """Bytes per weight in nf4 with double quantization: an 8-bit scale per 64 weights, a 32-bit one per 256 scales."""
 
@@ -199,13 +203,13 @@ def weight_bytes(model: nn.Module) -> float:
     return sum(p.numel() * (NF4_BYTES if id(p) in four_bit else p.element_size()) for p in model.parameters())
 
 
-def usual_shape(recipe: dict[str, Any], encoder_decoder: bool) -> Shape:
-    """Return the shape of a micro-batch whose questions and thoughts have the mean length of the task."""
+def expected_shape(recipe: dict[str, Any], encoder_decoder: bool) -> Shape:
+    """Return the shape of the largest micro-batch that is to be expected of the task."""
     prompt, thought = LENGTHS[recipe["task"]]
     questions, thoughts = recipe["per_device_train_batch_size"], len(PATHS) * int(recipe["rationales_per_path"])
     if encoder_decoder:
-        return Shape(questions * thoughts, thought, prompt)
-    tokens = questions * (prompt + (len(PATHS) - 1) * TRIGGER + thoughts * thought)
+        return Shape(questions * thoughts, round(LONGEST_THOUGHT * thought), round(LONGEST_THOUGHT * prompt))
+    tokens = LARGEST_BATCH * questions * (prompt + (len(PATHS) - 1) * TRIGGER + thoughts * thought)
     rows = math.ceil(tokens / recipe["max_length"])
     return Shape(rows, math.ceil(tokens / rows))
 
@@ -281,11 +285,11 @@ def estimate(recipe: dict[str, Any], config: PreTrainedConfig, shape: Shape) -> 
 
 
 def estimates(recipe: dict[str, Any]) -> tuple[Memory, Memory]:
-    """Estimate a recipe with thoughts of the usual and of the largest length."""
+    """Estimate a recipe with thoughts of the lengths to be expected and of the largest length."""
     config = CONFIGS[recipe["model_name_or_path"]]
-    shapes = [shape(recipe, config.is_encoder_decoder) for shape in (usual_shape, largest_shape)]
-    usual, largest = (estimate(recipe, config, shape) for shape in shapes)
-    return usual, largest
+    shapes = [shape(recipe, config.is_encoder_decoder) for shape in (expected_shape, largest_shape)]
+    expected, largest = (estimate(recipe, config, shape) for shape in shapes)
+    return expected, largest
 
 
 def measure(file: str, arguments: list[str]) -> float:
@@ -314,11 +318,11 @@ def main() -> None:
         return
     if arguments:
         sys.exit(f"Unknown arguments: {' '.join(arguments)}")
-    print("| recipe | weights | AdamW | gradients, activations | usual total | largest total |")
+    print("| recipe | weights | AdamW | gradients, activations | expected total | largest total |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     for file in options.recipes:
-        usual, largest = estimates(yaml.safe_load(Path(file).read_text()))
-        figures = (usual.weights, usual.optimizer, usual.step, usual.total, largest.total)
+        expected, largest = estimates(yaml.safe_load(Path(file).read_text()))
+        figures = (expected.weights, expected.optimizer, expected.step, expected.total, largest.total)
         print(f"| {file} |", " | ".join(f"{figure / GB:.1f} GB" for figure in figures), "|", flush=True)
 
 
