@@ -1,12 +1,12 @@
 """Estimate the peak memory of a recipe's training: `python recipes/memory.py recipes/llama2-7b/svamp.yaml ...`.
 
-Each estimate is for one GPU (or CPU) that trains alone. The model is built without weights, from its published sizes,
-and one optimizer step is run on tensors without data (PyTorch's `FakeTensorMode`) while the memory that they would take
-is counted: gradients, activations, temporary results and the chunks of the LM head. To this are added the weights
+Each estimate is for one GPU (or CPU) that trains alone. The model is built from its published sizes on the meta device
+(PyTorch's `FakeTensorMode`), and one micro-batch is run forward and backward while the memory that its tensors would
+take is counted: gradients, activations, temporary results and the chunks of the LM head. To this are added the weights
 (4-bit ones with double quantization) and the two states of AdamW. Not counted: the CUDA context, the workspaces of
 kernels and the fragmentation of the allocator, for which a GPU should have 2 GB to spare.
 
-`--measure` trains a recipe for three steps instead and prints the peak resident memory of this process, without that of
+`--measure` trains a recipe for three steps instead and prints the peak resident memory of this process, less that of
 the imports. It works on CPUs, for recipes with `use_cpu: true`, and takes further arguments of `md-trl train`.
 """
 
@@ -90,8 +90,8 @@ TRIGGER = 8
 """Tokens of a trigger. Prompts of the two paths share all tokens but these."""
 
 LARGEST_BATCH, LONGEST_THOUGHT = 1.4, 4.0
-"""Tokens of the largest of 200 micro-batches of 4 questions, and of the longest of 16,000 thoughts, relative to the mean:
-drawn from GPT-3.5-Turbo's thoughts of SVAMP."""
+"""Tokens of the largest of 200 micro-batches of 4 questions, and of the longest of 16,000 thoughts, relative to the
+mean. They were drawn from GPT-3.5-Turbo's thoughts of SVAMP."""
 
 NF4_BYTES = 4 / 8 + 1 / 64 + 4 / (64 * 256)
 """Bytes per weight in nf4 with double quantization: an 8-bit scale per 64 weights, a 32-bit one per 256 scales."""

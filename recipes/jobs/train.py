@@ -12,9 +12,9 @@
         recipes/jobs/train.py --config /recipes/llama2-7b/svamp.yaml \
         --dataset YOU/mixed-thoughts --hub_model_id YOU/llama2-svamp
 
-A job starts with an empty disk and loses it at the end. So `--dataset` is a dataset on the Hub, uploaded with `md-trl publish`,
-the recipe's store of teacher thoughts is left out, and the student is pushed to `--hub_model_id` (`--push_to_hub false`
-prevents that). All arguments are those of `md-trl train`.
+A job starts with an empty disk and loses it at the end. So `--dataset` is a dataset on the Hub, uploaded with `md-trl
+publish`, the recipe's store of teacher thoughts is left out, and the student is pushed to `--hub_model_id`
+(`--push_to_hub false` prevents that). All arguments are those of `md-trl train`.
 """
 
 import argparse
