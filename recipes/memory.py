@@ -13,7 +13,6 @@ the imports. It works on CPUs, for recipes with `use_cpu: true`, and takes furth
 import argparse
 import math
 import resource
-import sys
 import tempfile
 import weakref
 from contextlib import nullcontext
@@ -40,6 +39,7 @@ from transformers import (
     T5Config,
 )
 
+from md_trl.errors import InputError
 from md_trl.records import PATHS
 from md_trl.trainer import lm_head
 
@@ -187,7 +187,7 @@ def build_student(recipe: dict[str, Any], config: PreTrainedConfig) -> PreTraine
     """Build the student of a recipe as it is trained. Call it within `FakeTensorMode`."""
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     model = auto.from_config(config, dtype=getattr(torch, recipe.get("dtype", "float32")), attn_implementation="sdpa")
-    if recipe.get("load_in_4bit"):
+    if recipe.get("load_in_4bit"):  # with LoRA on all linear layers
         model.requires_grad_(False)
         for name, module in list(model.named_modules()):
             if isinstance(module, nn.Linear) and module is not model.get_output_embeddings():
@@ -286,7 +286,14 @@ def estimate(recipe: dict[str, Any], config: PreTrainedConfig, shape: Shape) -> 
 
 def estimates(recipe: dict[str, Any]) -> tuple[Memory, Memory]:
     """Estimate a recipe with thoughts of the lengths to be expected and of the largest length."""
-    config = CONFIGS[recipe["model_name_or_path"]]
+    name = recipe["model_name_or_path"]
+    if name not in CONFIGS:
+        raise InputError(f"The sizes of `model_name_or_path` {name!r} are not known. Add them to `CONFIGS`.")
+    if recipe.get("use_peft", False) != recipe.get("load_in_4bit", False):
+        raise InputError(
+            "Only QLoRA and full fine-tuning are estimated. Set both `use_peft` and `load_in_4bit`, or none."
+        )
+    config = CONFIGS[name]
     shapes = [shape(recipe, config.is_encoder_decoder) for shape in (expected_shape, largest_shape)]
     expected, largest = (estimate(recipe, config, shape) for shape in shapes)
     return expected, largest
@@ -317,11 +324,14 @@ def main() -> None:
         print(f"{options.recipes[0]}: {measure(options.recipes[0], arguments) / GB:.2f} GB measured")
         return
     if arguments:
-        sys.exit(f"Unknown arguments: {' '.join(arguments)}")
+        parser.error(f"unknown arguments: {' '.join(arguments)}")
     print("| recipe | weights | AdamW | gradients, activations | expected total | largest total |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     for file in options.recipes:
-        expected, largest = estimates(yaml.safe_load(Path(file).read_text()))
+        try:
+            expected, largest = estimates(yaml.safe_load(Path(file).read_text()))
+        except InputError as error:
+            parser.error(f"{file}: {error}")
         figures = (expected.weights, expected.optimizer, expected.step, expected.total, largest.total)
         print(f"| {file} |", " | ".join(f"{figure / GB:.1f} GB" for figure in figures), "|", flush=True)
 
