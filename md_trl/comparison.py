@@ -6,11 +6,13 @@ after S steps is therefore the ensemble of a CoT student and a PoT student after
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .errors import InputError
 from .evaluation import FIGURES, EvaluationResult, QuestionResult
-from .intervals import bootstrap_interval
+from .intervals import bootstrap_interval, two_level_interval
 
 
 def ensemble(name: str, cot_student: EvaluationResult, pot_student: EvaluationResult) -> EvaluationResult:
@@ -87,6 +89,14 @@ class Comparison:
             Lower end of the 95% interval.
         high (`float`):
             Upper end of the 95% interval.
+        votes (`float`):
+            Number of samples per question of both, or of the one that has fewer.
+        n_questions (`int`):
+            Number of questions.
+        seeds (`int`, *optional*, defaults to `1`):
+            Number of training runs of each, see [`compare_seeds`].
+        p_value (`float`, *optional*):
+            Of McNemar's exact test that both are equally often right. `None` over several training runs.
     """
 
     a: str
@@ -96,33 +106,114 @@ class Comparison:
     difference: float
     low: float
     high: float
+    votes: float
+    n_questions: int
+    seeds: int = 1
+    p_value: float | None = None
 
 
-def compare(a: EvaluationResult, b: EvaluationResult) -> Comparison | None:
+def compare(a: EvaluationResult, b: EvaluationResult, figure: str | None = None) -> Comparison | None:
     r"""
     Compare two students on the questions that both answered, at the same number of votes.
-
-    The figure is the first of [`FIGURES`] that both have.
 
     Args:
         a ([`EvaluationResult`]):
             The first student.
         b ([`EvaluationResult`]):
             The baseline.
+        figure (`str`, *optional*):
+            One of [`FIGURES`]. Defaults to the first one that both have.
 
     Returns:
         [`Comparison`] or `None`: The difference with its 95% paired bootstrap interval; `None` if the students share
         no figure or no question.
     """
-    figure = next((figure for figure in FIGURES if a.has(figure) and b.has(figure)), None)
-    if figure is None or (a.task, a.split) != (b.task, b.split):
+    found = _differences(a, b, figure)
+    if found is None:
         return None
-    votes = int(min(a.votes(figure), b.votes(figure)))
-    correct_a, correct_b = (
-        {q.id: correct for q, correct in zip(r.questions, r.correct(figure, votes), strict=True)} for r in (a, b)
-    )
-    differences = [correct_a[id_] - correct_b[id_] for id_ in correct_a if id_ in correct_b]
-    if not differences:
-        return None
+    figure, votes, by_id = found
+    differences = list(by_id.values())
     low, high = bootstrap_interval(differences)
-    return Comparison(a.name, b.name, a.task, figure, sum(differences) / len(differences), low, high)
+    return Comparison(
+        a=a.name,
+        b=b.name,
+        task=a.task,
+        figure=figure,
+        difference=sum(differences) / len(differences),
+        low=low,
+        high=high,
+        votes=votes,
+        n_questions=len(differences),
+        p_value=mcnemar(differences.count(1), differences.count(-1)),
+    )
+
+
+def compare_seeds(
+    name_a: str,
+    name_b: str,
+    pairs: Sequence[tuple[EvaluationResult, EvaluationResult]],
+    figure: str | None = None,
+) -> Comparison | None:
+    r"""
+    Compare two kinds of students over several training runs of each, on the questions that all of them answered.
+
+    Args:
+        name_a (`str`), name_b (`str`):
+            Names of the kinds.
+        pairs (`Sequence[tuple[EvaluationResult, EvaluationResult]]`):
+            For each training run, the student and the baseline with the same seed.
+        figure (`str`, *optional*):
+            One of [`FIGURES`]. Defaults to the first one that the first pair has.
+
+    Returns:
+        [`Comparison`] or `None`: The mean difference with its 95% interval over seeds and questions, see
+        [`~md_trl.intervals.two_level_interval`]; `None` if there is no pair, or the students share no figure or no
+        question.
+    """
+    found = [_differences(a, b, figure) for a, b in pairs]
+    if not found or any(of_pair is None for of_pair in found):
+        return None
+    shared = [id_ for id_ in found[0][2] if all(id_ in by_id for _, _, by_id in found)]
+    if not shared or len({figure for figure, _, _ in found}) > 1:
+        return None
+    table = [[by_id[id_] for id_ in shared] for _, _, by_id in found]
+    difference, low, high = two_level_interval(table)
+    votes = sum(votes for _, votes, _ in found) / len(found)
+    return Comparison(
+        name_a, name_b, pairs[0][0].task, found[0][0], difference, low, high, votes, len(shared), len(found)
+    )
+
+
+def _differences(
+    a: EvaluationResult, b: EvaluationResult, figure: str | None
+) -> tuple[str, float, dict[str, int]] | None:
+    """The figure, its number of votes, and by question whether only the first (1) or the second (-1) is right."""
+    if figure is None:
+        figure = next((figure for figure in FIGURES if a.has(figure) and b.has(figure)), None)
+    if figure is None or not (a.has(figure) and b.has(figure)) or (a.task, a.split) != (b.task, b.split):
+        return None
+    votes = min(a.votes(figure), b.votes(figure))
+    correct_a, correct_b = (
+        {q.id: correct for q, correct in zip(r.questions, r.correct(figure, int(votes)), strict=True)} for r in (a, b)
+    )
+    by_id = {id_: correct_a[id_] - correct_b[id_] for id_ in correct_a if id_ in correct_b}
+    return (figure, votes, by_id) if by_id else None
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    r"""
+    Return the p-value of McNemar's exact test: of questions that one of two students solves, each is as likely to be
+    the one's as the other's.
+
+    Args:
+        only_a (`int`):
+            Number of questions that only the first student solves.
+        only_b (`int`):
+            Number of questions that only the second student solves.
+
+    Returns:
+        `float`: Two-sided p-value, 1 if there is no such question.
+    """
+    n = only_a + only_b
+    tail = sum(math.comb(n, k) for k in range(min(only_a, only_b) + 1))
+    return min(1.0, 2 * tail / 2**n)

@@ -1,4 +1,4 @@
-"""Bootstrap intervals over questions."""
+"""Intervals over questions, and over training seeds and questions."""
 
 from __future__ import annotations
 
@@ -51,3 +51,50 @@ def bootstrap_interval(
     tail = round((1 - confidence_level) / 2, 12)
     low, high = numpy.quantile(drawn @ distinct / len(values), [tail, 1 - tail])
     return float(low), float(high)
+
+
+def two_level_interval(
+    table: Sequence[Sequence[float]], confidence_level: float = CONFIDENCE_LEVEL
+) -> tuple[float, float, float]:
+    r"""
+    Interval of a mean over training seeds and questions, both of which are samples of what might have been.
+
+    The variance of the mean is that of the means by seed over the number of seeds, plus that of the means by question
+    over the number of questions, minus what both contain: the noise of single answers. The interval uses Student's t
+    with the degrees of freedom of [Satterthwaite](https://doi.org/10.2307/3002019), because a handful of seeds says
+    little about their spread: a bootstrap over five seeds would be too narrow.
+
+    Args:
+        table (`Sequence[Sequence[float]]` of shape `(n_seeds, n_questions)`):
+            One value for each seed and question.
+        confidence_level (`float`, *optional*, defaults to `0.95`):
+            How often the interval covers the mean over all seeds and questions.
+
+    Returns:
+        `tuple[float, float, float]`: The mean, and the lower and the upper end.
+
+    Raises:
+        [`~md_trl.errors.InputError`]: If there are fewer than two seeds or two questions, or the seeds differ in their
+            number of questions.
+    """
+    import numpy
+    from scipy.stats import t
+
+    sizes = {len(row) for row in table}
+    if len(table) < 2 or len(sizes) != 1 or max(sizes) < 2:
+        raise InputError(
+            f"An interval over seeds and questions needs two seeds or more, with two or more questions, the same for "
+            f"each. There are {len(table)} seeds with {sorted(sizes)} questions."
+        )
+    values = numpy.asarray(table, dtype=float)
+    mean, parts = float(values.mean()), [values.mean(axis=axis) for axis in (1, 0)]
+    variances = [part.var(ddof=1) / len(part) for part in parts]
+    noise = values - parts[0][:, None] - parts[1] + mean
+    noise_of_mean = (noise**2).sum() / numpy.prod([size - 1 for size in values.shape]) / values.size
+    # The estimate of a difference may fall below that of its larger part
+    variance = max(sum(variances) - noise_of_mean, *variances)
+    if variance == 0:
+        return mean, mean, mean
+    freedom = sum(variances) ** 2 / sum(v**2 / (len(part) - 1) for v, part in zip(variances, parts, strict=True))
+    half = float(t.ppf((1 + confidence_level) / 2, freedom)) * float(variance) ** 0.5
+    return mean, mean - half, mean + half

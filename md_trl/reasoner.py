@@ -7,7 +7,7 @@ import logging
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from copy import copy
 from dataclasses import dataclass, field, replace
 from itertools import chain, count, takewhile
@@ -275,7 +275,10 @@ class MixedReasoner:
         joining, number, unfinished = _distinct(questions), len(questions), {}
         samples, usable = dict.fromkeys(PATHS, 0), dict.fromkeys(PATHS, 0)
         cache = None if self.store is None else default_cache(self.store)
-        with self._open_store() as store, Executor(cache=cache) as executor:
+        keep_prompts = getattr(
+            self.engine, "keep_prompts", nullcontext
+        )  # Each round asks for more of the same prompts
+        with self._open_store() as store, Executor(cache=cache) as executor, keep_prompts():
             while joining or unfinished:
                 self._join(unfinished, joining, store, executor)
                 _drop_unwanted(unfinished, listener)

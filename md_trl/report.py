@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from .comparison import Comparison, bootstrap_interval, compare, ensemble
+from .curves import mean_curve
 from .errors import InputError
 from .evaluation import FIGURES, EvaluationResult
 from .mixing import SOLVED_BY
 from .records import LABEL, PATHS
 from .stopping_report import plot_calibration, plot_stopping, stopping_tables, study_stopping
+from .training_runs import compare_runs, runs_table, split_seed, training_runs
 
 
 def load_results(folder: str | Path) -> list[EvaluationResult]:
@@ -92,23 +94,27 @@ def add_ensembles(
     for name, students in ensembles.items():
         if any(result.name == name for result in results):
             raise InputError(f"`--ensemble {name}=...` is also the name of a student. Choose another name.")
-        of_cot, of_pot = (
-            {(result.task, result.split): result for result in results if result.name == _find(student, results)}
-            for student in students
-        )
+        of_cot, of_pot = ({_place(result): result for result in _named(student, results)} for student in students)
         common = [place for place in of_cot if place in of_pot]
         if not common:
             raise InputError(f"{students[0]!r} and {students[1]!r} were not evaluated on the same task and split.")
-        added += [ensemble(name, of_cot[place], of_pot[place]) for place in common]
+        added += [ensemble(f"{name}{place[-1]}", of_cot[place], of_pot[place]) for place in common]
     return [*results, *added]
 
 
-def _find(name: str, results: Sequence[EvaluationResult]) -> str:
-    """Return the name if there is a student of that name."""
-    names = sorted({result.name for result in results})
-    if name not in names:
+def _place(result: EvaluationResult) -> tuple[str, str, str]:
+    """Task, split and `@SEED`: what the students of an ensemble or a comparison share."""
+    return result.task, result.split, split_seed(result.name)[1]
+
+
+def _named(name: str, results: Sequence[EvaluationResult]) -> list[EvaluationResult]:
+    """Return the results of a student, or of a kind of student with all of its seeds."""
+    exact = [result for result in results if result.name == name]
+    found = exact or [result for result in results if split_seed(result.name)[0] == name]
+    if not found:
+        names = sorted({result.name for result in results})
         raise InputError(f"There is no student {name!r}. Choose one of: {'; '.join(names)}.")
-    return name
+    return found
 
 
 def compare_with(results: Sequence[EvaluationResult], baselines: Sequence[str]) -> list[Comparison]:
@@ -130,9 +136,9 @@ def compare_with(results: Sequence[EvaluationResult], baselines: Sequence[str]) 
     pairs = [
         (result, baseline)
         for name in baselines
-        for baseline in results
+        for baseline in _named(name, results)
         for result in results
-        if baseline.name == _find(name, results) and result.name != name
+        if _place(result) == _place(baseline) and result.name != baseline.name
     ]
     return [found for found in (compare(*pair) for pair in pairs) if found is not None]
 
@@ -212,12 +218,14 @@ def comparison_table(comparisons: Sequence[Comparison]) -> str:
     if not comparisons:
         return ""
     lines = [
-        "| student | against | task | figure | difference | 95% interval |",
-        "| --- | --- | --- | --- | ---: | --- |",
+        "| student | against | task | figure | difference | 95% interval | McNemar's p, or seeds |",
+        "| --- | --- | --- | --- | ---: | --- | ---: |",
     ]
     for c in comparisons:
         difference, low, high = (f"{100 * value:+.1f}" for value in (c.difference, c.low, c.high))
-        lines.append(f"| {c.a} | {c.b} | {c.task} | {c.figure} | {difference} | [{low}, {high}] |")
+        figure = f"{c.figure} (N={round(c.votes, 2):g})"
+        last = f"{c.seeds} seeds" if c.p_value is None else f"{c.p_value:.3f}"
+        lines.append(f"| {c.a} | {c.b} | {c.task} | {figure} | {difference} | [{low}, {high}] | {last} |")
     return "\n".join(lines)
 
 
@@ -245,7 +253,8 @@ def student_figures(result: EvaluationResult) -> dict[str, Any]:
 
 def plot(results: Sequence[EvaluationResult], files: Sequence[str | Path]) -> None:
     r"""
-    Plot accuracy against the number of samples (Fig. 4), one panel per student.
+    Plot accuracy against the number of samples (Fig. 4), one panel per student, averaged over which of the samples
+    are taken, with 95% intervals over questions.
 
     Args:
         results (`Sequence[EvaluationResult]`):
@@ -269,10 +278,13 @@ def plot(results: Sequence[EvaluationResult], files: Sequence[str | Path]) -> No
     }
     for axis, result in zip(axes[0], results, strict=True):
         for name, (label, color, marker) in styles.items():
-            if points := result.curve(name):
-                votes, accuracies = zip(*points, strict=True)
-                percent = [100 * accuracy for accuracy in accuracies]
+            if points := mean_curve(result, name):
+                votes = [point.votes for point in points]
+                low, percent, high = ([100 * getattr(p, end) for p in points] for end in ("low", "accuracy", "high"))
                 axis.plot(votes, percent, label=label, color=color, marker=marker, markersize=3, linewidth=1.4)
+                axis.fill_between(votes, low, high, color=color, alpha=0.12, linewidth=0)
+            elif points := result.curve(name):  # After early stopping
+                axis.plot(*zip(*points, strict=True), label=label, color=color, marker=marker)
         if result.has(LABEL):
             axis.axhline(100 * result.accuracy(LABEL), label="label", color="tab:gray", linestyle="--", linewidth=1)
         axis.set_title(
@@ -298,8 +310,9 @@ def write_report(
     r"""
     Write `report.md`, `report.json`, `report.png` and `report.svg` to a folder.
 
-    With `stopping`, `report.json` gets the key `stopping`, and the figures `stopping` and `calibration` are written as
-    PNG and SVG.
+    If students were trained with several seeds (`NAME@SEED`), `report.json` gets the key `seeds` with their means.
+    With `stopping`, it gets the key `stopping`, and the figures `stopping` and `calibration` are written as PNG and
+    SVG.
 
     Args:
         results (`Sequence[EvaluationResult]`):
@@ -323,18 +336,26 @@ def write_report(
     folder = Path(folder)
     students = with_distinct_names(results)
     results = add_ensembles(students, ensembles or {})
-    comparisons = compare_with(results, list(ensembles or {}) if baseline is None else [baseline])
+    baselines = list(ensembles or {}) if baseline is None else [baseline]
+    comparisons, runs = compare_with(results, baselines), training_runs(results)
+    over_seeds = compare_runs(runs, baselines)
     report = {
         "students": [student_figures(result) for result in results],
         "comparisons": [asdict(comparison) for comparison in comparisons],
     }
+    if runs:
+        report["seeds"] = {
+            "students": [run.to_dict() for run in runs],
+            "comparisons": [asdict(comparison) for comparison in over_seeds],
+        }
     # An ensemble has no study: the likelihoods of two models cannot be compared.
     studies = study_stopping(students) if stopping else []
     if stopping:
         report["stopping"] = [asdict(study) for study in studies]
     (folder / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     plot(results, [folder / "report.png", folder / "report.svg"])
-    tables = [accuracy_table(results), solved_table(results), comparison_table(comparisons)]
+    tables = [runs_table(runs), comparison_table(over_seeds)]
+    tables += [accuracy_table(results), solved_table(results), comparison_table(comparisons)]
     images = "![Accuracy against the number of samples](report.png)\n"
     if studies:
         tables.append(stopping_tables(studies))

@@ -459,6 +459,11 @@ class TestCanonical:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert (done.stdout.strip(), done.stderr) == ("3.46", "")
 
+    def test_a_broken_math_verify_is_no_unreadable_answer(self):
+        code = "import sys; sys.modules['math_verify'] = None; from md_trl.answers import canonical; canonical('3*4')"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert "ModuleNotFoundError: import of math_verify halted" in done.stderr
+
 
 class TestEqual:
     @given(values, values, values)

@@ -417,13 +417,26 @@ def slow_pick(logits, params, generator):
             break
         kept[i] = p[i]
         mass += p[i]
-    chance = 1 - torch.rand(1, generator=generator, dtype=torch.float64).item()
-    token, reached = 0, 0.0
-    for token in np.flatnonzero(kept):  # noqa: B007
-        reached += kept[token]
-        if reached >= chance * kept.sum():
-            break
-    return int(token)
+    sizes = [len(kept)]
+    while sizes[-1] > 1:
+        sizes.append((sizes[-1] + 1) // 2)
+
+    def tokens_of(level, node):
+        """The tokens of one of the nodes into which a level merges the vocabulary."""
+        if level == 0:
+            return [node] if node < sizes[0] else []
+        return tokens_of(level - 1, node) + halves_of(level, node)[1]
+
+    def halves_of(level, node):
+        other = node + sizes[level]
+        return tokens_of(level - 1, node), tokens_of(level - 1, other) if other < sizes[level - 1] else []
+
+    token = 0
+    for level in range(len(sizes) - 1, 0, -1):
+        first, second = (kept[tokens].sum() if tokens else 0.0 for tokens in halves_of(level, token))
+        if (1 - torch.rand(1, generator=generator, dtype=torch.float64).item()) * (first + second) > first:
+            token += sizes[level]
+    return token
 
 
 def slow_sample(model, tokenizer, request, sample):

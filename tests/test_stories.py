@@ -24,7 +24,7 @@ def sentences(questions):
 
 def test_sizes_ids_and_families():
     train, test = load("train"), load_questions("stories", "test")
-    assert (len(train), len(test)) == (3000, 400)
+    assert (len(train), len(test)) == (3000, 1200)
     for split, questions in (("train", train), ("test", test)):
         assert len({question.id for question in questions}) == len({question.question for question in questions})
         assert {question.split for question in questions} == {split}

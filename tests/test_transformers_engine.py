@@ -1,6 +1,7 @@
 """Continuous batching in the engine `transformers`: what joins a batch, when, and that nobody notices."""
 
 from collections import deque
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from students import byte_tokenizer, tiny_gpt2, tiny_llama, tiny_mistral
 from md_trl.records import SamplingParams
 from md_trl.sampling.engines import SampleRequest, memory
 from md_trl.sampling.engines.batching import Batching, Job
-from md_trl.sampling.engines.joining import SPARE_COLUMNS, JoiningDecoder
+from md_trl.sampling.engines.joining import SPARE_COLUMNS, JoiningDecoder, PrefilledPrompts
 from md_trl.sampling.engines.transformers import CausalDecoder, TransformersEngine
 
 
@@ -95,7 +96,7 @@ def test_rows_are_never_idle_while_samples_wait():
 def test_the_cache_is_as_wide_as_its_longest_row():
     engine = engine_of("llama", batch_size=8)
     forwards = Forwards(engine._model)
-    list(engine.generate(requests_of(30)))
+    list(engine.generate(requests_of(60)))
     assert all(columns == max(seen) for _, columns, seen in forwards.steps)
     # Short and long rows were in a batch together, across several allocations of columns.
     assert max(columns for _, columns, _ in forwards.steps) > SPARE_COLUMNS
@@ -221,10 +222,10 @@ def test_decoders_agree():
     early, late, tokens = [5, 6, 7, 8], [9, 10], torch.tensor([11, 12])
     with torch.inference_mode():
         decoder = JoiningDecoder(model)
-        decoder.join(decoder.prefill([early]), [0, 0, 0], [0, 1, 2])
+        decoder.join([(decoder.prefill([early]), [0, 0, 0], [0, 1, 2])])
         for _ in range(2 * SPARE_COLUMNS):
             decoder.step(torch.tensor([1, 2, 3]))
-        decoder.join(decoder.prefill([late, early]), [0, 1], [1, 3])
+        decoder.join([(decoder.prefill([late, early]), [0, 1], [1, 3])])
         decoder.step(torch.tensor([1, 11, 3, 12]))
         expected = CausalDecoder(model, [late, early], torch.tensor([0, 1]), 2)
         expected.step(tokens)
@@ -233,3 +234,42 @@ def test_decoders_agree():
         decoder.step(torch.tensor([4, 4]))
         expected.step(torch.tensor([4, 4]))
         assert torch.allclose(decoder.logits, expected.logits[[1, 0]], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_prompts_that_are_asked_again_are_read_once(name):
+    def run(engine):
+        """Three rounds: each asks some of the prompts again for further samples."""
+        rounds = [requests_of(12)[::step] for step in (1, 2, 3)]
+        return [
+            choices_of(engine.generate([replace(request, first_index=5 * k) for request in requests]))
+            for k, requests in enumerate(rounds)
+        ]
+
+    engine = engine_of(name, batch_size=7)
+    alone = run(engine)
+    forwards = Forwards(engine._model)
+    with engine.keep_prompts():
+        assert run(engine) == alone
+    distinct = {request.prompt for request in requests_of(12)}
+    if name != "mistral":  # its sliding window keeps no prompts
+        assert len(forwards.prompts) == len(distinct)
+    # Afterwards the weights may change, so every prompt is read anew
+    with torch.no_grad():
+        for weights in engine._model.parameters():
+            weights.mul_(1.5)
+    with engine.keep_prompts():
+        assert run(engine) != alone
+    assert run(engine) != alone
+
+
+def test_the_oldest_prompts_are_forgotten_first():
+    known = PrefilledPrompts(max_tokens=20)
+    known.add([[1, 2, 3], [4]], "first")
+    known.add([[5] * 10], "second")
+    assert known.get([4]) == ("first", 1) and known.get([5] * 10) == ("second", 0) and known.get([6]) is None
+    known.add([[6] * 5], "third")  # 6 + 10 + 5 tokens with padding
+    assert known.get([4]) is None and known.get([1, 2, 3]) is None
+    assert known.get([5] * 10) == ("second", 0) and known.get([6] * 5) == ("third", 0)
+    known.add([[7] * 21], "fourth")
+    assert known.get([7] * 21) is None and known.get([6] * 5) is None

@@ -8,7 +8,6 @@ import threading
 from decimal import Decimal
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any
 
 from .number_form import format_decimal, format_fraction
 
@@ -41,15 +40,18 @@ def evaluate(text: str) -> str | None:
         or _AMBIGUOUS_OR_LARGE.search(text)
     ):
         return None
+    parser = _math_verify()  # outside of `try`, so that a broken installation does not pass for an unreadable answer
     with _LOCK:
         try:
-            return _evaluate(text)
+            return _evaluate(text, parser)
         except Exception:  # sympy raises errors of many types on what it cannot evaluate
             return None
 
 
-def _evaluate(text: str) -> str | None:
-    parsed = _parse(f"${text}$")
+def _evaluate(text: str, parser: tuple) -> str | None:
+    parse, config = parser
+    # The timeout is a signal, which works in the main thread only.
+    parsed = parse(f"${text}$", [config], fallback_mode="no_fallback", parsing_timeout=None)
     if not parsed or not parsed[0].is_number:
         return None
     value = parsed[0].doit()
@@ -57,12 +59,6 @@ def _evaluate(text: str) -> str | None:
         return format_fraction(Fraction(int(value.p), int(value.q)))
     value = value.evalf(20)
     return format_decimal(Decimal(str(value))) if value.is_Float else None
-
-
-def _parse(latex: str) -> list[Any]:
-    parse, config = _math_verify()
-    # The timeout is a signal, which works in the main thread only.
-    return parse(latex, [config], fallback_mode="no_fallback", parsing_timeout=None)
 
 
 @lru_cache(maxsize=1)

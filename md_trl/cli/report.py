@@ -17,7 +17,8 @@ class ReportArguments:
             Folder of results from `md-trl eval`. The report is written to it: `report.md`, `report.json`,
             `report.png` and `report.svg`.
         baseline (`str`, *optional*):
-            Name of the student or ensemble that all others are compared with. Defaults to the ensembles.
+            Name of the student or ensemble that all others are compared with. Defaults to the ensembles. Students that
+            were trained with several seeds are named `NAME@SEED` in their results, and `NAME` stands for all of them.
         ensemble (`list[str]`, *optional*):
             Pairs of students that vote together, each written as `NAME=cot_student+pot_student`.
         stopping (`bool`, *optional*, defaults to `False`):

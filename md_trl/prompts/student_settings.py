@@ -89,6 +89,38 @@ def read_student_settings(model: str | Path, revision: str | None = None) -> dic
     return settings
 
 
+def named_prompt_format(model: str, prompt_format: str = "auto") -> str:
+    r"""
+    Decide how a student is asked whose tokenizer is out of reach, because another program runs it.
+
+    Args:
+        model (`str`):
+            Name of the student there. If that is its folder or its Hub id, its `md_trl.json` is read.
+        prompt_format (`str`, *optional*, defaults to `"auto"`):
+            `"plain"`, `"chat"`, or `"auto"` for the format in the student's `md_trl.json`.
+
+    Returns:
+        `str`: `"plain"` or `"chat"`.
+
+    Raises:
+        `ValueError`: The format is not known, or contradicts the student's `md_trl.json`.
+    """
+    has_files = "/" in model or Path(model).is_dir()
+    settings = read_student_settings(model) if has_files else None
+    if settings is None and prompt_format not in ("plain", "chat"):
+        raise InputError(
+            f"The server does not tell how {model!r} was trained to be asked. Set `prompt_format` to 'plain' "
+            "(the question and the trigger as text) or 'chat'."
+        )
+    trained = prompt_format if settings is None else settings["prompt_format"]
+    if prompt_format not in ("auto", trained):
+        raise InputError(
+            f"`prompt_format={prompt_format!r}` contradicts the {SETTINGS_FILE} of {model!r}: it was trained "
+            f"with `prompt_format={trained!r}`. Use that, or 'auto'."
+        )
+    return trained
+
+
 def _weights_are_cached(model: str, revision: str | None) -> bool:
     from huggingface_hub import try_to_load_from_cache
 

@@ -17,6 +17,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -47,10 +48,11 @@ def main() -> None:
     parser.add_argument("--against", type=Path, help="folder of another checkout of md_trl")
     parser.add_argument("--batch_size", type=int, default=32, help="rows of a batch, with --against")
     parser.add_argument("--questions", type=int, default=8, help="questions, with --against")
-    parser.add_argument("--run", action="store_true", help="one run of --against, in this process")
+    parser.add_argument("--max_tokens", type=int, default=128, help="tokens per sample, with --against")
+    parser.add_argument("--run", type=Path, help="one run of --against with the requests in a file, in this process")
     args = parser.parse_args()
-    if args.run:
-        print(json.dumps(run_mixed_lengths(args.smollm2, args.batch_size, args.questions)))
+    if args.run is not None:
+        print(json.dumps(run_mixed_lengths(args.smollm2, args.batch_size, json.loads(args.run.read_text()))))
         return
     if args.against is not None:
         compare_checkouts(args)
@@ -78,31 +80,43 @@ def main() -> None:
 def compare_checkouts(args: argparse.Namespace) -> None:
     here = Path(__file__).parents[2]
     rates: dict[str, list[float]] = {"this": [], "other": []}
-    for _ in range(args.turns):
-        for name, checkout in (("other", args.against), ("this", here)):
-            command = [sys.executable, __file__, "--run", "--smollm2", args.smollm2]
-            command += ["--batch_size", str(args.batch_size), "--questions", str(args.questions)]
-            environment = os.environ | {"PYTHONPATH": str(checkout.resolve())}
-            run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-            figures = json.loads(run.stdout.splitlines()[-1])
-            rates[name].append(figures["tokens"] / figures["seconds"])
-            print(f"{name}: {rates[name][-1]:.0f} tokens/s {figures}", flush=True)
-    ratio = statistics.median(rates["this"]) / statistics.median(rates["other"])
-    print(f"{ratio:.2f} times the tokens per second of {args.against}")
-
-
-def run_mixed_lengths(folder: str, batch_size: int, count: int) -> dict[str, float]:
-    engine = TransformersEngine(folder, device="cpu", batch_size=batch_size)
-    params = {"temperature": TEMPERATURE, "max_tokens": 128, "stop": ("\n\n",)}
-    if "params" in SampleRequest.__dataclass_fields__:  # Earlier commits have no such class.
-        from md_trl.records import SamplingParams
-
-        params = {"params": SamplingParams(**params)}
+    # The checkouts may have other questions and prompts, so both read the requests from one file.
     requests = [
-        SampleRequest(question.id, path, student_prompt(question.question, path), n=N, **params)
-        for question in load_questions("stories", "test")[:count]
+        {
+            "question_id": question.id,
+            "path": path,
+            "prompt": student_prompt(question.question, path),
+            "params": {"temperature": TEMPERATURE, "max_tokens": args.max_tokens, "stop": ["\n\n"]},
+        }
+        for question in load_questions("stories", "test")[: args.questions]
         for path in ("cot", "pot")
     ]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "requests.json"
+        file.write_text(json.dumps(requests))
+        for _ in range(args.turns):
+            for name, checkout in (("other", args.against), ("this", here)):
+                command = [sys.executable, __file__, "--run", str(file), "--smollm2", args.smollm2]
+                command += ["--batch_size", str(args.batch_size)]
+                environment = os.environ | {"PYTHONPATH": str(checkout.resolve())}
+                run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+                figures = json.loads(run.stdout.splitlines()[-1])
+                rates[name].append(figures["tokens"] / figures["cpu_seconds"])
+                print(f"{name}: {rates[name][-1]:.0f} tokens per CPU second {figures}", flush=True)
+    ratio = statistics.median(rates["this"]) / statistics.median(rates["other"])
+    print(f"{ratio:.2f} times the tokens per CPU second of {args.against}")
+
+
+def run_mixed_lengths(folder: str, batch_size: int, rows: list[dict]) -> dict[str, float]:
+    engine = TransformersEngine(folder, device="cpu", batch_size=batch_size)
+    requests = []
+    for row in rows:
+        params = row["params"] | {"stop": tuple(row["params"]["stop"])}
+        if "params" in SampleRequest.__dataclass_fields__:  # Earlier commits have no such class.
+            from md_trl.records import SamplingParams
+
+            params = {"params": SamplingParams(**params)}
+        requests.append(SampleRequest(row["question_id"], row["path"], row["prompt"], n=N, **params))
     start, cpu_start = time.perf_counter(), time.process_time()
     results = list(engine.generate(requests))
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start

@@ -10,12 +10,14 @@ import torch
 from ...records import Choice, SamplingParams
 from . import SampleRequest, SampleResult
 from .decoding import CausalDecoder, EncoderDecoder
-from .joining import SPARE_COLUMNS, JoiningDecoder, Prefilled
-from .token_sampling import TokenSampler, logprobs_of
+from .joining import SPARE_COLUMNS, JoiningDecoder, Prefilled, PrefilledPrompts
+from .token_sampling import TokenSampler, draws_per_token, logprobs_of
 
 
-# Steps between two checks for finished rows. A check waits for the device, and stop strings need the decoded text.
+# Steps between two checks for finished rows. A check waits for the device, and stop strings need the decoded text. A
+# CPU has nothing to wait for, and there each step of a finished row costs time.
 CHECK_EVERY = 8
+CHECK_EVERY_ON_CPU = 4
 # Prompts are run together up to this number of tokens, padding included.
 MAX_PREFILL = 4096
 # Further prompts are run with those that are needed until there are so many tokens: few tokens take as long as these.
@@ -71,9 +73,10 @@ class Sample:
     def params(self) -> SamplingParams:
         return self.job.request.params
 
-    def draw(self, count: int) -> torch.Tensor:
-        """The next random numbers in (0, 1], one per token."""
-        return 1 - torch.rand(count, generator=self._generator, dtype=torch.float64)
+    def draw(self, tokens: int, vocabulary: int) -> torch.Tensor:
+        """The next random numbers in (0, 1], in one row per token."""
+        shape = tokens, draws_per_token(vocabulary)
+        return 1 - torch.rand(shape, generator=self._generator, dtype=torch.float64)
 
     def steps_left(self, limit: float) -> float:
         """Steps until a number of tokens is reached. The first token is drawn when the sample joins."""
@@ -108,6 +111,7 @@ class Rows:
         self.samples: list[Sample | None] = []
         self._tokens = torch.zeros(0, dtype=torch.long, device=device)
         self._logprobs = torch.zeros(0, device=device)
+        self._vocabulary = 0
         self._sampler: TokenSampler | None = None
 
     @property
@@ -124,7 +128,8 @@ class Rows:
         self.samples += [None] * added
         self._tokens = torch.nn.functional.pad(self._tokens, (0, added))
         self._logprobs = torch.nn.functional.pad(self._logprobs, (0, added))
-        uniforms = torch.cat([sample.draw(1) for sample in samples]).to(self._device)
+        self._vocabulary = logits.shape[1]
+        uniforms = torch.cat([sample.draw(1, self._vocabulary) for sample in samples]).to(self._device)
         tokens = TokenSampler([sample.params for sample in samples], self._device)(logits, uniforms)
         index = torch.tensor(rows, device=self._device)
         self._tokens[index], self._logprobs[index] = tokens, logprobs_of(logits, tokens)
@@ -146,8 +151,8 @@ class Rows:
             live = self.live
             params = [(live[0] if sample is None else sample).params for sample in self.samples]
             self._sampler = TokenSampler(params, self._device)
-        unused = torch.ones(steps, dtype=torch.float64)
-        draws = [unused if sample is None else sample.draw(steps) for sample in self.samples]
+        unused = torch.ones(steps, draws_per_token(self._vocabulary), dtype=torch.float64)
+        draws = [unused if sample is None else sample.draw(steps, self._vocabulary) for sample in self.samples]
         uniforms = torch.stack(draws).to(self._device)
         tokens, logprobs = [self._tokens], [self._logprobs]
         for step in range(steps):
@@ -173,7 +178,8 @@ class Rows:
         longest = max(sample.steps_left(sample.job.max_tokens) for sample in live)
         # A sample that has ended runs on until the check, but never beyond the positions that the model knows.
         room = min(sample.steps_left(sample.job.room) for sample in live)
-        return int(min(CHECK_EVERY, longest, room))
+        every = CHECK_EVERY_ON_CPU if self._device.type == "cpu" else CHECK_EVERY
+        return int(min(every, longest, room))
 
 
 class Batching:
@@ -188,62 +194,78 @@ class Batching:
         max_cached (`float`):
             Maximum number of tokens in the cache. One sample, or the samples of one job in a batch that nothing can
             join, are written in any case.
+        pads (`bool`, *optional*, defaults to `True`):
+            Whether prompts of different lengths can be in a batch that nothing can join.
+        known ([`~md_trl.sampling.engines.joining.PrefilledPrompts`], *optional*):
+            Prompts that need not be run again. New ones are added.
     """
 
-    def __init__(self, pull: Callable[[], Job | None], batch_size: int, max_cached: float):
+    def __init__(
+        self,
+        pull: Callable[[], Job | None],
+        batch_size: int,
+        max_cached: float,
+        pads: bool = True,
+        known: PrefilledPrompts | None = None,
+    ):
+        self._pads, self._known = pads, known
         self._pull, self._batch_size, self._max_cached = pull, batch_size, max_cached
         self._next: Job | None = None
         self._waiting: deque[Sample] = deque()
 
-    def fits(self, jobs: Sequence[Job], rows: int) -> bool:
-        """Whether so many rows fit, whose samples are those of these jobs."""
-        return rows <= self._batch_size and rows * max(job.columns for job in jobs) <= self._max_cached
-
     def whole_jobs(self) -> list[Job]:
         """Take the jobs of a batch that nothing can join."""
         jobs: list[Job] = []
-        rows = 0
+        rows = columns = 0
         while (job := self._peek()) is not None:
-            if jobs and not self._fits([*jobs, job], rows + job.request.n):
+            if jobs and not self._pads and len(job.prompt) != len(jobs[0].prompt):
+                break
+            rows, columns = rows + job.request.n, max(columns, job.columns)
+            if jobs and not self._fits(rows, columns):
                 break
             jobs.append(self._take())
-            rows += job.request.n
         return jobs
 
     def joining(self, live: Sequence[Sample], prefill: Callable[[list[list[int]]], Prefilled]) -> list[Sample]:
         """Take the samples that can join those that are being written, and run their prompts where it is needed."""
         taken: list[Sample] = []
-        jobs = list({sample.job: None for sample in live})
+        columns = max((sample.job.columns for sample in live), default=0)
         while True:
             rows = len(live) + len(taken)
             if not self._waiting:
-                self._prefill(jobs, rows, prefill)
-            if not self._waiting or (rows and not self._fits([*jobs, self._waiting[0].job], rows + 1)):
+                self._prefill(rows, columns, prefill)
+            if not self._waiting:
+                return taken
+            columns = max(columns, self._waiting[0].job.columns)
+            if rows and not self._fits(rows + 1, columns):
                 return taken
             taken.append(self._waiting.popleft())
-            if taken[-1].job not in jobs:
-                jobs.append(taken[-1].job)
 
-    def _prefill(self, jobs: Sequence[Job], rows: int, prefill: Callable[[list[list[int]]], Prefilled]) -> None:
-        """Run the prompts of the next jobs: those that fit beside the rows of `jobs`, and a few more."""
+    def _prefill(self, rows: int, columns: int, prefill: Callable[[list[list[int]]], Prefilled]) -> None:
+        """Run the prompts of the next jobs: those that fit beside so many rows and columns, and a few more."""
         if rows == self._batch_size:
             return
         new: list[Job] = []
         tokens = 0
         while tokens < MAX_PREFILL and (job := self._peek()) is not None:
-            fits = rows == 0 or self._fits([*jobs, *new, job], rows + 1)
-            if not fits and (not new or tokens >= MIN_PREFILL):
+            columns = max(columns, job.columns)
+            if rows and not self._fits(rows + 1, columns) and (not new or tokens >= MIN_PREFILL):
                 break
             new.append(self._take())
             rows, tokens = rows + job.request.n, tokens + len(job.prompt)
-        for group in _prefill_groups(new):
-            prefilled = prefill([job.prompt for job in group])
+        for job in new:
+            job.prefilled = None if self._known is None else self._known.get(job.prompt)
+        for group in _prefill_groups([job for job in new if job.prefilled is None]):
+            prompts = [job.prompt for job in group]
+            prefilled = prefill(prompts)
+            if self._known is not None:
+                self._known.add(prompts, prefilled)
             for i, job in enumerate(group):
                 job.prefilled = prefilled, i
-                self._waiting += [Sample(job, sample) for sample in range(job.request.n)]
+        self._waiting += [Sample(job, sample) for job in new for sample in range(job.request.n)]
 
-    def _fits(self, jobs: Sequence[Job], rows: int) -> bool:
-        return rows <= self._batch_size and rows * max(job.columns for job in jobs) <= self._max_cached
+    def _fits(self, rows: int, columns: int) -> bool:
+        return rows <= self._batch_size and rows * columns <= self._max_cached
 
     def _peek(self) -> Job | None:
         if self._next is None:

@@ -48,6 +48,9 @@ class CausalDecoder:
     r"""
     Decodes with a causal language model of any kind of cache.
 
+    Prompts of different lengths are padded on the left, which recurrent states and convolutions do not skip: for such
+    models, all prompts must have the same length.
+
     Args:
         model ([`~transformers.PreTrainedModel`]):
             The model.
@@ -72,7 +75,7 @@ class CausalDecoder:
         self.logits = output.logits[rows, -1].float()
 
     def keep(self, rows: torch.Tensor) -> None:
-        self._cache.batch_select_indices(rows)
+        self._cache.reorder_cache(rows)
         self._mask, self._position = self._mask[rows], self._position[rows]
 
     def step(self, tokens: torch.Tensor) -> None:
@@ -152,6 +155,9 @@ class _PreallocatedLayer(DynamicLayer):
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         self._allocate(self, indices, self._all_keys.shape[-2])
 
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        self.batch_select_indices(beam_idx)
+
 
 def pad(prompts: Sequence[list[int]], side: str, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Padded token ids and the attention mask."""
@@ -167,4 +173,4 @@ def _expand_cache(cache: Cache, rows: torch.Tensor, steps: int) -> None:
         if type(layer) is DynamicLayer:
             cache.layers[i] = _PreallocatedLayer(layer, rows, steps)
         else:
-            layer.batch_select_indices(rows)
+            layer.reorder_cache(rows)  # which all kinds of layers have, and which takes any number of rows

@@ -7,6 +7,7 @@ its own joins by writing its keys and values in front of that column, and the ca
 from __future__ import annotations
 
 import inspect
+from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -59,6 +60,41 @@ class Prefilled(NamedTuple):
     logits: torch.Tensor
 
 
+class PrefilledPrompts:
+    r"""
+    What the model has read of prompts, for those that are asked again. The oldest are forgotten first.
+
+    Args:
+        max_tokens (`float`):
+            Maximum number of tokens that are kept, padding included.
+    """
+
+    def __init__(self, max_tokens: float):
+        self._max_tokens, self._tokens = max_tokens, 0
+        self._groups: deque[list[tuple[int, ...]]] = deque()
+        self._found: dict[tuple[int, ...], tuple[Prefilled, int]] = {}
+
+    def get(self, prompt: list[int]) -> tuple[Prefilled, int] | None:
+        """Where a prompt is; `None` if it must be read."""
+        return self._found.get(tuple(prompt))
+
+    def add(self, prompts: Sequence[list[int]], prefilled: Prefilled) -> None:
+        """Keep prompts that were read together."""
+        group = [tuple(prompt) for prompt in prompts]
+        self._found |= {prompt: (prefilled, i) for i, prompt in enumerate(group)}
+        self._groups.append(group)
+        self._tokens += _padded(group)
+        while self._tokens > self._max_tokens:
+            oldest = self._groups.popleft()
+            self._tokens -= _padded(oldest)
+            for prompt in oldest:
+                self._found.pop(prompt, None)
+
+
+def _padded(group: Sequence[tuple[int, ...]]) -> int:
+    return len(group) * max(map(len, group))
+
+
 class JoiningDecoder:
     r"""
     Decodes with a causal language model whose cache rows can join, see [`can_join`].
@@ -89,37 +125,36 @@ class JoiningDecoder:
         cache, lengths = output.past_key_values, [len(prompt) for prompt in prompts]
         return Prefilled(cache, list(cache.layers), lengths, output.logits[:, -1].float())
 
-    def join(self, prefilled: Prefilled, prompts: Sequence[int], rows: Sequence[int]) -> None:
+    def join(self, groups: Sequence[tuple[Prefilled, Sequence[int], Sequence[int]]]) -> None:
         r"""
         Let samples continue prompts.
 
         Args:
-            prefilled ([`Prefilled`]):
-                The prompts.
-            prompts (`Sequence[int]`):
-                Index of the prompt of each sample.
-            rows (`Sequence[int]`):
-                Row of each sample: one that is free, or a new one after the last.
+            groups (`Sequence[tuple[Prefilled, Sequence[int], Sequence[int]]]`):
+                Prompts that were run together; the index among them of the prompt of each sample; the row of each
+                sample: one that is free, or a new one after the last.
         """
         if self._cache is None:
-            self._layers = [_SlotLayer(layer) for layer in prefilled.layers]
-            self._cache = prefilled.cache
+            self._layers = [_SlotLayer(layer) for layer in groups[0][0].layers]
+            self._cache = groups[0][0].cache
             self._cache.layers = list(self._layers)
-        for row in rows:
+        taken = [row for _, _, rows in groups for row in rows]
+        for row in taken:
             if row < len(self._lengths):
                 self._lengths[row] = 0
-        added = max(0, max(rows) + 1 - len(self._lengths))
+        added = max(0, max(taken) + 1 - len(self._lengths))
         width = max(self._lengths, default=0)
-        left = max(0, max(prefilled.lengths) - width)
+        left = max(0, max(max(prefilled.lengths) for prefilled, _, _ in groups) - width)
         if added or width + left > self._layers[0].end:
             for layer in self._layers:
                 layer.move(None, added, width, left)
             self._lengths += [0] * added
-        index, slots = (torch.tensor(numbers, device=self._model.device) for numbers in (prompts, rows))
-        for layer, of_prompts in zip(self._layers, prefilled.layers, strict=True):
-            layer.write(slots, of_prompts.keys[index], of_prompts.values[index])
-        for prompt, row in zip(prompts, rows, strict=True):
-            self._lengths[row] = prefilled.lengths[prompt]
+        for prefilled, prompts, rows in groups:
+            index, slots = (torch.tensor(numbers, device=self._model.device) for numbers in (prompts, rows))
+            for layer, of_prompts in zip(self._layers, prefilled.layers, strict=True):
+                layer.write(slots, of_prompts.keys[index], of_prompts.values[index])
+            for prompt, row in zip(prompts, rows, strict=True):
+                self._lengths[row] = prefilled.lengths[prompt]
         self._upload_lengths()
 
     def free(self, rows: Sequence[int]) -> None:

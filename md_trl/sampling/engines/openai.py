@@ -14,14 +14,13 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import httpx2
 import openai
 
 from ...errors import InputError
-from ...prompts import SETTINGS_FILE, read_student_settings
+from ...prompts import named_prompt_format
 from ..api_keys import NO_KEY, find_key
 from . import CONCURRENCY, MAX_RETRIES, TIMEOUT, SampleRequest, SampleResult, check_params
 from .openai_format import read_answer, request_body, retry_after
@@ -139,20 +138,7 @@ class OpenAIEngine:
         Raises:
             `ValueError`: The format is not known, or contradicts the student's `md_trl.json`.
         """
-        has_files = "/" in self.model or Path(self.model).is_dir()
-        settings = read_student_settings(self.model) if has_files else None
-        if settings is None and prompt_format not in ("plain", "chat"):
-            raise InputError(
-                f"The server does not tell how {self.model!r} was trained to be asked. Set `prompt_format` to 'plain' "
-                "(the question and the trigger as text) or 'chat'."
-            )
-        trained = prompt_format if settings is None else settings["prompt_format"]
-        if prompt_format not in ("auto", trained):
-            raise InputError(
-                f"`prompt_format={prompt_format!r}` contradicts the {SETTINGS_FILE} of {self.model!r}: it was trained "
-                f"with `prompt_format={trained!r}`. Use that, or 'auto'."
-            )
-        return trained
+        return named_prompt_format(self.model, prompt_format)
 
     def generate(self, requests: Iterable[SampleRequest]) -> Iterator[SampleResult]:
         r"""

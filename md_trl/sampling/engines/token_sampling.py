@@ -11,9 +11,13 @@ from ...records import SamplingParams
 
 class TokenSampler:
     r"""
-    Draws tokens by inverting the cumulative distribution.
+    Draws tokens by halving the vocabulary until one token is left.
 
-    This takes one random number per token, and a small change of the logits changes few tokens.
+    Each halving takes a random number of its own, so floating-point noise changes few tokens: if it changes logits by
+    at most d, it changes a halving into shares p and 1 - p with a probability of at most about 2dp(1 - p), and the
+    token with one of at most about d times the entropy of the distribution in nats. Inverting the cumulative
+    distribution with a single random number has no such bound: each token of the vocabulary has a limit that may
+    shift past that number.
 
     Args:
         params (`Sequence[SamplingParams]`):
@@ -36,8 +40,8 @@ class TokenSampler:
         Args:
             logits (`torch.Tensor` of shape `(rows, vocabulary)`):
                 Scores in fp32.
-            uniforms (`torch.Tensor` of shape `(rows,)`):
-                Random numbers in (0, 1].
+            uniforms (`torch.Tensor` of shape `(rows, draws)`):
+                Random numbers in (0, 1], [`draws_per_token`] of them for each row.
 
         Returns:
             `torch.Tensor` of shape `(rows,)`: The tokens.
@@ -53,11 +57,32 @@ class TokenSampler:
             ordered, order = probabilities.sort(descending=True)
             outside = (ordered.cumsum(-1) - ordered >= self._top_p) & (self._top_p < 1)
             probabilities = probabilities.masked_fill(outside.gather(1, order.argsort()), 0)
-        cumulative = probabilities.cumsum(-1)
-        # The first token whose cumulative probability reaches a number above 0 has a probability above 0.
-        target = (uniforms[:, None] * cumulative[:, -1:]).to(cumulative.dtype)
-        tokens = torch.searchsorted(cumulative, target).squeeze(1)
+        tokens = _draw(probabilities, uniforms)
         return torch.where(self._temperatures[:, 0] == 0, logits.argmax(-1), tokens) if self._any_greedy else tokens
+
+
+def draws_per_token(vocabulary: int) -> int:
+    """Number of times that a vocabulary is halved until one token is left."""
+    return (vocabulary - 1).bit_length()
+
+
+def _draw(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    # Token i is halved against token i + half, so that the sums are those of contiguous memory.
+    levels = [weights]
+    while (size := levels[-1].shape[1]) > 1:
+        half, other = (size + 1) // 2, size // 2
+        sums = levels[-1][:, :half].clone()
+        sums[:, :other] += levels[-1][:, half:]
+        levels.append(sums)
+    tokens = torch.zeros(len(weights), 1, dtype=torch.long, device=weights.device)
+    total = levels.pop()
+    for draw, level in enumerate(reversed(levels)):
+        half = (level.shape[1] + 1) // 2
+        first = level.gather(1, tokens)
+        # A random number above 0 never chooses a half of weight 0: its share of the total is 0, or the other's is 1.
+        tokens = tokens + half * (uniforms[:, draw, None] * total > first)
+        total = level.gather(1, tokens)
+    return tokens.squeeze(1)
 
 
 def logprobs_of(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

@@ -40,7 +40,7 @@ from ...records import Question
 from .kinds import KINDS, LARGEST, NAMES, OBJECTS, WEEKDAYS, Kind
 
 
-SIZES = {"train": 3000, "test": 400}
+SIZES = {"train": 3000, "test": 1200}
 
 # The families of 20 consecutive questions, so that every part of a split has the same mix.
 _CYCLE = (
@@ -103,7 +103,7 @@ def load(split: str, source: str | None = None, seed: int = 42, size: int | None
         seed (`int`, *optional*, defaults to `42`):
             Seed of the generator. It is not part of the ids: keep thoughts for different seeds in different stores.
         size (`int`, *optional*):
-            Number of questions; by default 3,000 for `train` and 400 for `test`.
+            Number of questions; by default 3,000 for `train` and 1,200 for `test`.
 
     Returns:
         `list[Question]`: The questions, with ids like `stories/train/large/17`.

@@ -1,0 +1,158 @@
+"""Students that were trained several times with different seeds: their mean accuracy and its interval.
+
+The results of such students are named `NAME@SEED`, as in `md-trl eval --name md@1`. Training runs differ, so an
+interval over questions alone says nothing about the next run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .comparison import Comparison, compare_seeds
+from .errors import InputError
+from .evaluation import FIGURES, EvaluationResult
+from .intervals import two_level_interval
+
+
+def split_seed(name: str) -> tuple[str, str]:
+    """Return the name of a kind of student and `@SEED`, which is empty if the name has no seed."""
+    found = re.fullmatch(r"(.+)(@\d+)", name)
+    return (found[1], found[2]) if found else (name, "")
+
+
+@dataclass(frozen=True)
+class TrainingRuns:
+    r"""
+    The results of one kind of student, trained with several seeds.
+
+    Args:
+        name (`str`):
+            Name of the kind.
+        results (`list[EvaluationResult]`):
+            One result for each seed, on the same questions.
+    """
+
+    name: str
+    results: list[EvaluationResult]
+
+    def figure(self, figure: str) -> dict[str, float]:
+        r"""
+        Return the mean accuracy of a figure.
+
+        Args:
+            figure (`str`):
+                One of [`FIGURES`].
+
+        Returns:
+            `dict[str, float]`: `accuracy`, `low` and `high` (95% interval over seeds and questions, see
+            [`~md_trl.intervals.two_level_interval`]), and `votes`.
+        """
+        accuracy, low, high = two_level_interval([result.correct(figure) for result in self.results])
+        votes = sum(result.votes(figure) for result in self.results) / len(self.results)
+        return {"accuracy": accuracy, "low": low, "high": high, "votes": votes}
+
+    def figures(self) -> dict[str, dict[str, float]]:
+        """Return all figures that every result has."""
+        shared = [figure for figure in FIGURES if all(result.has(figure) for result in self.results)]
+        return {figure: self.figure(figure) for figure in shared}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a summary for `report.json`."""
+        first = self.results[0]
+        return {
+            "name": self.name,
+            "task": first.task,
+            "split": first.split,
+            "n_questions": len(first.questions),
+            "seeds": len(self.results),
+            "figures": self.figures(),
+        }
+
+
+def training_runs(results: Sequence[EvaluationResult]) -> list[TrainingRuns]:
+    r"""
+    Group results by the name before `@SEED`.
+
+    Args:
+        results (`Sequence[EvaluationResult]`):
+            Results with distinct names.
+
+    Returns:
+        `list[TrainingRuns]`: One entry for each kind of student, task and split with two seeds or more, in the order
+        of the results.
+
+    Raises:
+        [`~md_trl.errors.InputError`]: If the results of one kind were evaluated on different questions.
+    """
+    groups: dict[tuple[str, str, str], list[EvaluationResult]] = {}
+    for result in results:
+        name, seed = split_seed(result.name)
+        if seed:
+            groups.setdefault((name, result.task, result.split), []).append(result)
+    runs = [TrainingRuns(name, group) for (name, _, _), group in groups.items() if len(group) > 1]
+    for run in runs:
+        if len({result.question_digest() for result in run.results}) > 1:
+            names = ", ".join(repr(result.name) for result in run.results)
+            raise InputError(
+                f"{names} were evaluated on different questions of {run.results[0].task}/{run.results[0].split}, so "
+                "their mean means nothing. Evaluate all with the same source, `--data_seed` and `--limit`."
+            )
+    return runs
+
+
+def compare_runs(runs: Sequence[TrainingRuns], baselines: Sequence[str]) -> list[Comparison]:
+    r"""
+    Compare every kind of student with each baseline over the seeds that both have, on every figure that both have.
+
+    Args:
+        runs (`Sequence[TrainingRuns]`):
+            Kinds of students.
+        baselines (`Sequence[str]`):
+            Names of kinds of students or of ensembles.
+
+    Returns:
+        `list[Comparison]`: Paired differences. Kinds that share fewer than two seeds are left out.
+    """
+    found = []
+    for b in [run for name in baselines for run in runs if run.name == name]:
+        of_seed = {split_seed(result.name)[1]: result for result in b.results}
+        for a in runs:
+            seeds = [(result, split_seed(result.name)[1]) for result in a.results]
+            pairs = [(result, of_seed[seed]) for result, seed in seeds if seed in of_seed]
+            if a is not b and len(pairs) > 1:
+                found += [compare_seeds(a.name, b.name, pairs, figure) for figure in FIGURES]
+    return [comparison for comparison in found if comparison is not None]
+
+
+def runs_table(runs: Sequence[TrainingRuns]) -> str:
+    r"""
+    Format the mean accuracies of students over their seeds, in percent with 95% intervals.
+
+    Args:
+        runs (`Sequence[TrainingRuns]`):
+            Kinds of students.
+
+    Returns:
+        `str`: A Markdown table, empty if there are none.
+    """
+    if not runs:
+        return ""
+    names = {"cot": "CoT", "pot": "PoT", "joint": "CoT w/ PoT, same N", "n2": "N=2 rule", "label": "label"}
+    lines = [
+        f"| student | task | seeds | questions | {' | '.join(names.values())} |",
+        "| --- | --- | ---: | ---: |" + " ---: |" * len(names),
+    ]
+    for run in runs:
+        first, figures = run.results[0], run.figures()
+        cells = [_cell(figures[figure]) if figure in figures else "" for figure in names]
+        place = f"{run.name} | {first.task}/{first.split} | {len(run.results)} | {len(first.questions):,}"
+        lines.append(f"| {place} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(figure: dict[str, float]) -> str:
+    accuracy, low, high = (f"{100 * figure[name]:.1f}" for name in ("accuracy", "low", "high"))
+    return f"{accuracy} [{low}, {high}] (N={round(figure['votes'], 2):g})"
