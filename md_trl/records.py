@@ -26,6 +26,8 @@ STUDENT_THOUGHTS = 10
 """Thoughts per path sampled from a student by default (Sec. 4.4.2: 10 + 10 for the joint vote)."""
 STUDENT_MAX_TOKENS = 256
 """Maximum length in tokens of a student's thought by default."""
+VALIDATION_QUESTIONS = 100
+"""Questions that a student answers in each evaluation during training, at most, by default."""
 
 
 class QuestionType(IntEnum):

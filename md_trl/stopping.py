@@ -199,18 +199,23 @@ class Agreement:
             Maximum number of thoughts per question.
         step (`int`, *optional*, defaults to `1`):
             Number of thoughts per path in each round after the first. More cost some thoughts and save rounds.
-        threshold (`float`, *optional*, defaults to `0.7`):
-            Posterior probability at which the vote is safe, between 0.5 and 1. The default was chosen on the
-            quickstart's student, see docs/inference.md.
+        threshold (`float`, *optional*, defaults to `0.8`):
+            Posterior probability at which the vote is safe, between 0.5 and 1.
+        sharpness (`float`, *optional*, defaults to `5.0`):
+            Power of the weights in the posterior, at least 1: unlikely thoughts are seldom right, so they should not
+            keep a question open. The vote itself takes the weights as they are. It and `threshold` were chosen on the
+            two students of docs/inference.md.
     """
 
     n: int = BUDGET
     step: int = 1
-    threshold: float = 0.7
+    threshold: float = 0.8
+    sharpness: float = 5.0
 
     def __post_init__(self):
         _check_budget(self.n)
         _check_at_least("step", self.step, 1)
+        _check_at_least("sharpness", self.sharpness, 1)
         _check_threshold(self.threshold)
 
     def next(self, seen: Seen) -> dict[str, int]:
@@ -223,6 +228,10 @@ class Agreement:
     def _is_safe(self, seen: Seen) -> bool:
         if self.threshold == 1:
             return is_safe(seen, self.n)
+        if seen.cot_weights is not None and seen.pot_weights is not None:
+            weights = (seen.cot_weights, seen.pot_weights)
+            sharp = ([None if w is None else w**self.sharpness for w in of_path] for of_path in weights)
+            seen = Seen(seen.cot, seen.pot, *sharp)
         return Adaptive(self.n, self.threshold).probability(seen) >= self.threshold
 
 

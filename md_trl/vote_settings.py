@@ -12,6 +12,7 @@ result of `md-trl eval` on questions that are not evaluated later, and kept in a
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -193,7 +194,7 @@ def cross_validate(result: EvaluationResult, weights: str = "likelihood", folds:
         result ([`~md_trl.evaluation.EvaluationResult`]), weights (`str`):
             As in [`learn_votes`].
         folds (`int`, *optional*, defaults to `5`):
-            Number of parts. Question `i` is in part `i % folds`.
+            Number of parts. They are random, but the same in each run.
 
     Returns:
         [`~md_trl.replay.Calibration`]: Accuracy of the vote over all thoughts, and calibration of its confidence.
@@ -203,11 +204,13 @@ def cross_validate(result: EvaluationResult, weights: str = "likelihood", folds:
     """
     if not 2 <= folds <= len(result.questions):
         raise InputError(f"`folds` is {folds} for {len(result.questions)} questions. Use at least 2, and not more.")
+    # Random, because questions of one kind may come at regular places
+    shuffled = random.Random(0).sample(result.questions, len(result.questions))
     confidences, correct = [], []
     for fold in range(folds):
-        others = [question for i, question in enumerate(result.questions) if i % folds != fold]
+        others = [question for i, question in enumerate(shuffled) if i % folds != fold]
         settings = learn_votes(replace(result, questions=others), weights)
-        for question in result.questions[fold::folds]:
+        for question in shuffled[fold::folds]:
             seen = _seen(question, settings.weights)
             confidences.append(settings.confidence(seen))
             correct.append(_is_correct(question, seen))

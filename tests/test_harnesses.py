@@ -426,7 +426,9 @@ def test_a_second_inspect_epoch_draws_further_thoughts(tmp_path, monkeypatch):
         monkeypatch.setenv("MD_API_KEY", "none")
         options = {"limit": len(QUESTIONS), "log_dir": str(tmp_path / "logs"), "display": "none", "epochs": 2}
         task = mixed(task="stories", n=N, prompt_format="plain")
-        [log] = inspect_ai.eval(task, model="openai-api-completions/md/m", **options)
+        # Inspect keeps models by their name, also those of a test whose server is gone
+        model = inspect_ai.model.get_model("openai-api-completions/md/m", memoize=False)
+        [log] = inspect_ai.eval(task, model=model, **options)
     assert log.status == "success"
     assert {key: Counter(texts) for key, texts in server.returned.items()} == {
         key: Counter(texts) for key, texts in expected.items()

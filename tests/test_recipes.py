@@ -257,6 +257,25 @@ def test_a_recipe_states_the_memory_it_needs_and_it_fits(recipe):
         assert largest + 2 <= int(gpu[1])
 
 
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("meta-llama/Llama-2-7b-hf", 6_738_415_616),
+        ("codellama/CodeLlama-7b-hf", 6_738_546_688),
+        ("mistralai/Mistral-7B-v0.1", 7_241_732_096),
+        ("openai-community/gpt2-large", 774_030_080),
+        ("google-t5/t5-large", 737_668_096),
+        ("build/smollm2", 134_515_008),
+        ("Qwen/Qwen3-0.6B-Base", 596_049_920),
+    ],
+)
+def test_sizes_are_the_published_ones(name, parameters):
+    config = memory.CONFIGS[name]
+    with torch.device("meta"):
+        model = (AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM).from_config(config)
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+
+
 def test_tensors_are_counted_while_they_live():
     with memory.FakeTensorMode():
         layer = nn.Linear(100, 10, bias=False)

@@ -104,6 +104,16 @@ def train(tmp_path, model, rows, callbacks=(), tokenizer=None, peft_config=None,
     return trainer, gradients.steps
 
 
+def test_training_stops_at_the_first_step_that_reaches_the_target_tokens(tmp_path):
+    every, _ = train(tmp_path, tiny_t5(), ROWS, max_steps=7, rationales_per_path="1", per_device_train_batch_size=2)
+    counts = [log["num_target_tokens"] for log in every.state.log_history[:-1]]
+    for budget, steps in ((counts[4], 5), (counts[4] + 1, 6)):
+        config = {"max_steps": -1, "max_target_tokens": budget, "per_device_train_batch_size": 2}
+        trainer, _ = train(tmp_path, tiny_t5(), ROWS, rationales_per_path="1", **config)
+        assert trainer.state.max_steps == trainer.state.global_step == steps
+        assert [log["num_target_tokens"] for log in trainer.state.log_history] == [*counts[:steps], counts[steps - 1]]
+
+
 def test_programs_survive_once_their_characters_are_added():
     model, before = tiny_t5(), t5_tokenizer()
     with pytest.raises(ValueError, match="loses characters of a program"):

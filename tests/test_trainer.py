@@ -752,6 +752,88 @@ def test_label_all_learns_every_question_of_the_task_once(tmp_path, caplog):
     assert trainer.state.log_history[0]["num_questions"] == 4
 
 
+def slow_target_counts(rows, options, steps):
+    """Count the target tokens of each step from the texts: a token per byte and EOS, in the order of the sampler."""
+    seed, k = options.get("seed", 42), options["rationales_per_path"]
+    per_step = options["per_device_train_batch_size"] * options.get("gradient_accumulation_steps", 1)
+    kept = [r for r in rows if r["type"] != 4]
+    occurrences = [(r, o) for r in kept for o in range(r["repeat"])]
+    counts = []
+    for epoch in itertools.count():
+        order = list(range(len(occurrences)))
+        random.Random(f"{seed}/{epoch}").shuffle(order)
+        for start in range(0, len(order), per_step):
+            tokens = 0
+            for r, occurrence in (occurrences[place] for place in order[start : start + per_step]):
+                for path in ("cot", "pot"):
+                    texts = reference_texts(r, path, "correct")
+                    drawn = draw(len(texts), k, seed, epoch, r["id"], path, occurrence)
+                    tokens += sum(len(texts[i].encode()) + 1 for i in drawn)
+            counts.append(tokens)
+            if len(counts) == steps:
+                return counts
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rationales_per_path": "all"},
+        {"rationales_per_path": "1", "gradient_accumulation_steps": 2, "seed": 7},
+        {"rationales_per_path": "1", "per_device_train_batch_size": 4, "dataloader_num_workers": 1},
+    ],
+)
+def test_training_stops_at_the_first_step_that_reaches_the_target_tokens(tmp_path, options):
+    options = {"per_device_train_batch_size": 2} | options
+    expected = list(itertools.accumulate(slow_target_counts(ROWS, options, 9)))  # more than two epochs
+    for budget, steps in ((1, 1), (expected[4], 5), (expected[4] + 1, 6), (expected[7] + 1, 9)):
+        config = {"max_steps": -1, "num_train_epochs": 1, "learning_rate": 1e-3, "max_target_tokens": budget}
+        trainer, _ = train(tmp_path, tiny_llama(), ROWS, **options, **config)
+        logs = trainer.state.log_history
+        assert trainer.state.global_step == trainer.state.max_steps == steps
+        assert [log["num_target_tokens"] for log in logs] == [*expected[:steps], expected[steps - 1]]
+        # The schedule ends with the training.
+        rates = [log["learning_rate"] for log in logs[:-1]]
+        assert rates == pytest.approx([1e-3 * (steps - step) / steps for step in range(steps)])
+    trainer, _ = train(tmp_path, tiny_llama(), ROWS, **options, max_steps=3, max_target_tokens=expected[7])
+    assert trainer.state.global_step == 3
+    trainer, _ = train(tmp_path, tiny_llama(), ROWS, **options, max_steps=8, max_target_tokens=expected[3])
+    assert trainer.state.global_step == 4
+
+
+def test_a_resumed_training_continues_the_count_of_target_tokens(tmp_path):
+    options = {"rationales_per_path": "1", "per_device_train_batch_size": 2}
+    expected = list(itertools.accumulate(slow_target_counts(ROWS, options, 9)))
+    config = {"max_steps": -1, "learning_rate": 1e-2, "max_target_tokens": expected[8], "logging_steps": 4}
+    options |= config | {"save_strategy": "steps", "save_steps": 3}
+    whole, _ = train(tmp_path, tiny_llama(), ROWS, **options)
+    for step in (3, 6):
+        resumed, _ = train(tmp_path, tiny_llama(), ROWS, resume=tmp_path / f"checkpoint-{step}", **options)
+        assert resumed.state.global_step == 9
+        for trainer in (whole, resumed):
+            counts = {log["step"]: log["num_target_tokens"] for log in trainer.state.log_history}
+            assert counts == {4: expected[3], 8: expected[7], 9: expected[8]}
+        for found, kept in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
+            assert torch.equal(found, kept)
+
+
+def test_the_limit_of_target_tokens_counts_flat_rows_too(tmp_path):
+    flat = [{"prompt": "a", "completion": "b" * i, "weight": float(i), "id": str(i)} for i in range(1, 6)]
+    trainer, _ = train(tmp_path, tiny_llama(), flat, max_steps=-1, max_target_tokens=21, per_device_train_batch_size=8)
+    assert trainer.state.global_step == 2 and trainer.state.log_history[-1]["num_target_tokens"] == 2 * (15 + 5)
+
+
+def test_impossible_limits_of_target_tokens_are_refused(tmp_path):
+    for value in (0, -5):
+        with pytest.raises(ValueError, match=f"`max_target_tokens` must be at least 1, got {value}"):
+            MDConfig(output_dir=str(tmp_path), use_cpu=True, max_target_tokens=value)
+    with pytest.raises(ValueError, match="`ignore_data_skip=True` is not supported with"):
+        MDConfig(output_dir=str(tmp_path), use_cpu=True, max_target_tokens=9, ignore_data_skip=True)
+    with pytest.raises(ValueError, match="`max_target_tokens=9` cannot be reached"):
+        train(tmp_path, tiny_llama(), [ROWS[2]], objective="pot", max_steps=-1, max_target_tokens=9)
+    with pytest.raises(ValueError, match="`max_target_tokens=9` cannot be reached"):
+        train(tmp_path, tiny_llama(), ROWS, dataloader_drop_last=True, max_steps=-1, max_target_tokens=9)
+
+
 @pytest.mark.parametrize("restore", [False, True])
 def test_resuming_between_two_logs_keeps_the_counts(tmp_path, restore):
     options = {"max_steps": 8, "logging_steps": 4, "save_strategy": "steps", "save_steps": 3, "learning_rate": 1e-2}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
-from ..records import PATHS, STUDENT_MAX_TOKENS, STUDENT_THOUGHTS, SamplingParams
+from ..records import PATHS, STUDENT_MAX_TOKENS, STUDENT_THOUGHTS, VALIDATION_QUESTIONS, QuestionType, SamplingParams
 
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..evaluation import EvaluationResult
     from ..student_evaluation import StudentEvaluation
     from ..trainer import MDConfig, MDSeq2SeqTrainer, MDTrainer
+    from ..validation import GreedyAccuracy
 
 
 @dataclass
@@ -35,6 +36,12 @@ class RecipeArguments:
             Local copy of the task's original file, for `objective: label_all`. Defaults to the questions in the store.
         train_limit (`int`, *optional*):
             Train only on this many questions, the first ones.
+        validation (`float`, *optional*):
+            Share of the training questions to hold out, for example 0.1. Evaluations during training (`eval_strategy`)
+            and after it use them. They are drawn with `data_seed`, or `seed` without one, and written to
+            `validation.json` in the output folder.
+        validation_questions (`int`, *optional*, defaults to `100`):
+            Maximum number of the held-out questions that the student answers in each evaluation, `0` for none.
         eval_task (`str`, *optional*):
             Task to evaluate the student on after training. There is no evaluation without it.
         eval_split (`str`, *optional*, defaults to `"test"`):
@@ -75,6 +82,16 @@ class RecipeArguments:
     train_limit: int | None = field(
         default=None, metadata={"help": "Train only on this many questions, the first ones."}
     )
+    validation: float | None = field(
+        default=None,
+        metadata={"help": "Share of the training questions to hold out for evaluations during training, like 0.1."},
+    )
+    validation_questions: int = field(
+        default=VALIDATION_QUESTIONS,
+        metadata={
+            "help": "Maximum number of held-out questions that the student answers in each evaluation, 0 for none."
+        },
+    )
     eval_task: str | None = field(
         default=None, metadata={"help": "Task to evaluate the student on after training, if any."}
     )
@@ -103,6 +120,14 @@ class RecipeArguments:
         default=None, metadata={"help": "Folder for the results. Defaults to `results` in the output folder."}
     )
 
+    def __post_init__(self):
+        if self.validation is not None:
+            from ..validation import check_share
+
+            check_share(self.validation)
+        if self.validation_questions < 0:
+            raise InputError(f"`validation_questions` must not be negative, got {self.validation_questions}.")
+
 
 def _arguments():
     from trl import ModelConfig
@@ -125,6 +150,8 @@ def run(args: RecipeArguments, training_args: MDConfig, model_args: ModelConfig)
     evaluation = None if args.eval_task is None else _prepare_evaluation(args, training_args.prompt_format)
     trainer = _make_trainer(args, training_args, model_args)
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    if args.validation is not None:
+        trainer.evaluate()
     trainer.save_model(training_args.output_dir)
     trainer.save_state()
     trainer.accelerator.print(f"Saved the student to {training_args.output_dir}.")
@@ -169,6 +196,7 @@ def _make_trainer(
     from trl import get_peft_config, get_quantization_config
 
     from ..trainer import MDSeq2SeqConfig, MDSeq2SeqTrainer, MDTrainer
+    from ..validation import split_validation
 
     if model_args.model_name_or_path is None:
         raise InputError("`model_name_or_path` is missing. Give the student's folder or Hub id.")
@@ -178,6 +206,10 @@ def _make_trainer(
         trust_remote_code=training_args.trust_remote_code,
     )
     train_dataset = _load_rows(args, training_args)
+    eval_dataset = None
+    if args.validation is not None:
+        train_dataset, eval_dataset = split_validation(train_dataset, args.validation, _split_seed(training_args))
+    _keep_split(args, training_args, eval_dataset)
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
@@ -194,9 +226,40 @@ def _make_trainer(
         model=model_args.model_name_or_path,
         args=training_args,
         train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        callbacks=_callbacks(args, training_args, eval_dataset),
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
+
+
+def _split_seed(training_args: MDConfig) -> int:
+    return training_args.seed if training_args.data_seed is None else training_args.data_seed
+
+
+def _keep_split(args: RecipeArguments, training_args: MDConfig, eval_dataset: Dataset | None) -> None:
+    """Write which questions are held out, or check that a resumed training holds out the same ones."""
+    from ..validation import keep_split
+
+    split = None
+    if eval_dataset is not None:
+        seed = _split_seed(training_args)
+        split = {"validation": args.validation, "seed": seed, "ids": list(eval_dataset["id"])}
+    checkpoint = training_args.resume_from_checkpoint
+    with training_args.main_process_first(local=False, desc="writing the validation split"):
+        keep_split(training_args.output_dir, split, checkpoint and Path(checkpoint).parent)
+
+
+def _callbacks(args: RecipeArguments, training_args: MDConfig, eval_dataset: Dataset | None) -> list[GreedyAccuracy]:
+    """Measure the greedy accuracy of the paths that the objective learns, if there are validation questions."""
+    from ..validation import GreedyAccuracy, validation_questions
+    from ..weighting import path_weights
+
+    if eval_dataset is None or not args.validation_questions:
+        return []
+    questions = validation_questions(eval_dataset, args.validation_questions, _split_seed(training_args))
+    paths = tuple(path_weights(training_args.objective, QuestionType.BOTH, 0.5))
+    return [GreedyAccuracy(questions, paths, SamplingParams(max_tokens=args.eval_max_tokens))]
 
 
 def _load_rows(args: RecipeArguments, training_args: MDConfig) -> Dataset:

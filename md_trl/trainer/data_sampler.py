@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter
 from collections.abc import Iterator
+from copy import copy
+from functools import cached_property
 from typing import Any
 
+import pyarrow.compute as pc
 from datasets import Dataset
+from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
-from torch.utils.data import Sampler
 
+from ..errors import InputError
 from ..records import PATHS_AND_LABEL
 from ..weighting import path_weights
 from .md_config import MDConfig
@@ -97,6 +102,51 @@ class DrawnQuestions(TorchDataset):
         }[args.weight_normalizer]
         return {"type": row["type"], "lambda": row["lambda"], "divisor": divisor, "thoughts": thoughts}
 
+    @cached_property
+    def _thought_targets(self) -> list[dict[str, list[int]]]:
+        """Number of target tokens of each thought, by path, for each question. Read without decoding the tokens."""
+        targets: list[dict[str, list[int]]] = []
+        for batch in self.questions.with_format("arrow").iter(1000):
+            of_paths = []
+            for path in PATHS_AND_LABEL:
+                column = batch[path].combine_chunks()
+                thoughts = column.flatten()
+                lengths = pc.list_value_length(pc.struct_field(thoughts, "input_ids"))
+                counts = iter(pc.subtract(lengths, pc.struct_field(thoughts, "start")).to_pylist())
+                of_paths.append([[next(counts) for _ in range(size)] for size in column.value_lengths().to_pylist()])
+            targets += [dict(zip(PATHS_AND_LABEL, question, strict=True)) for question in zip(*of_paths, strict=True)]
+        return targets
+
+    @property
+    def have_targets(self) -> bool:
+        """Whether any question has a thought to learn from."""
+        return any(any(of_paths.values()) for of_paths in self._thought_targets)
+
+    @cached_property
+    def _ids(self) -> list[str]:
+        return list(self.questions["id"])
+
+    def num_target_tokens(self, epoch: int, position: int) -> int:
+        r"""
+        Return the number of target tokens of the thoughts that `self[epoch, position]` draws.
+
+        Args:
+            epoch (`int`):
+                Epoch, from 0.
+            position (`int`):
+                Position of the question, with repeats.
+
+        Returns:
+            `int`: Number of tokens.
+        """
+        index, occurrence = self.occurrences[position]
+        args, id = self.args, self._ids[index]
+        return sum(
+            counts[i]
+            for path, counts in self._thought_targets[index].items()
+            for i in draw(len(counts), args.rationales_per_path, args.seed, epoch, id, path, occurrence)
+        )
+
 
 class QuestionSampler(Sampler):
     r"""
@@ -121,6 +171,8 @@ class QuestionSampler(Sampler):
     def __init__(
         self, questions: DrawnQuestions, multiple_of: int, shuffle: bool, drop_last: bool = False, seed: int = 0
     ):
+        self.questions = questions
+        self.multiple_of = multiple_of
         self.size = len(questions)
         full = self.size // multiple_of * multiple_of
         self.length = full if drop_last or full == self.size else full + multiple_of
@@ -142,6 +194,48 @@ class QuestionSampler(Sampler):
             yield (self.epoch, order[place]) if place < self.size else None
 
 
+def steps_to_reach(
+    max_target_tokens: int, sampler: QuestionSampler, questions_per_step: int, max_steps: int = -1
+) -> int:
+    r"""
+    Return the number of optimizer steps that train on a number of target tokens.
+
+    Questions and thoughts are drawn as in the training, so the number is exact.
+
+    Args:
+        max_target_tokens (`int`):
+            Number of target tokens to reach.
+        sampler ([`QuestionSampler`]):
+            Sampler of the training. Its epoch does not matter.
+        questions_per_step (`int`):
+            Number of questions in an optimizer step, over accumulation steps and processes.
+        max_steps (`int`, *optional*, defaults to `-1`):
+            Number of steps to end at in any case, if positive.
+
+    Returns:
+        `int`: Number of steps, at least 1.
+
+    Raises:
+        `ValueError`: If no number of steps reaches it, because there is nothing to learn.
+    """
+    questions = sampler.questions
+    if not questions.have_targets or not len(sampler):
+        raise InputError(
+            f"`max_target_tokens={max_target_tokens}` cannot be reached: an epoch of {len(questions)} questions has "
+            "no batch with a target token. Check the objective and `dataloader_drop_last`."
+        )
+    sampler, tokens, steps = copy(sampler), 0, 0
+    for epoch in itertools.count():
+        sampler.set_epoch(epoch)
+        keys = list(sampler)
+        for start in range(0, len(keys), questions_per_step):
+            step = keys[start : start + questions_per_step]
+            tokens += sum(questions.num_target_tokens(*key) for key in step if key is not None)
+            steps += 1
+            if tokens >= max_target_tokens or steps == max_steps:
+                return steps
+
+
 class QuestionLoading:
     r"""
     Mixin for subclasses of [`~transformers.Trainer`] that train and evaluate on [`DrawnQuestions`].
@@ -159,6 +253,16 @@ class QuestionLoading:
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
         )
         return self._train_sampler
+
+    # Every attempt of `auto_find_batch_size` calls it, and so does a resumed training, which gets the same number.
+    def set_initial_training_values(self, args: MDConfig, dataloader: DataLoader):
+        if args.max_target_tokens is not None:
+            questions_per_step = self._train_sampler.multiple_of * args.gradient_accumulation_steps
+            args = copy(args)
+            args.max_steps = steps_to_reach(
+                args.max_target_tokens, self._train_sampler, questions_per_step, args.max_steps
+            )
+        return super().set_initial_training_values(args, dataloader)
 
     def _get_eval_sampler(self, eval_dataset: DrawnQuestions) -> QuestionSampler:
         return QuestionSampler(

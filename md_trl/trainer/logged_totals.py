@@ -61,7 +61,9 @@ class Totals:
         if not self.sums:
             return Totals()
         values = [*self.sums.values(), *self.counts.values()]
-        values = torch.stack([torch.as_tensor(v, dtype=torch.float32, device=accelerator.device) for v in values])
+        # float32 counts exactly up to 16.8 million only, but not every accelerator has float64
+        dtype = torch.float64 if accelerator.device.type in ("cpu", "cuda") else torch.float32
+        values = torch.stack([torch.as_tensor(v, dtype=dtype, device=accelerator.device) for v in values])
         values = (accelerator.reduce(values, reduction="sum") / copies).tolist()
         names = list(self.sums)
         return Totals(dict(zip(names, values, strict=False)), dict(zip(names, values[len(names) :], strict=True)))

@@ -64,6 +64,14 @@ class MDConfig(SFTConfig):
 
             The loss of mixed rows is always divided by the number of questions.
 
+        > Parameters that control the length of the training
+
+        max_target_tokens (`int`, *optional*):
+            Number of target tokens to train on, over all processes. Training ends with the first optimizer step that
+            reaches it, or at `max_steps` if that comes first. As with `max_steps`, `num_train_epochs` is ignored and
+            the data is repeated until then. The number of steps is computed before training, so the learning rate
+            schedule ends with it. `num_target_tokens` in the logs counts the tokens so far.
+
         > Parameters that control the data
 
         prompt_format (`str`, *optional*, defaults to `"auto"`):
@@ -127,6 +135,7 @@ class MDConfig(SFTConfig):
     > | `label_names` | default | The targets are the tokens of thoughts. |
     > | `shuffle_dataset`, `train_sampling_strategy` | default | The trainer draws the questions itself. |
     > | `length_column_name` | default | The trainer draws the questions itself. |
+    > | `ignore_data_skip` | without `max_target_tokens` | The steps are computed for the whole order of questions. |
     > | `remove_unused_columns` | `False` | The trainer reads the columns itself. |
     > | `average_tokens_across_devices` | `True` | The loss is divided by the questions of all processes. |
     > | `include_num_input_tokens_seen` | not `"non_padding"` | `num_nodes` in the logs is that number. |
@@ -189,6 +198,13 @@ class MDConfig(SFTConfig):
             "choices": list(WEIGHT_NORMALIZERS),
         },
     )
+    max_target_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "Number of target tokens to train on, over all processes, or `max_steps` if that comes first. "
+            "`num_train_epochs` is ignored."
+        },
+    )
     prompt_format: str = field(
         default="auto",
         metadata={
@@ -238,8 +254,14 @@ class MDConfig(SFTConfig):
             value, choices = getattr(self, name), MDConfig.__dataclass_fields__[name].metadata["choices"]
             if value not in choices:
                 raise InputError(f"Unknown `{name}` {value!r}. Choose one of {', '.join(choices)}.")
-        if self.max_row_tokens is not None and self.max_row_tokens < 1:
-            raise InputError(f"`max_row_tokens` must be at least 1, got {self.max_row_tokens}.")
+        for name in ("max_row_tokens", "max_target_tokens"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise InputError(f"`{name}` must be at least 1, got {value}.")
+        if self.ignore_data_skip and self.max_target_tokens is not None:
+            raise InputError(
+                "`ignore_data_skip=True` is not supported with `max_target_tokens`: a resumed training would see "
+                "other questions than those that were counted."
+            )
         self.rationales_per_path = str(self.rationales_per_path)
         if self.rationales_per_path != "all" and not (
             self.rationales_per_path.isdecimal() and int(self.rationales_per_path) > 0

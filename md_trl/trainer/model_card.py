@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Collection
 from importlib.metadata import version
 from importlib.resources import files
 from typing import Any
@@ -58,6 +59,7 @@ def student_card(
     seen: dict[str, int],
     log_history: list[dict[str, Any]],
     repo: str | None = None,
+    validation_ids: Collection[str] = (),
     **card_data: Any,
 ) -> ModelCard:
     r"""
@@ -76,6 +78,9 @@ def student_card(
             Logs of the trainer.
         repo (`str`, *optional*):
             Hub id of the student, if it is on the Hub. Defaults to `args.hub_model_id`.
+        validation_ids (`Collection[str]`, *optional*, defaults to `()`):
+            Ids of the questions that were evaluated on during training. The card mentions them if they are not among
+            the training questions.
         **card_data:
             Metadata of the card: `model_name`, `base_model`, `datasets`, `library_name` and `tags`.
 
@@ -85,7 +90,7 @@ def student_card(
     is_flat = student["objective"] is None
     unit = "rows" if is_flat else "questions"
     of_rows = ("weight_normalizer",) if is_flat else ("unsolved_path", "rationales_per_path")
-    last = next((log for log in reversed(log_history) if "num_target_tokens" in log), {})
+    last = next((log for log in reversed(log_history) if "num_questions" in log), {})
     settings = {
         "objective": "weights of rows" if is_flat else student["objective"],
         "prompt_format": student["prompt_format"],
@@ -94,6 +99,10 @@ def student_card(
         f"{unit} seen": f"{seen['num_questions']:,}",
         "target tokens seen": f"{seen['num_target_tokens']:,}",
     }
+    if validation_ids and not set(validation_ids) & set(questions["id"]):
+        settings[f"validation {unit}"] = f"{len(validation_ids):,}, none of which is a training question"
+        if args.load_best_model_at_end:
+            settings["best checkpoint by"] = args.metric_for_best_model
     if not student["paths"]:
         card_data["tags"] = [tag for tag in card_data["tags"] if tag != "mixed-distillation"] + ["sft"]
     figures = ("loss", "cot_loss", "pot_loss", "label_loss")[: 4 if student["paths"] else 1]

@@ -17,6 +17,7 @@ from ..records import PATHS_AND_LABEL
 from ..student_folder import replace_card
 from .arguments import as_dataset, as_tokenizer
 from .data_sampler import QuestionLoading
+from .evaluation_callback import EvaluationCallback
 from .lm_head import EdgeScorer, EdgeScores
 from .logged_totals import RunningTotals, Totals
 from .md_config import MDConfig
@@ -119,6 +120,10 @@ class MixedObjective(QuestionLoading):
         self._eval_totals = Totals()
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         figures = {"loss": 0.0} | self._eval_totals.gathered(self.accelerator, self.get_tp_size()).means()
+        if metric_key_prefix == "eval":
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, EvaluationCallback):
+                    figures |= callback.evaluate(self.args, self.model, self.processing_class)
         output.metrics.update({f"{metric_key_prefix}_{name}": figure for name, figure in figures.items()})
         return output
 
@@ -149,6 +154,7 @@ class MixedObjective(QuestionLoading):
         running.gather(self.accelerator, self.get_tp_size())
         if self.model.training:
             logs |= {name: figure for name, figure in running.pop().items() if name != "loss"}
+        logs["num_target_tokens"] = running.seen()["num_target_tokens"]
         super().log(logs, start_time)
 
     # What is saved
@@ -205,6 +211,7 @@ class MixedObjective(QuestionLoading):
             self._running_totals.seen(),
             self.state.log_history,
             repo=self.hub_model_id,
+            validation_ids=self.eval_dataset["id"] if isinstance(self.eval_dataset, Dataset) else (),
             model_name=model_name or Path(self.args.hub_model_id or self.args.output_dir).name,
             base_model=hub_id(self.model.config.name_or_path),
             datasets=hub_id(dataset_name),
