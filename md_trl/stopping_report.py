@@ -207,7 +207,7 @@ def plot_calibration(studies: Sequence[StoppingStudy], files: Sequence[str | Pat
             areas = [10 + 150 * b.count / study.n_questions for b in row.bins]
             axis.scatter(confidences, accuracies, areas, color=color, alpha=0.6)
         axis.set_xlabel("confidence: share of the votes, or learned")
-        axis.legend(fontsize=8, loc="lower right")
+        axis.legend(fontsize=8, loc="best")
     axes[0].set_ylabel("accuracy")
     _save(pyplot, figure, files)
 
