@@ -37,6 +37,9 @@ class EvalArguments(EngineArguments):
             Local copy of the task's original file. Defaults to the Hub.
         limit (`int`, *optional*):
             Evaluate only on this many questions, the first ones.
+        validation_file (`str`, *optional*):
+            Evaluate only on the questions that `md-trl train --validation` held out: `validation.json` in the folder
+            of the student, with `--split train`.
         paths (`list[str]`, *optional*, defaults to `["cot", "pot"]`):
             What to sample: `cot`, `pot`, and `label` for the bare answer, which is greedy.
         n (`int`, *optional*, defaults to `10`):
@@ -85,6 +88,13 @@ class EvalArguments(EngineArguments):
         default=None, metadata={"help": "Local copy of the task's original file. Defaults to the Hub."}
     )
     limit: int | None = field(default=None, metadata={"help": "Evaluate only on this many questions, the first ones."})
+    validation_file: str | None = field(
+        default=None,
+        metadata={
+            "help": "Evaluate only on the questions that `md-trl train --validation` held out: `validation.json` in "
+            "the folder of the student, with `--split train`."
+        },
+    )
     paths: list[str] = field(
         default_factory=lambda: list(PATHS),
         metadata={"help": "What to sample: `cot`, `pot`, and `label` for the bare answer, which is greedy."},
@@ -143,10 +153,14 @@ def run(args: EvalArguments) -> None:
     from ..launched_evaluation import Process
     from ..student_evaluation import StudentEvaluation
     from ..tasks import load_questions
+    from ..tasks.loading import select_held_out
     from ..vote_settings import VoteSettings
 
+    questions = load_questions(args.task, args.split, source=args.source, seed=args.data_seed)
+    if args.validation_file is not None:
+        questions = select_held_out(questions, args.validation_file)
     evaluation = StudentEvaluation(
-        load_questions(args.task, args.split, source=args.source, seed=args.data_seed)[: args.limit],
+        questions[: args.limit],
         SamplingParams(temperature=args.temperature, max_tokens=args.max_tokens, seed=args.seed),
         paths=args.paths,
         n=args.n,
