@@ -126,12 +126,15 @@ def test_agreement(found, n, step):
     assert vote(seen.cot, seen.pot) == vote(cot[: quota[0]], pot[: quota[1]])
 
 
-@given(thoughts(5), st.sampled_from([0.5, 0.7, 0.875]), st.booleans())
-def test_agreement_with_a_threshold_is_adaptive_consistency(found, threshold, weighted):
+@given(thoughts(5), st.sampled_from([0.5, 0.7, 0.875]), st.sampled_from([None, 1, 5]))
+def test_agreement_with_a_threshold_is_adaptive_consistency(found, threshold, sharpness):
     """Two equal votes have a posterior of 0.875, so up to there their agreement is nothing special."""
     cot, pot = found
-    seen = Seen(cot, pot, *([[0.9, 0.2, 0.5, 0.7, 0.1], [0.3, 0.8, 0.6, 0.4, 1.0]] if weighted else []))
-    assert sizes(take(Agreement(10, threshold=threshold), seen)) == sizes(take(Adaptive(10, threshold), seen))
+    weights = [] if sharpness is None else [[0.9, 0.2, 0.5, 0.7, 0.1], [0.3, 0.8, 0.6, 0.4, 1.0]]
+    sharp = [[weight**sharpness for weight in of_path] for of_path in weights]
+    rule = Agreement(10, threshold=threshold, sharpness=sharpness or 1)
+    expected = take(Adaptive(10, threshold), Seen(cot, pot, *sharp))
+    assert sizes(take(rule, Seen(cot, pot, *weights))) == sizes(expected)
 
 
 def test_agreement_ends_a_question_whatever_the_threshold():
