@@ -258,6 +258,7 @@ def test_sharded_models_are_refused_before_training(tmp_path, monkeypatch):
         GreedyAccuracy([])
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_questions_and_count_the_tokens_of_both(tmp_path):
     script, logs = Path(__file__).parent / "distributed" / "train_budget.py", {}
     for processes, batch_size in ((1, 4), (2, 2)):
