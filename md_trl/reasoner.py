@@ -28,7 +28,7 @@ from .sampling.run import SamplingRun
 from .stopping import BUDGET, Seen, StoppingRule, rule_named
 from .store import Selection, Store
 from .vote_settings import VoteSettings
-from .voting import Tally, has_likelihoods, tally
+from .voting import has_likelihoods
 
 
 logger = logging.getLogger(__name__)
@@ -275,9 +275,8 @@ class MixedReasoner:
         joining, number, unfinished = _distinct(questions), len(questions), {}
         samples, usable = dict.fromkeys(PATHS, 0), dict.fromkeys(PATHS, 0)
         cache = None if self.store is None else default_cache(self.store)
-        keep_prompts = getattr(
-            self.engine, "keep_prompts", nullcontext
-        )  # Each round asks for more of the same prompts
+        # Each round asks for more of the same prompts
+        keep_prompts = getattr(self.engine, "keep_prompts", nullcontext)
         with self._open_store() as store, Executor(cache=cache) as executor, keep_prompts():
             while joining or unfinished:
                 self._join(unfinished, joining, store, executor)
@@ -418,19 +417,18 @@ class MixedReasoner:
         return student_prompt(question.question, path, self.prompt_format)
 
     def _seen(self, asked: _Asked) -> Seen:
-        thoughts = [asked.of(path) for path in PATHS]
-        seen, joined = Seen.from_thoughts(*thoughts, self.votes.weights), [*chain(*thoughts)]
-        without = not has_likelihoods([t.logprob for t in joined], [t.answer for t in joined])
-        if self.votes.weights.kind == "likelihood" and without and "logprobs" not in self._warnings:
-            logger.warning("%s reports no log-probabilities, so all votes weigh the same.", self.engine.model)
-            self._warnings.add("logprobs")
-        return seen
+        cot, pot = (asked.of(path) for path in PATHS)
+        if self.votes.weights.kind == "likelihood" and "logprobs" not in self._warnings:
+            thoughts = [*cot, *pot]
+            if not has_likelihoods([t.logprob for t in thoughts], [t.answer for t in thoughts]):
+                logger.warning("%s reports no log-probabilities, so all votes weigh the same.", self.engine.model)
+                self._warnings.add("logprobs")
+        return Seen.from_thoughts(cot, pot, self.votes.weights)
 
     def _answer(self, asked: _Asked) -> Reasoned:
-        seen = self._seen(asked)
+        result = self.votes.tally(self._seen(asked))
         cot, pot = (asked.of(path) for path in PATHS)
-        result: Tally = tally(seen.cot, seen.pot, seen.cot_weights, seen.pot_weights)
-        return Reasoned(result.answer, self.votes.confidence(seen), result.shares, len(cot) + len(pot), cot, pot)
+        return Reasoned(result.answer, result.confidence, result.shares, len(cot) + len(pot), cot, pot)
 
     @contextmanager
     def _open_store(self) -> Iterator[Store]:

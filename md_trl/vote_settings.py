@@ -24,6 +24,7 @@ from .stopping import Seen
 from .voting import (
     WEIGHTS,
     Calibrator,
+    Tally,
     VoteWeights,
     fit_calibrator,
     lead,
@@ -74,11 +75,12 @@ class VoteSettings:
             return weights
         return cls(VoteWeights(weights)) if weights in WEIGHTS else cls.load(weights)
 
-    def confidence(self, seen: Seen) -> float:
-        """Return the confidence of the vote on a question, between 0 and 1; 0 if no thought has an answer."""
-        if self.calibrator is not None:
-            return self.calibrator.probability(seen.tally())
-        return tally(seen.cot, seen.pot, seen.cot_weights, seen.pot_weights).confidence
+    def tally(self, seen: Seen) -> Tally:
+        """Return the vote on a question, with its calibrated confidence if there is a calibrator."""
+        result = tally(seen.cot, seen.pot, seen.cot_weights, seen.pot_weights)
+        if self.calibrator is None:
+            return result
+        return replace(result, confidence=self.calibrator.probability(seen.tally()))
 
     def save(self, file: str | Path) -> None:
         r"""
@@ -165,12 +167,12 @@ def learn_votes(result: EvaluationResult, weights: str = "likelihood") -> VoteSe
         [q.answer for q in result.questions],
         *zip(*weighed, strict=True),
     )
-    learned = replace(base, **paths)
+    learned = VoteSettings(replace(base, **paths))
     leads, correct, counts = [], [], []
     for question in result.questions:
-        votes = [seen for k in range(1, result.n + 1) if (seen := _seen(question, learned, k)).votes()]
+        votes = [seen for k in range(1, result.n + 1) if (seen := _seen(question, learned.weights, k)).votes()]
         leads += [lead(seen.tally()) for seen in votes]
-        correct += [_is_correct(question, seen) for seen in votes]
+        correct += [question.is_correct(learned.tally(seen).answer) for seen in votes]
         counts += [1 / len(votes) for _ in votes]
     if not leads:
         raise InputError(f"No thought of {result.name!r} on {result.task}/{result.split} has an answer to learn from.")
@@ -182,7 +184,7 @@ def learn_votes(result: EvaluationResult, weights: str = "likelihood") -> VoteSe
         "n": result.n,
         "n_questions": len(result.questions),
     }
-    return VoteSettings(learned, fit_calibrator(leads, correct, counts), learned_on)
+    return replace(learned, calibrator=fit_calibrator(leads, correct, counts), learned_on=learned_on)
 
 
 def cross_validate(result: EvaluationResult, weights: str = "likelihood", folds: int = FOLDS) -> Calibration:
@@ -211,9 +213,9 @@ def cross_validate(result: EvaluationResult, weights: str = "likelihood", folds:
         others = [question for i, question in enumerate(shuffled) if i % folds != fold]
         settings = learn_votes(replace(result, questions=others), weights)
         for question in shuffled[fold::folds]:
-            seen = _seen(question, settings.weights)
-            confidences.append(settings.confidence(seen))
-            correct.append(_is_correct(question, seen))
+            found = settings.tally(_seen(question, settings.weights))
+            confidences.append(found.confidence)
+            correct.append(question.is_correct(found.answer))
     return Calibration.of(f"{weights}, learned", confidences, correct)
 
 
@@ -221,7 +223,3 @@ def _seen(question: QuestionResult, weights: VoteWeights, k: int | None = None) 
     """The first `k` thoughts of both paths, or all of them."""
     answers, logprobs = (question.cot[:k], question.pot[:k]), (question.cot_logprob[:k], question.pot_logprob[:k])
     return Seen(*answers, *weights.weigh(*answers, *logprobs))
-
-
-def _is_correct(question: QuestionResult, seen: Seen) -> bool:
-    return question.is_correct(tally(seen.cot, seen.pot, seen.cot_weights, seen.pot_weights).answer)

@@ -101,7 +101,7 @@ def test_votes_learned_on_one_half_serve_on_the_other():
         q.is_correct(vote(s.cot, s.pot, s.cot_weights, s.pot_weights))
         for q, s in zip(test.questions, seen, strict=True)
     ]
-    confidences = [settings.confidence(s) for s in seen]
+    confidences = [settings.tally(s).confidence for s in seen]
     assert sum(confidences) / 300 == pytest.approx(sum(right) / 300, abs=0.1)
     learned, raw = cross_validate(test), calibration(test, "likelihood")
     assert learned.accuracy > raw.accuracy and learned.error < raw.error
