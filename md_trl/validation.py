@@ -177,12 +177,42 @@ def keep_split(output_dir: str | Path, split: Mapping[str, Any] | None, resumed_
                 f"The training to resume {described}, and this one would hold out {now}. Resume with the same "
                 "`validation`, `seed` and dataset, or start a new training."
             )
-    text = None if split is None else json.dumps(split, indent=2) + "\n"
-    if text is None:
+    if split is None:
         file.unlink(missing_ok=True)
-    elif not file.is_file() or file.read_text(encoding="utf-8") != text:
+        return
+    text = json.dumps(split, indent=2) + "\n"
+    if not file.is_file() or file.read_text(encoding="utf-8") != text:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")
+
+
+def select_held_out(questions: Sequence[Question], file: str | Path) -> list[Question]:
+    r"""
+    Return the questions that a training held out.
+
+    Args:
+        questions (`Sequence[Question]`):
+            Training questions of a task.
+        file (`str` or `Path`):
+            `validation.json` in the folder of the student.
+
+    Returns:
+        `list[Question]`: The questions whose ids the file lists, in their order.
+
+    Raises:
+        `InputError`: The file lists no ids, or some that are not among the questions.
+    """
+    try:
+        ids = set(json.loads(Path(file).read_text(encoding="utf-8"))["ids"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file} is not a file of `md-trl train --validation` ({error!r}).") from None
+    found = [question for question in questions if question.id in ids]
+    if missing := sorted(ids - {question.id for question in found}):
+        raise InputError(
+            f"{len(missing)} of the {len(ids)} questions in {file} are not among those to evaluate on, such as "
+            f"{missing[0]!r}. Use `--split train`, and the task, source and seed of the training."
+        )
+    return found
 
 
 class GreedyAccuracy(EvaluationCallback):

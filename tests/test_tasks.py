@@ -12,9 +12,8 @@ from conftest import SHARED, needs_shared
 from hypothesis import given
 from hypothesis import strategies as st
 
-from md_trl.errors import InputError
 from md_trl.tasks import TASKS, asdiv, gsm8k, load_questions, strategyqa, svamp
-from md_trl.tasks.loading import draw_test, select_held_out
+from md_trl.tasks.loading import draw_test
 
 
 DATA = SHARED / "data"
@@ -423,15 +422,3 @@ def test_an_invalid_line_is_named(tmp_path):
 def test_strategyqa_needs_both_files(tmp_path):
     write(tmp_path, "strategyqa", good_rows("strategyqa")[:2061])
     assert_fails("strategyqa", tmp_path, "holds no dev.json", error=FileNotFoundError)
-
-
-def test_held_out_questions_are_selected_by_their_file(tmp_path):
-    questions = load_questions("stories", "train")[:20]
-    file = tmp_path / "validation.json"
-    file.write_text(json.dumps({"ids": [questions[7].id, questions[3].id]}))
-    assert select_held_out(questions, file) == [questions[3], questions[7]]
-    with pytest.raises(InputError, match="1 of the 2 questions in .*validation.json are not among those"):
-        select_held_out(questions[:5], file)
-    file.write_text("[]")
-    with pytest.raises(InputError, match="not a file of `md-trl train --validation`"):
-        select_held_out(questions, file)

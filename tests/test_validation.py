@@ -24,7 +24,8 @@ from md_trl import MDConfig, MDSeq2SeqConfig, MDSeq2SeqTrainer, MDTrainer
 from md_trl.cli import run_verb
 from md_trl.errors import InputError
 from md_trl.records import SamplingParams
-from md_trl.validation import GreedyAccuracy, keep_split, split_validation, validation_questions
+from md_trl.tasks import load_questions
+from md_trl.validation import GreedyAccuracy, keep_split, select_held_out, split_validation, validation_questions
 
 
 GREEDY = SamplingParams(max_tokens=40)
@@ -353,3 +354,15 @@ def test_baselines_are_asked_for_what_they_learn(tmp_path):
     assert "eval_label_accuracy" in log and "eval_cot_accuracy" not in log and "eval_joint_accuracy" not in log
     state = command(tmp_path, "validation_questions", 0, "metric_for_best_model", "eval_loss")
     assert not any("eval_cot_accuracy" in log for log in state["log_history"])
+
+
+def test_held_out_questions_are_selected_by_their_file(tmp_path):
+    questions = load_questions("stories", "train")[:20]
+    file = tmp_path / "validation.json"
+    file.write_text(json.dumps({"ids": [questions[7].id, questions[3].id]}))
+    assert select_held_out(questions, file) == [questions[3], questions[7]]
+    with pytest.raises(InputError, match="1 of the 2 questions in .*validation.json are not among those"):
+        select_held_out(questions[:5], file)
+    file.write_text("[]")
+    with pytest.raises(InputError, match="not a file of `md-trl train --validation`"):
+        select_held_out(questions, file)

@@ -153,11 +153,12 @@ def run(args: EvalArguments) -> None:
     from ..launched_evaluation import Process
     from ..student_evaluation import StudentEvaluation
     from ..tasks import load_questions
-    from ..tasks.loading import select_held_out
     from ..vote_settings import VoteSettings
 
     questions = load_questions(args.task, args.split, source=args.source, seed=args.data_seed)
     if args.validation_file is not None:
+        from ..validation import select_held_out
+
         questions = select_held_out(questions, args.validation_file)
     evaluation = StudentEvaluation(
         questions[: args.limit],

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from ..records import Question
 
 
 if TYPE_CHECKING:
@@ -176,32 +175,3 @@ def draw_test(strata: dict[str, str], size: int, seed: int) -> set[str]:
     for stratum in by_remainder[: size - sum(shares.values())]:
         shares[stratum] += 1
     return {name for stratum, group in groups.items() for _, name in sorted(group)[: shares[stratum]]}
-
-
-def select_held_out(questions: Sequence[Question], file: str | Path) -> list[Question]:
-    r"""
-    Return the questions that a training held out.
-
-    Args:
-        questions (`Sequence[Question]`):
-            Training questions of a task.
-        file (`str` or `Path`):
-            `validation.json` in the folder of the student.
-
-    Returns:
-        `list[Question]`: The questions whose ids the file lists, in their order.
-
-    Raises:
-        `InputError`: The file lists no ids, or some that are not among the questions.
-    """
-    try:
-        ids = set(json.loads(Path(file).read_text(encoding="utf-8"))["ids"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} is not a file of `md-trl train --validation` ({error!r}).") from None
-    found = [question for question in questions if question.id in ids]
-    if missing := sorted(ids - {question.id for question in found}):
-        raise InputError(
-            f"{len(missing)} of the {len(ids)} questions in {file} are not among those to evaluate on, such as "
-            f"{missing[0]!r}. Use `--split train`, and the task, source and seed of the training."
-        )
-    return found
