@@ -21,6 +21,7 @@ import sys
 import time
 from pathlib import Path
 
+from tiny_student import make_student
 from tqdm.auto import tqdm
 
 
@@ -73,49 +74,6 @@ def run_all(title: str, commands: dict[str, list[str]], logs: Path, workers: int
             bar.close()
         for process, _ in running.values():
             process.kill()
-
-
-def make_student(mixed: Path, output: Path, seed: int) -> None:
-    """A random Llama of 0.6M parameters, and a tokenizer whose tokens are the words and numbers of the dataset."""
-    import torch
-    from datasets import load_dataset
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    from md_trl.prompts import student_prompt
-
-    rows = load_dataset(str(mixed), "stories", split="train")
-    texts = [student_prompt(row["question"], path) for row in rows for path in ("cot", "pot", "label")]
-    texts += [thought["text"] for row in rows for path in ("cot", "pot") for thought in row[path]]
-    texts += ["\n" + row["answer"] for row in rows]
-    core = Tokenizer(models.WordLevel(unk_token="<unk>"))
-    # Numbers are whole tokens: a model this small learns no arithmetic on digits in minutes
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?\w+|\n *| ?[^\w\s]"), behavior="isolated")
-    core.decoder = decoders.Fuse()
-    trainer = trainers.WordLevelTrainer(
-        special_tokens=["<pad>", "</s>", "<unk>"], vocab_size=10**6, show_progress=False
-    )
-    core.train_from_iterator(texts, trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-        initializer_range=0.06,  # so narrow a model learns faster from larger weights
-    )
-    student = LlamaForCausalLM(config)
-    student.save_pretrained(output)
-    tokenizer.save_pretrained(output)
-    print(f"\nA student of {student.num_parameters():,} parameters and {len(tokenizer):,} tokens: {output}")
 
 
 def main() -> None:

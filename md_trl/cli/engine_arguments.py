@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..sampling.engines import BATCH_SIZE, CONCURRENCY, MAX_RETRIES, TIMEOUT, Engine
+from ..sampling.engines import BATCH_SIZE, CONCURRENCY, DTYPES, MAX_RETRIES, TIMEOUT, Engine
 
 
 ENGINES = ("openai", "transformers", "vllm")
@@ -32,6 +32,9 @@ class EngineArguments:
             Maximum number of retries of a request that cost nothing (engine `openai`).
         batch_size (`int`, *optional*, defaults to `128`):
             Maximum number of samples in a batch (engine `transformers`).
+        dtype (`str`, *optional*):
+            Data type of the weights (engine `transformers`). `bfloat16` on GPUs and `float32` on CPUs by default; CPUs
+            with AMX are faster in `bfloat16`.
     """
 
     engine: str = field(
@@ -60,6 +63,14 @@ class EngineArguments:
     )
     batch_size: int = field(
         default=BATCH_SIZE, metadata={"help": "transformers: maximum number of samples in a batch."}
+    )
+    dtype: str | None = field(
+        default=None,
+        metadata={
+            "help": "transformers: data type of the weights. bfloat16 on GPUs and float32 on CPUs by default; CPUs "
+            "with AMX are faster in bfloat16.",
+            "choices": DTYPES,
+        },
     )
 
 
@@ -94,4 +105,4 @@ def make_engine(args: EngineArguments, model: str) -> Engine:
         return VLLMEngine(model)
     from ..sampling.engines.transformers import TransformersEngine
 
-    return TransformersEngine(model, batch_size=args.batch_size)
+    return TransformersEngine(model, batch_size=args.batch_size, dtype=args.dtype)

@@ -29,7 +29,7 @@ from transformers.utils import find_adapter_config_file
 from ...errors import InputError
 from ...prompts import encode_prompt, read_student_settings, resolve_prompt_format
 from ...records import Choice
-from . import BATCH_SIZE, SampleRequest, SampleResult, check_params, cut_at_stop, mean_logprob, model_name
+from . import BATCH_SIZE, DTYPES, SampleRequest, SampleResult, check_params, cut_at_stop, mean_logprob, model_name
 from .batching import Batching, Job, Rows, Sample
 from .decoding import CausalDecoder, EncoderDecoder, count_kept, decode
 from .joining import JoiningDecoder, Prefilled, PrefilledPrompts, can_join
@@ -72,9 +72,13 @@ class TransformersEngine:
             the memory of the device that is free when sampling begins.
         device (`str`, *optional*):
             Device of the model. `cuda` if available, else `cpu`, by default.
+        dtype (`str`, *optional*):
+            Data type of the weights: `float32`, `bfloat16` or `float16`. `bfloat16` on GPUs and `float32` on CPUs by
+            default, since most CPUs are slower in `bfloat16`. A loaded model keeps its own.
 
     Raises:
-        `ValueError`: A loaded model without its tokenizer, or a model with recurrent states only, such as Mamba.
+        `ValueError`: An unknown `dtype`, a loaded model without its tokenizer, or a model with recurrent states only,
+            such as Mamba.
         `FileNotFoundError`: There is no such model, or no tokenizer with it.
 
     Examples:
@@ -99,12 +103,15 @@ class TransformersEngine:
         batch_size: int = BATCH_SIZE,
         cache_gb: float | None = None,
         device: str | None = None,
+        dtype: str | None = None,
     ):
         if batch_size < 1:
             raise InputError(f"`batch_size` is {batch_size}. Use 1 or more.")
+        if dtype not in (None, *DTYPES):
+            raise InputError(f"Unknown `dtype` {dtype!r}. Choose one of {', '.join(DTYPES)}.")
         if isinstance(model, str):
             try:
-                self._model = _load(model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+                self._model = _load(model, device or ("cuda" if torch.cuda.is_available() else "cpu"), dtype)
                 tokenizer = tokenizer or AutoTokenizer.from_pretrained(model)
             except OSError as error:
                 reason = str(error).splitlines()[0]
@@ -308,9 +315,8 @@ class _Requests:
         return refused
 
 
-def _load(model: str, device: str) -> PreTrainedModel:
-    # bf16 is several times slower than fp32 on a CPU.
-    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+def _load(model: str, device: str, dtype: str | None) -> PreTrainedModel:
+    dtype = getattr(torch, dtype or ("bfloat16" if device.startswith("cuda") else "float32"))
     adapter = PeftConfig.from_pretrained(model) if find_adapter_config_file(model) is not None else None
     if adapter is not None and adapter.is_prompt_learning:
         raise InputError(
