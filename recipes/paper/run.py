@@ -3,7 +3,7 @@
     python recipes/paper/run.py recipes/paper/stories.yaml --workers 2
 
 An experiment is a YAML file: what prepares its data, what all students share (fields of `md-trl train` and `md-trl
-eval`), and how each student differs. Everything is written below its `output` folder:
+eval`, or a recipe that has both), and how each student differs. Everything is written below its `output` folder:
 
     students/NAME@SEED/        the student, its checkpoints and logs of its training
     stores/NAME@SEED.db        its thoughts
@@ -20,6 +20,7 @@ launch --config_file recipes/accelerate_configs/single_gpu.yaml"`, which trains 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
@@ -37,24 +38,28 @@ import yaml
 from tqdm.auto import tqdm
 
 
-KEYS = {"output", "prepare", "train", "eval", "students", "seeds", "report"}
+KEYS = {"output", "base", "tasks", "recipe", "prepare", "train", "eval", "students", "seeds", "report"}
 PATHS = {"label": ["label"], "label_all": ["label"], "cot": ["cot"], "pot": ["pot"]}
 """What to sample from the students of objectives that learn only that."""
+EVALUATION = {"source", "n", "temperature", "max_tokens"}
+"""Fields of `md-trl eval` that a recipe sets, as `eval_source` and so on."""
 
 
 @dataclass(frozen=True)
 class Student:
-    """One student with one seed: a cell of the tables."""
+    """One student of one task with one seed: a cell of the tables. Without `train`, it is a model as it is."""
 
     name: str
+    task: str
     seed: int
-    train: dict[str, Any]
+    train: dict[str, Any] | None
     evaluations: tuple[dict[str, Any], ...]
     output: Path
 
     @property
     def key(self) -> str:
-        return f"{self.name}@{self.seed}"
+        """Name of its files. Its results are named without the task, which has a column of its own."""
+        return f"{self.task}-{self.name}@{self.seed}"
 
     @property
     def folder(self) -> Path:
@@ -72,34 +77,30 @@ class Student:
     @property
     def needs(self) -> str | None:
         """The student whose number of target tokens ends this one's training."""
-        limit = self.train.get("max_target_tokens")
-        return f"{limit.removeprefix('as ')}@{self.seed}" if isinstance(limit, str) else None
-
-    def settings(self) -> dict[str, Any]:
-        return {"train": self.train, "eval": list(self.evaluations)}
+        limit = (self.train or {}).get("max_target_tokens")
+        return f"{self.task}-{limit.removeprefix('as ')}@{self.seed}" if isinstance(limit, str) else None
 
     def finished(self) -> list[str]:
         """Return the steps that are finished. Settings that have changed since are an error."""
         if not self.record.exists():
             return []
         record = json.loads(self.record.read_text())
-        for part, now in self.settings().items():
-            if part == "train" and record[part] != now:
-                changed = sorted(k for k in record[part] | now if record[part].get(k) != now.get(k))
-                sys.exit(
-                    f"{self.key} was trained with other settings ({', '.join(changed)}). Restore them, give the "
-                    f"student another name, use another `output`, or delete {self.record} and {self.folder}."
-                )
+        before, now = record["train"] or {}, self.train or {}
+        if changed := sorted(name for name in before | now if before.get(name) != now.get(name)):
+            sys.exit(
+                f"{self.key} was trained with other settings ({', '.join(changed)}). Restore them, give the student "
+                f"another name, use another `output`, or delete {self.record} and {self.folder}."
+            )
         return record["finished"]
 
     def finish(self, step: str) -> None:
-        steps = [*self.finished(), step]
-        self.record.write_text(json.dumps(self.settings() | {"finished": steps}, indent=2) + "\n")
+        record = {"train": self.train, "finished": [*self.finished(), step]}
+        self.record.write_text(json.dumps(record, indent=2) + "\n")
 
     def steps(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
         """Name, verb and fields of each step that is not finished."""
         finished = self.finished()
-        if "train" not in finished:
+        if self.train is not None and "train" not in finished:
             fields = self.train | {"output_dir": self.folder, "seed": self.seed}
             if self.needs is not None:
                 fields["max_target_tokens"] = target_tokens(self.output / "students" / self.needs)
@@ -109,19 +110,10 @@ class Student:
         for evaluation in self.evaluations:
             step = "eval " + json.dumps(evaluation, sort_keys=True)
             if step not in finished:
-                yield (
-                    step,
-                    "eval",
-                    {
-                        "model": self.folder,
-                        "name": self.key,
-                        "paths": PATHS.get(self.train.get("objective", "md"), ["cot", "pot"]),
-                        "seed": self.seed,
-                        "store": self.output / "stores" / f"{self.key}.db",
-                        "output": self.output / "results",
-                    }
-                    | evaluation,
-                )
+                fields = {"model": self.folder, "name": f"{self.name}@{self.seed}", "seed": self.seed}
+                fields["paths"] = PATHS.get((self.train or {}).get("objective", "md"), ["cot", "pot"])
+                fields |= {"store": self.output / "stores" / f"{self.key}.db", "output": self.output / "results"}
+                yield step, "eval", fields | evaluation
 
 
 def target_tokens(student: Path) -> int:
@@ -180,8 +172,8 @@ class Runner:
             student.finish(step)
 
     def run(self, students: list[Student]) -> None:
-        """Run all students. One whose budget is that of another waits for it; a failed one does not stop the others."""
-        waiting, done, failed = list(students), set(), []
+        """Run all students. One that needs another's number of tokens waits for it; others go on if one fails."""
+        waiting, failed = list(students), []
         running: dict[Future, Student] = {}
         interval = 1 if sys.stderr.isatty() else 30
         with (
@@ -207,17 +199,17 @@ class Runner:
             sys.exit(f"{len(failed)} of {len(students)} students failed: {', '.join(failed)}. Run the command again.")
 
 
-def prepare(steps: list[dict[str, str]], output: Path, seeds: list[int]) -> None:
-    """Run the commands that make the data, unless what each creates is there. `{seed}` stands for each seed."""
-    for step, seed in [(step, seed) for step in steps for seed in (seeds if "{seed}" in step["creates"] else [None])]:
-        if (output / step["creates"].format(seed=seed)).exists():
+def prepare(steps: list[dict[str, str]], places: list[dict[str, Any]]) -> None:
+    """Run the commands that make the data for each task and seed, unless what a command creates is there."""
+    for step, place in itertools.product(steps, places):
+        if Path(step["creates"].format(**place)).exists():
             continue
         server, url = None, ""
         try:
             if "server" in step:
                 server = subprocess.Popen(md_trl_command(step["server"]), stdout=subprocess.PIPE, text=True)
                 url = server.stdout.readline().split(maxsplit=1)[0]
-            command = step["run"].format(output=output, url=url, seed=seed)
+            command = step["run"].format(**place, url=url)
             print(f"\n$ {command}", flush=True)
             subprocess.run(md_trl_command(command), check=True)
         finally:
@@ -237,28 +229,59 @@ def load(file: Path, args: argparse.Namespace) -> tuple[dict[str, Any], list[Stu
     experiment = yaml.safe_load(file.read_text())
     if unknown := sorted(set(experiment) - KEYS):
         sys.exit(f"{file} has an unknown key {unknown[0]!r}. Known are: {', '.join(sorted(KEYS))}.")
-    output = args.output or Path(experiment["output"])
-    shared = experiment["train"] | ({"max_steps": args.steps} if args.steps else {})
-    if args.model:
-        shared["model_name_or_path"] = args.model
-    evaluations = [fields | ({"limit": args.limit} if args.limit else {}) for fields in experiment["eval"]]
-    students = []
-    for seed in args.seeds or experiment.get("seeds", [42]):
-        for name, own in experiment["students"].items():
-            fields = fill(shared | (own or {}), output, seed)
-            students.append(Student(name, seed, fields, tuple(fill(e, output, seed) for e in evaluations), output))
+    base = {"base": args.base or experiment.get("base", "")}
+    output = args.output or Path(experiment["output"].format(**base))
+    tasks, seeds = args.tasks or experiment["tasks"], args.seeds or experiment.get("seeds", [42])
+    experiment["output"] = output
+    experiment["places"] = [
+        base | {"output": output, "task": task, "seed": seed} for seed, task in itertools.product(seeds, tasks)
+    ]
+    students = [
+        make_student(name, own or {}, experiment, place, args)
+        for place in experiment["places"]
+        for name, own in experiment["students"].items()
+    ]
+    if args.only and not (chosen := [s for s in students if {s.name, f"{s.name}@{s.seed}"} & set(args.only)]):
+        known = ", ".join(experiment["students"])
+        sys.exit(f"{file} has no student {', '.join(args.only)}. Its students are {known}.")
+    students = chosen if args.only else students
     keys = {student.key for student in students}
-    if args.only:
-        wanted = [s for s in students if s.name in args.only or s.key in args.only]
-        if len(wanted) == 0:
-            sys.exit(
-                f"{file} has no student {', '.join(args.only)}. Its students: {', '.join(experiment['students'])}."
-            )
-        students = wanted
     for student in students:
-        if student.needs is not None and student.needs not in keys:
-            sys.exit(f"{student.key} is trained on the tokens of {student.needs}, which {file} does not have.")
-    return experiment | {"output": output}, students
+        if (
+            student.needs is not None
+            and student.needs not in keys
+            and not (output / "students" / student.needs).exists()
+        ):
+            sys.exit(f"{student.key} is trained on as many tokens as {student.needs}: train that first.")
+    return experiment, students
+
+
+def make_student(
+    name: str, own: dict[str, Any], experiment: dict[str, Any], place: dict[str, Any], args: argparse.Namespace
+) -> Student:
+    """Put together the settings of a student: those of the recipe, of the experiment, its own, the command line's."""
+    recipe = {}
+    if "recipe" in experiment:
+        recipe = yaml.safe_load(Path(fill(experiment["recipe"], place)).read_text())
+    evaluation = {key.removeprefix("eval_"): value for key, value in recipe.items() if key.startswith("eval_")}
+    evaluation = {key: value for key, value in evaluation.items() if key in EVALUATION} | own.get("eval", {})
+    evaluation |= {"limit": args.limit} if args.limit else {}
+    train = None
+    if "objective" in own:
+        train = {key: value for key, value in recipe.items() if not key.startswith("eval_") and key != "store"}
+        train |= experiment.get("train", {}) | {key: value for key, value in own.items() if key != "eval"}
+        train |= {"max_steps": args.steps} if args.steps else {}
+        train |= {"model_name_or_path": args.model} if args.model else {}
+        train |= {"train_limit": args.train_limit} if args.train_limit else {}
+    evaluations = tuple(fill(fields | evaluation, place) for fields in experiment["eval"])
+    return Student(name, place["task"], place["seed"], fill(train, place), evaluations, place["output"])
+
+
+def fill(value: Any, place: dict[str, Any]) -> Any:
+    """Fill in `{output}`, `{base}`, `{task}` and `{seed}` everywhere in a value."""
+    if isinstance(value, dict):
+        return {name: fill(item, place) for name, item in value.items()}
+    return value.format(**place) if isinstance(value, str) else value
 
 
 def report_fields(experiment: dict[str, Any], students: list[Student]) -> dict[str, Any]:
@@ -268,22 +291,17 @@ def report_fields(experiment: dict[str, Any], students: list[Student]) -> dict[s
     return fields | ({"ensemble": pairs} if pairs else {})
 
 
-def fill(fields: dict[str, Any], output: Path, seed: int) -> dict[str, Any]:
-    """Fill in `{output}` and `{seed}`."""
-    return {
-        name: value.format(output=output, seed=seed) if isinstance(value, str) else value
-        for name, value in fields.items()
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment", type=Path, help="YAML file of the experiment")
     parser.add_argument("--output", type=Path, help="folder to write to, instead of the experiment's")
     parser.add_argument("--only", nargs="+", help="only these students, named NAME or NAME@SEED")
+    parser.add_argument("--base", help="folder of recipes of the base model, instead of the experiment's")
+    parser.add_argument("--tasks", nargs="+", help="instead of the experiment's")
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of the experiment's")
     parser.add_argument("--model", help="base model of all students, instead of the experiment's")
     parser.add_argument("--steps", type=int, help="optimizer steps of all students, instead of the experiment's")
+    parser.add_argument("--train_limit", type=int, help="train only on this many questions")
     parser.add_argument("--limit", type=int, help="evaluate only on this many questions")
     parser.add_argument("--workers", type=int, default=1, help="students at a time, on one core each")
     parser.add_argument("--launcher", help="command that launches `-m md_trl VERB`, such as `accelerate launch`")
@@ -300,7 +318,7 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core per student
     for folder in ("students", "stores", "results", "logs"):
         (output / folder).mkdir(parents=True, exist_ok=True)
-    prepare(experiment.get("prepare", []), output, sorted({student.seed for student in students}))
+    prepare(experiment.get("prepare", []), experiment["places"])
     for student in students:
         student.finished()  # settings that have changed are an error before anything begins
     Runner(args.launcher and shlex.split(args.launcher), args.workers).run(students)
