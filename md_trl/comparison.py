@@ -70,6 +70,11 @@ def ensemble(name: str, cot_student: EvaluationResult, pot_student: EvaluationRe
     )
 
 
+def is_ensemble(result: EvaluationResult) -> bool:
+    """Return whether [`ensemble`] formed a result."""
+    return {"cot", "pot"} == set(result.settings)
+
+
 @dataclass(frozen=True)
 class Comparison:
     r"""

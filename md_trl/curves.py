@@ -119,6 +119,28 @@ def shares_by_votes(
     return shares
 
 
+def n2_shares(result: EvaluationResult) -> list[float]:
+    r"""
+    Return how often the N=2 rule (Sec. 4.4.2) is right on each question, over all choices of its two samples.
+
+    Args:
+        result ([`~md_trl.evaluation.EvaluationResult`]):
+            Result of a student with both paths.
+
+    Returns:
+        `list[float]`: One share per question, in order.
+    """
+    shares = []
+    for question in result.questions:
+        by_cot = sum(map(question.is_correct, question.cot)) / max(len(question.cot), 1)
+        if not question.pot:
+            shares.append(by_cot)
+            continue
+        by_pot = sum(map(question.is_correct, question.pot))
+        shares.append((by_pot + (len(question.pot) - len(usable(question.pot))) * by_cot) / len(question.pot))
+    return shares
+
+
 def _orders(
     question: QuestionResult, paths: tuple[str, ...], n: int, weights: VoteWeights, subsets: int, seed: int
 ) -> tuple[numpy.ndarray, numpy.ndarray, int]:
