@@ -6,7 +6,7 @@ The name of a student says which row it belongs to: `KIND[-TASK][-20pct][@SEED]`
 
 | part | meaning |
 | --- | --- |
-| `KIND` | `label`, `cot`, `pot`, `md` are the rows of the paper; any other kind, as in `uniform`, gets rows below them |
+| `KIND` | `label`, `cot`, `pot`, `md` are the rows of the paper; other kinds, as in `uniform`, come below |
 | `-TASK` | the task that it was trained on, if it is evaluated on another one (Table 2) |
 | `-20pct` | the share of the training questions that it saw (Fig. 5) |
 | `@SEED` | the seed of its training |
@@ -227,7 +227,10 @@ def _accuracy_table(
         heading = f"{place.percent}%" if percents else f"{place} ({questions} questions)"
         columns.append(Column(heading, _accuracies(kinds), task=place.task, x=place.percent if percents else None))
     kinds = {kind: runs for of_place in students.values() for kind, runs in of_place.items()}
-    return build_table(name, title, columns, _pairs(columns, kinds), published) if columns else None
+    if not columns:
+        return None
+    of = str(next(iter(students))) if percents else ""
+    return build_table(name, title, columns, _pairs(columns, kinds), published, place=of)
 
 
 def _accuracies(kinds: Mapping[str, TrainingRuns]) -> dict[Key, Cell]:
@@ -257,7 +260,9 @@ def _pairs(columns: Sequence[Column], kinds: Mapping[str, TrainingRuns]) -> list
     joint = dict.fromkeys(key for column in columns for key in column.cells if key.figure == "joint")
     ensembles = [key for key in joint if _is_ensemble(kinds[key.kind])]
     pairs = [(key, other) for key in joint if key not in ensembles for other in ensembles]
-    return sorted(pairs, key=lambda pair: pair[0].kind != "md") + [(Key("md", path), Key(path, path)) for path in PATHS]
+    return sorted(pairs, key=lambda pair: pair[0].kind != "md") + [
+        (Key("md", path), Key(path, path)) for path in PATHS
+    ]
 
 
 def _samples_table(place: Place, kinds: Mapping[str, TrainingRuns]) -> StudentTable | None:
@@ -303,7 +308,9 @@ def _by_votes(
     if not columns:
         return None
     shown = [n in NUMBERS or n == numbers[-1] for n in numbers]
-    return build_table(name, title, columns, _pairs(columns, kinds) if pairs is None else pairs, published, shown)
+    return build_table(
+        name, title, columns, _pairs(columns, kinds) if pairs is None else pairs, published, shown, str(place)
+    )
 
 
 def _training_set_table(place: Place, students: Students) -> StudentTable | None:
@@ -330,7 +337,9 @@ def _groups_table(place: Place, kinds: Mapping[str, TrainingRuns]) -> StudentTab
         }
         size = max((len(runs.results[0].questions) for runs in of_group.values()), default=0)
         columns.append(Column(f"{group} ({size:,})", _accuracies(of_group)))
-    return build_table("groups", f"Accuracy by kind of question on {place}", columns, _pairs(columns, kinds))
+    return build_table(
+        "groups", f"Accuracy by kind of question on {place}", columns, _pairs(columns, kinds), place=str(place)
+    )
 
 
 def _only(result: EvaluationResult, group: str) -> EvaluationResult:
@@ -359,7 +368,7 @@ def _solved_table(place: Place, kinds: Mapping[str, TrainingRuns]) -> StudentTab
             )
         )
     title = f"Questions that each path solves on {place}, by {n} votes per path (Fig. 1)"
-    return build_table("solved", title, [*columns, one_path], _pairs(columns, kinds))
+    return build_table("solved", title, [*columns, one_path], _pairs(columns, kinds), place=str(place))
 
 
 def _questions(runs: TrainingRuns, value) -> Values:

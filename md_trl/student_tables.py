@@ -104,13 +104,15 @@ class Estimate:
     n_questions: int
 
 
-def estimate(cell: Cell) -> Estimate | None:
+def estimate(cell: Cell, least: float = 0.0) -> Estimate | None:
     r"""
     Return the mean of a cell over its seeds and the questions that all of them have.
 
     Args:
         cell ([`Cell`]):
             The cell.
+        least (`float`, *optional*, defaults to `0.0`):
+            Smallest possible value; the largest is 1. The interval lies between them.
 
     Returns:
         [`Estimate`] or `None`: The mean; `None` if there are fewer than two questions, which have no interval.
@@ -120,7 +122,8 @@ def estimate(cell: Cell) -> Estimate | None:
     if len(ids) < 2:
         return None
     table = [[float(of_seed[id_]) for id_ in ids] for of_seed in cell.values.values()]
-    return Estimate(*mean_interval(table), cell.votes, len(table), len(ids))
+    mean, low, high = mean_interval(table)
+    return Estimate(mean, max(low, least), min(high, 1.0), cell.votes, len(table), len(ids))
 
 
 def difference(a: Cell, b: Cell) -> Estimate | None:
@@ -144,7 +147,7 @@ def difference(a: Cell, b: Cell) -> Estimate | None:
         for seed, of_seed in a.values.items()
         if seed in b.values
     }
-    return estimate(Cell(paired, votes)) if paired else None
+    return estimate(Cell(paired, votes), least=-1.0) if paired else None
 
 
 @dataclass(frozen=True)
@@ -214,6 +217,8 @@ class StudentTable:
             Its columns.
         rows (`list[Row]`):
             Its rows, differences last.
+        place (`str`, *optional*, defaults to `""`):
+            Task and split, if all columns share one.
         shown (`list[bool]`, *optional*):
             Which columns are written as Markdown. Defaults to all; a figure has all of them.
     """
@@ -222,6 +227,7 @@ class StudentTable:
     title: str
     columns: list[Column]
     rows: list[Row]
+    place: str = ""
     shown: list[bool] | None = None
 
     @property
@@ -232,16 +238,20 @@ class StudentTable:
     def to_markdown(self) -> str:
         """Return the title and the table in Markdown, in percent, differences in percentage points."""
         shown = [i for i, _ in enumerate(self.columns) if self.shown is None or self.shown[i]]
-        # A column that gives the number of samples need not be told it again
-        same_votes = all(column.votes is not None for column in self.columns)
+        cells = [cell for row in self.rows for cell in row.cells if cell]
+        seeds = {cell.seeds for cell in cells}
+        # What all cells share stands above them; a column may give its number of samples
+        same_seeds, same_votes = len(seeds) == 1, all(column.votes is not None for column in self.columns)
+        note = f", means over {cells[0].seeds} training seeds" if same_seeds and cells[0].seeds > 1 else ""
         lines = [
-            f"**{self.title}**",
+            f"**{self.title}{note}**",
             "",
             "| " + " | ".join(["student", *(self.columns[i].title for i in shown)]) + " |",
             "| --- |" + " ---: |" * len(shown),
         ]
         for row in self.rows:
-            cells = [_format(row.cells[i], row.against is not None, not same_votes) for i in shown]
+            signed = row.against is not None
+            cells = [_format(row.cells[i], signed, votes=not same_votes, seeds=not same_seeds) for i in shown]
             lines.append(f"| {row.name} | {' | '.join(cells)} |")
             for student, published in row.published.items():
                 if any(published[i] for i in shown):
@@ -277,17 +287,20 @@ def build_table(
     pairs: Sequence[tuple[Key, Key]] = (),
     published: int | None = None,
     shown: Sequence[bool] | None = None,
+    place: str = "",
 ) -> StudentTable | None:
     r"""
     Build a table.
 
     Args:
-        name (`str`), title (`str`), columns (`Sequence[Column]`), shown (`Sequence[bool]`, *optional*):
+        name (`str`), title (`str`), columns (`Sequence[Column]`):
             As in [`StudentTable`].
         pairs (`Sequence[tuple[Key, Key]]`, *optional*, defaults to `()`):
             Rows whose difference is a row of its own.
         published (`int`, *optional*):
             Number of the paper's table with the published figures.
+        shown (`Sequence[bool]`, *optional*), place (`str`, *optional*, defaults to `""`):
+            As in [`StudentTable`].
 
     Returns:
         [`StudentTable`] or `None`: The table; `None` if it has no rows.
@@ -304,7 +317,7 @@ def build_table(
         ]
         rows.append(Row(a, cells, against=b))
     rows = [row for row in rows if any(row.cells)]
-    return StudentTable(name, title, list(columns), rows, shown and list(shown)) if rows else None
+    return StudentTable(name, title, list(columns), rows, place, shown and list(shown)) if rows else None
 
 
 def _place(key: Key) -> int:
@@ -332,7 +345,7 @@ def _published(table: int | None, key: Key, columns: Sequence[Column]) -> dict[s
     return by_student
 
 
-def _format(cell: Estimate | None, signed: bool, votes: bool) -> str:
+def _format(cell: Estimate | None, signed: bool, votes: bool, seeds: bool) -> str:
     if cell is None:
         return ""
     # Adding 0 turns a rounded -0.0 into 0.0
@@ -340,7 +353,7 @@ def _format(cell: Estimate | None, signed: bool, votes: bool) -> str:
         f"{round(100 * share, 1) + 0.0:{'+' if signed else ''}.1f}" for share in (cell.value, cell.low, cell.high)
     )
     notes = [f"N={round(cell.votes, 2):g}"] if votes and cell.votes is not None else []
-    notes += [f"{cell.seeds} seeds"] if cell.seeds > 1 else []
+    notes += [f"{cell.seeds} seeds"] if seeds and cell.seeds > 1 else []
     return f"{value} [{low}, {high}]" + (f" ({', '.join(notes)})" if notes else "")
 
 
