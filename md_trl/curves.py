@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .answers import canonical
 from .evaluation import EvaluationResult, QuestionResult
-from .intervals import bootstrap_interval
+from .intervals import mean_interval
 from .records import PATHS
 from .replay import SUBSETS
 from .voting import VoteWeights, usable
@@ -29,7 +30,7 @@ class CurvePoint:
         accuracy (`float`):
             Share of questions whose vote is correct, mean over the orders of the samples.
         low (`float`), high (`float`):
-            Its 95% bootstrap interval over questions.
+            Its 95% interval over questions, and over seeds if there are several.
     """
 
     votes: int
@@ -38,7 +39,9 @@ class CurvePoint:
     high: float
 
 
-def mean_curve(result: EvaluationResult, figure: str, subsets: int = SUBSETS, seed: int = 0) -> list[CurvePoint]:
+def mean_curve(
+    results: EvaluationResult | Sequence[EvaluationResult], figure: str, subsets: int = SUBSETS, seed: int = 0
+) -> list[CurvePoint]:
     r"""
     Return the accuracy of a vote for every number of samples, averaged over random orders of the stored samples.
 
@@ -46,8 +49,8 @@ def mean_curve(result: EvaluationResult, figure: str, subsets: int = SUBSETS, se
     samples, both are the same up to ties, which go to the answer seen first.
 
     Args:
-        result ([`~md_trl.evaluation.EvaluationResult`]):
-            Result of a student.
+        results ([`~md_trl.evaluation.EvaluationResult`] or `Sequence[EvaluationResult]`):
+            Result of a student, or one result per seed, on the same questions.
         figure (`str`):
             `cot`, `pot` or `joint`; `joint` takes half of the samples from each path.
         subsets (`int`, *optional*, defaults to `50`):
@@ -56,13 +59,15 @@ def mean_curve(result: EvaluationResult, figure: str, subsets: int = SUBSETS, se
             Seed of the orders.
 
     Returns:
-        `list[CurvePoint]`: The points, empty if the result lacks the figure or stopped early.
+        `list[CurvePoint]`: The points, empty if a result lacks the figure or stopped early.
     """
-    points = []
-    for votes, of_questions in shares_by_votes(result, figure, subsets, seed).items():
-        low, high = bootstrap_interval(of_questions)
-        points.append(CurvePoint(votes, float(of_questions.mean()), low, high))
-    return points
+    results = [results] if isinstance(results, EvaluationResult) else results
+    first, *others = [shares_by_votes(result, figure, subsets, seed) for result in results]
+    return [
+        CurvePoint(votes, *mean_interval([of_questions, *(other[votes] for other in others)]))
+        for votes, of_questions in first.items()
+        if all(votes in other for other in others)
+    ]
 
 
 def shares_by_votes(

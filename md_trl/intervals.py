@@ -66,7 +66,7 @@ def mean_interval(table: Sequence[Sequence[float]]) -> tuple[float, float, float
         [`bootstrap_interval`] over questions if there is a single seed.
     """
     if len(table) == 1:
-        return sum(table[0]) / len(table[0]), *bootstrap_interval(table[0])
+        return float(sum(table[0]) / len(table[0])), *bootstrap_interval(table[0])
     return two_level_interval(table)
 
 

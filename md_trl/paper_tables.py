@@ -126,20 +126,27 @@ def group_students(results: Sequence[EvaluationResult]) -> tuple[Students, list[
             Results with distinct names.
 
     Returns:
-        `tuple[Students, list[str]]`: The students, and why an ensemble could not be formed.
+        `tuple[Students, list[str]]`: The students, and what had to be left out.
 
     Raises:
         [`~md_trl.errors.InputError`]: If training runs of one kind were evaluated on different questions.
     """
     tasks = (*TASKS, *sorted({result.task for result in results} - set(TASKS)))
     found: dict[Place, dict[str, list[EvaluationResult]]] = {}
+    known: dict[tuple[Place, str, str], str] = {}
+    problems = []
     for result in results:
         name = parse_name(result.name, tasks)
         trained_on = None if name.trained_on == result.task else name.trained_on
         place = Place(result.task, result.split, trained_on, name.percent)
+        first = known.setdefault((place, name.kind, name.seed), result.name)
+        if first != result.name:
+            problems.append(
+                f"{result.name!r} is left out of the tables on {place}: it is the same as {first!r} there."
+            )
+            continue
         found.setdefault(place, {}).setdefault(name.kind, []).append(replace(result, settings=_equal_votes(result)))
     students: Students = {}
-    problems = []
     for place, kinds in sorted(found.items(), key=lambda item: _order(item[0], tasks)):
         for runs in kinds.values():
             check_same_questions(runs)
@@ -194,7 +201,7 @@ def paper_tables(
             scale.
 
     Returns:
-        `tuple[list[StudentTable], list[str]]`: The tables, and why an ensemble could not be formed.
+        `tuple[list[StudentTable], list[str]]`: The tables, and what had to be left out.
     """
     students, problems = group_students(results)
     main = {place: kinds for place, kinds in students.items() if place.trained_on is None and place.percent == ALL}

@@ -11,6 +11,7 @@ from .curves import mean_curve
 from .evaluation import EvaluationResult
 from .records import LABEL, PATHS
 from .student_tables import ENSEMBLE, Row, StudentTable
+from .training_runs import TrainingRuns, training_runs
 
 
 MAX_COLUMNS = 4
@@ -83,6 +84,7 @@ def save(pyplot, figure, files: Sequence[str | Path]) -> None:
     """Write a figure to files and close it. The extension of each file is its format."""
     for file in files:
         figure.savefig(file, dpi=150)
+        figure.set_layout_engine("none")  # The next file has the same layout
     pyplot.close(figure)
 
 
@@ -107,7 +109,7 @@ def label_axes(axes, x: str, y: str) -> None:
 def plot_students(results: Sequence[EvaluationResult], files: Sequence[str | Path]) -> None:
     r"""
     Plot accuracy against the number of samples, one panel per student, averaged over which of the samples are taken,
-    with 95% intervals over questions.
+    with 95% intervals. Students that differ in their seed only are averaged.
 
     Args:
         results (`Sequence[EvaluationResult]`):
@@ -116,20 +118,28 @@ def plot_students(results: Sequence[EvaluationResult], files: Sequence[str | Pat
             Image files to write. The extension of each is its format.
     """
     results = [result for result in results if any(result.has(path) for path in PATHS)] or list(results)
-    titles = [f"{r.name}\n{r.task}/{r.split}, {len(r.questions):,} questions" for r in results]
+    runs = training_runs(results)
+    averaged = [result.file_name() for run in runs for result in run.results]
+    runs += [TrainingRuns(result.name, [result]) for result in results if result.file_name() not in averaged]
+    titles = []
+    for run in runs:
+        first, seeds = run.results[0], f", {len(run.results)} seeds" if len(run.results) > 1 else ""
+        titles.append(f"{run.name}{seeds}\n{first.task}/{first.split}, {len(first.questions):,} questions")
     pyplot, figure, axes = panels(titles)
-    for axis, result in zip(axes, results, strict=True):
+    for axis, run in zip(axes, runs, strict=True):
         for name in (*PATHS, "joint"):
             style = {"color": COLORS[name], "marker": _MARKERS[name], "label": _NAMES[name]}
-            if points := mean_curve(result, name):
+            if points := mean_curve(run.results, name):
                 votes = [point.votes for point in points]
                 low, percent, high = ([100 * getattr(p, end) for p in points] for end in ("low", "accuracy", "high"))
                 axis.plot(votes, percent, markersize=3, linewidth=1.4, **style)
                 axis.fill_between(votes, low, high, color=COLORS[name], alpha=0.12, linewidth=0)
-            elif points := [(votes, 100 * share) for votes, share in result.curve(name)]:  # After early stopping
-                axis.plot(*zip(*points, strict=True), **style)
-        if result.has(LABEL):
-            axis.axhline(100 * result.accuracy(LABEL), label="label", color=COLORS[LABEL], linestyle="--", linewidth=1)
+            elif run.has(name):  # After early stopping
+                found = run.figure(name)
+                axis.plot(found["votes"], 100 * found["accuracy"], **style)
+        if run.has(LABEL):
+            style = {"color": COLORS[LABEL], "linestyle": "--", "linewidth": 1, "label": "label"}
+            axis.axhline(100 * run.figure(LABEL)["accuracy"], **style)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend(fontsize=8)
     label_axes(axes, "samples (N)", "accuracy (%)")

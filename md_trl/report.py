@@ -327,6 +327,8 @@ def write_report(
     tables = [*problems, *(table.to_markdown() for table in paper), runs_table(runs), comparison_table(over_seeds)]
     tables += [accuracy_table(results), solved_table(results), comparison_table(comparisons)]
     images = ["![Accuracy against the number of samples, by student](report.png)", *_plot_tables(paper, folder)]
+    if (folder / "training.png").exists():
+        images.append("![Losses of each path during training](training.png)")
     if studies:
         tables.append(stopping_tables(studies))
         plot_stopping(studies, _files(folder, "stopping"))

@@ -17,7 +17,7 @@ from .training_runs import split_seed
 
 LOSSES = ("loss", *(f"{path}_loss" for path in PATHS_AND_LABEL))
 """Losses in the logs: the objective, and the cross-entropy of each path."""
-_TITLES = {"loss": "objective", "cot_loss": "CoT", "pot_loss": "PoT", "label_loss": "label"}
+_TITLES = {"loss": "each objective's own", "cot_loss": "CoT", "pot_loss": "PoT", "label_loss": "label"}
 _STATE = "trainer_state.json"
 
 
