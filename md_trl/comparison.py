@@ -56,6 +56,7 @@ def ensemble(name: str, cot_student: EvaluationResult, pot_student: EvaluationRe
             cot_logprob=of_cot.cot_logprob[:n],
             pot_logprob=of_pot.pot_logprob[:n],
             tokens=of_cot.tokens + of_pot.tokens,
+            group=of_cot.group or of_pot.group,
         )
         for of_cot, of_pot in zip(cot_student.questions, pot_student.questions, strict=True)
     ]
@@ -67,6 +68,11 @@ def ensemble(name: str, cot_student: EvaluationResult, pot_student: EvaluationRe
         settings={"cot": cot_student.settings, "pot": pot_student.settings},
         questions=questions,
     )
+
+
+def is_ensemble(result: EvaluationResult) -> bool:
+    """Return whether [`ensemble`] formed a result."""
+    return {"cot", "pot"} == set(result.settings)
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .answers import canonical
 from .evaluation import EvaluationResult, QuestionResult
-from .intervals import bootstrap_interval
+from .intervals import mean_interval
 from .records import PATHS
 from .replay import SUBSETS
 from .voting import VoteWeights, usable
@@ -29,7 +30,7 @@ class CurvePoint:
         accuracy (`float`):
             Share of questions whose vote is correct, mean over the orders of the samples.
         low (`float`), high (`float`):
-            Its 95% bootstrap interval over questions.
+            Its 95% interval over questions, and over seeds if there are several.
     """
 
     votes: int
@@ -38,7 +39,9 @@ class CurvePoint:
     high: float
 
 
-def mean_curve(result: EvaluationResult, figure: str, subsets: int = SUBSETS, seed: int = 0) -> list[CurvePoint]:
+def mean_curve(
+    results: EvaluationResult | Sequence[EvaluationResult], figure: str, subsets: int = SUBSETS, seed: int = 0
+) -> list[CurvePoint]:
     r"""
     Return the accuracy of a vote for every number of samples, averaged over random orders of the stored samples.
 
@@ -46,8 +49,8 @@ def mean_curve(result: EvaluationResult, figure: str, subsets: int = SUBSETS, se
     samples, both are the same up to ties, which go to the answer seen first.
 
     Args:
-        result ([`~md_trl.evaluation.EvaluationResult`]):
-            Result of a student.
+        results ([`~md_trl.evaluation.EvaluationResult`] or `Sequence[EvaluationResult]`):
+            Result of a student, or one result per seed, on the same questions.
         figure (`str`):
             `cot`, `pot` or `joint`; `joint` takes half of the samples from each path.
         subsets (`int`, *optional*, defaults to `50`):
@@ -56,58 +59,114 @@ def mean_curve(result: EvaluationResult, figure: str, subsets: int = SUBSETS, se
             Seed of the orders.
 
     Returns:
-        `list[CurvePoint]`: The points, empty if the result lacks the figure or stopped early.
+        `list[CurvePoint]`: The points, empty if a result lacks the figure or stopped early.
+    """
+    results = [results] if isinstance(results, EvaluationResult) else results
+    first, *others = [shares_by_votes(result, figure, subsets, seed) for result in results]
+    return [
+        CurvePoint(votes, *mean_interval([of_questions, *(other[votes] for other in others)]))
+        for votes, of_questions in first.items()
+        if all(votes in other for other in others)
+    ]
+
+
+def shares_by_votes(
+    result: EvaluationResult,
+    figure: str,
+    subsets: int = SUBSETS,
+    seed: int = 0,
+    weights: VoteWeights | None = None,
+    tie_break: str = "cot",
+) -> dict[int, numpy.ndarray]:
+    r"""
+    For every number of samples, return how often the vote on each question is correct over orders of its samples.
+
+    Args:
+        result ([`~md_trl.evaluation.EvaluationResult`]):
+            Result of a student.
+        figure (`str`), subsets (`int`, *optional*, defaults to `50`), seed (`int`, *optional*, defaults to `0`):
+            As in [`mean_curve`].
+        weights ([`~md_trl.voting.VoteWeights`], *optional*):
+            What votes weigh. Defaults to the weights of the result.
+        tie_break (`str`, *optional*, defaults to `"cot"`):
+            Path whose answers come first in the joined list, and so win ties.
+
+    Returns:
+        `dict[int, numpy.ndarray]`: One share per question, in order, by number of samples. Empty if the result lacks
+        the figure or stopped early.
     """
     if result.stops_early or not result.has(figure):
-        return []
+        return {}
     import numpy
 
     paths = PATHS if figure == "joint" else (figure,)
     # The number of samples is that of the longest question
-    n, weights = result.n, result.weights
-    shares = numpy.array([_shares(question, paths, n, weights, subsets, seed) for question in result.questions])
-    points = []
-    for k, of_questions in enumerate(shares.T, 1):
-        low, high = bootstrap_interval(of_questions)
-        points.append(CurvePoint(k * len(paths), float(of_questions.mean()), low, high))
-    return points
+    n, weights = result.n, weights or result.weights
+    orders = [_orders(question, paths, n, weights, subsets, seed) for question in result.questions]
+    numbers, sizes, gold = (numpy.stack(parts) for parts in zip(*orders, strict=True))
+    # Ties go to the answer seen first, CoT before PoT (Eq. 5) or the other way round
+    places = range(len(paths)) if tie_break == "cot" else reversed(range(len(paths)))
+    rank = dict(zip(range(len(paths)), places, strict=True))
+    forms = max(numbers.max() + 1, 1)
+    sums = numpy.zeros((*numbers.shape[:2], forms))
+    firsts = numpy.full(sums.shape, numpy.inf)
+    shares = {}
+    for k in range(n):
+        for place in range(len(paths)):
+            voting = numpy.nonzero(numbers[:, :, place, k] >= 0)
+            chosen = (*voting, numbers[:, :, place, k][voting])
+            sums[chosen] += sizes[:, :, place, k][voting]
+            firsts[chosen] = numpy.minimum(firsts[chosen], rank[place] * n + k)
+        leading = sums >= sums.max(axis=2, keepdims=True) * (1 - 1e-9)
+        found = numpy.where(leading, firsts, numpy.inf)
+        right = (found.argmin(axis=2) == gold[:, None]) & numpy.isfinite(found).any(axis=2)
+        shares[(k + 1) * len(paths)] = right.mean(axis=1)
+    return shares
 
 
-def _shares(
+def n2_shares(result: EvaluationResult) -> list[float]:
+    r"""
+    Return how often the N=2 rule (Sec. 4.4.2) is right on each question, over all choices of its two samples.
+
+    Args:
+        result ([`~md_trl.evaluation.EvaluationResult`]):
+            Result of a student with both paths.
+
+    Returns:
+        `list[float]`: One share per question, in order.
+    """
+    shares = []
+    for question in result.questions:
+        by_cot = sum(map(question.is_correct, question.cot)) / max(len(question.cot), 1)
+        if not question.pot:
+            shares.append(by_cot)
+            continue
+        by_pot = sum(map(question.is_correct, question.pot))
+        shares.append((by_pot + (len(question.pot) - len(usable(question.pot))) * by_cot) / len(question.pot))
+    return shares
+
+
+def _orders(
     question: QuestionResult, paths: tuple[str, ...], n: int, weights: VoteWeights, subsets: int, seed: int
-) -> numpy.ndarray:
-    """For 1, 2, ... samples per path, the share of orders in which the vote on a question is correct."""
+) -> tuple[numpy.ndarray, numpy.ndarray, int]:
+    """
+    Random orders of the answers to a question: the number of each answer by order, path and place, -1 for what does
+    not vote; what each vote weighs; and the number of the gold answer.
+    """
     import numpy
 
     digest = hashlib.sha256(f"{seed}/{question.id}".encode()).digest()
     generator = numpy.random.default_rng(int.from_bytes(digest[:8], "big"))
-    weighed = weights.weigh(question.cot, question.pot, question.cot_logprob, question.pot_logprob)
+    weighed = dict(
+        zip(PATHS, weights.weigh(question.cot, question.pot, question.cot_logprob, question.pot_logprob), strict=True)
+    )
     forms: dict[str, int] = {}
-    votes = []
-    for path, of_path in zip(PATHS, weighed, strict=True):
-        if path not in paths:
-            continue
+    numbers, sizes = numpy.full((subsets, len(paths), n), -1), numpy.zeros((subsets, len(paths), n))
+    for place, path in enumerate(paths):
         answers = getattr(question, path)
-        # The number of each answer, -1 for what does not vote
-        numbers = [forms.setdefault(form[0], len(forms)) if (form := usable([a])) else -1 for a in answers]
+        of_answers = [forms.setdefault(form[0], len(forms)) if (form := usable([a])) else -1 for a in answers]
         order = generator.permuted(numpy.tile(numpy.arange(len(answers)), (subsets, 1)), axis=1)
-        votes.append((numpy.array(numbers, dtype=int)[order], numpy.array(of_path or [1.0] * len(answers))[order]))
-    if not forms:
-        return numpy.zeros(n)
-    gold = forms.get(canonical(question.answer), -1)
-    sums = numpy.zeros((subsets, len(forms)))
-    firsts = numpy.full((subsets, len(forms)), numpy.inf)
-    shares, rows = numpy.zeros(n), numpy.arange(subsets)
-    for k in range(n):
-        for place, (numbers, of_numbers) in enumerate(votes):
-            if k >= numbers.shape[1]:
-                continue
-            voting = rows[numbers[:, k] >= 0]
-            chosen = numbers[voting, k]
-            sums[voting, chosen] += of_numbers[voting, k]
-            firsts[voting, chosen] = numpy.minimum(firsts[voting, chosen], place * n + k)
-        # Ties go to the answer seen first, CoT before PoT (Eq. 5)
-        leading = sums >= sums.max(axis=1, keepdims=True) * (1 - 1e-9)
-        winner = numpy.where(leading & numpy.isfinite(firsts), firsts, numpy.inf).argmin(axis=1)
-        shares[k] = ((winner == gold) & numpy.isfinite(firsts).any(axis=1)).mean()
-    return shares
+        numbers[:, place, : len(answers)] = numpy.array(of_answers, dtype=int)[order]
+        sizes[:, place, : len(answers)] = numpy.array(weighed[path] or [1.0] * len(answers))[order]
+    # Another number than any answer's and than -1
+    return numbers, sizes, forms.get(canonical(question.answer), -2)

@@ -47,6 +47,8 @@ class QuestionResult:
             Mean log-probability per token of each PoT thought.
         tokens (`int`, *optional*, defaults to `0`):
             Completion tokens of the thoughts and the bare answer.
+        group (`str`, *optional*):
+            Kind of the question, see [`~md_trl.records.Question`].
     """
 
     id: str
@@ -57,6 +59,11 @@ class QuestionResult:
     cot_logprob: list[float | None] = field(default_factory=list)
     pot_logprob: list[float | None] = field(default_factory=list)
     tokens: int = 0
+    group: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the entry of the result's file, without a label or a group that the question does not have."""
+        return {k: v for k, v in asdict(self).items() if v or k not in (LABEL, "group")}
 
     def is_correct(self, answer: str | None) -> bool:
         """Return whether an answer of the student equals the gold answer. `None` never does."""
@@ -232,9 +239,9 @@ class EvaluationResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of the result's file."""
-        values = asdict(self)
-        questions = [{k: v for k, v in question.items() if k != LABEL or v} for question in values.pop("questions")]
-        return values | {"figures": self.figures(), "questions": questions}
+        values = {"name": self.name, "model": self.model, "task": self.task, "split": self.split}
+        questions = [question.to_dict() for question in self.questions]
+        return values | {"settings": self.settings, "figures": self.figures(), "questions": questions}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EvaluationResult:
@@ -330,7 +337,8 @@ def collect_answers(
         by_path[thought.question_id, thought.path].append(thought)
     results = []
     for question in questions:
-        result = QuestionResult(question.id, question.answer, tokens=(tokens or {}).get(question.id, 0))
+        of_question = (tokens or {}).get(question.id, 0)
+        result = QuestionResult(question.id, question.answer, tokens=of_question, group=question.group)
         for path in paths:
             wanted = 1 if path == LABEL else n if isinstance(n, int) else n[question.id, path]
             found = by_path[question.id, path][:wanted]

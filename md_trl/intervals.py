@@ -53,6 +53,23 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def mean_interval(table: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+    r"""
+    Mean over training seeds and questions with its 95% interval.
+
+    Args:
+        table (`Sequence[Sequence[float]]` of shape `(n_seeds, n_questions)`):
+            One value for each seed and question.
+
+    Returns:
+        `tuple[float, float, float]`: The mean, and the lower and the upper end: [`two_level_interval`], or
+        [`bootstrap_interval`] over questions if there is a single seed.
+    """
+    if len(table) == 1:
+        return float(sum(table[0]) / len(table[0])), *bootstrap_interval(table[0])
+    return two_level_interval(table)
+
+
 def two_level_interval(
     table: Sequence[Sequence[float]], confidence_level: float = CONFIDENCE_LEVEL
 ) -> tuple[float, float, float]:

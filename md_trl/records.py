@@ -84,6 +84,9 @@ class Question:
             Text of the question, without a trigger.
         answer (`str`):
             Gold answer in its plain form: no units, currency or thousands separators.
+        group (`str`, *optional*):
+            Kind of the question according to its source, for example `grade 3`. Results are reported by group. It is
+            not part of what makes two questions the same, and a store does not keep it.
     """
 
     id: str
@@ -91,6 +94,7 @@ class Question:
     split: str
     question: str
     answer: str
+    group: str | None = field(default=None, compare=False)
 
 
 class Choice(NamedTuple):

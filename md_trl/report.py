@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .comparison import Comparison, bootstrap_interval, compare, ensemble
-from .curves import mean_curve
 from .errors import InputError
 from .evaluation import FIGURES, EvaluationResult
 from .mixing import SOLVED_BY
-from .records import LABEL, PATHS
+from .paper_tables import paper_tables
+from .plots import plot_lines, plot_points, plot_solved, plot_students
+from .records import LABEL
 from .stopping_report import plot_calibration, plot_stopping, stopping_tables, study_stopping
+from .student_tables import StudentTable
 from .training_runs import compare_runs, runs_table, split_seed, training_runs
 
 
@@ -33,10 +36,19 @@ def load_results(folder: str | Path) -> list[EvaluationResult]:
         `FileNotFoundError`: The folder has no results.
         `ValueError`: A file is not a result.
     """
-    files = sorted(file for file in Path(folder).glob("*.json") if file.name != "report.json")
+    files = _result_files(folder)
     if not files:
         raise FileNotFoundError(f"There are no results in {folder}. Write some with `md-trl eval --output {folder}`.")
     return [EvaluationResult.load(file) for file in files]
+
+
+def has_results(folder: str | Path) -> bool:
+    """Return whether a folder has results."""
+    return bool(_result_files(folder))
+
+
+def _result_files(folder: str | Path) -> list[Path]:
+    return sorted(file for file in Path(folder).glob("*.json") if file.name != "report.json")
 
 
 def with_distinct_names(results: Sequence[EvaluationResult]) -> list[EvaluationResult]:
@@ -251,68 +263,22 @@ def student_figures(result: EvaluationResult) -> dict[str, Any]:
     return summary | {"figures": figures}
 
 
-def plot(results: Sequence[EvaluationResult], files: Sequence[str | Path]) -> None:
-    r"""
-    Plot accuracy against the number of samples (Fig. 4), one panel per student, averaged over which of the samples
-    are taken, with 95% intervals over questions.
-
-    Args:
-        results (`Sequence[EvaluationResult]`):
-            Results. Those without a vote are left out, unless there are no others.
-        files (`Sequence[str | Path]`):
-            Image files to write. The extension of each is its format.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    results = [result for result in results if any(result.has(path) for path in PATHS)] or list(results)
-    figure, axes = pyplot.subplots(
-        1, len(results), figsize=(4.2 * len(results), 3.6), sharey=True, squeeze=False, layout="constrained"
-    )
-    styles = {
-        "cot": ("CoT", "tab:blue", "o"),
-        "pot": ("PoT", "tab:orange", "s"),
-        "joint": ("CoT w/ PoT", "tab:green", "D"),
-    }
-    for axis, result in zip(axes[0], results, strict=True):
-        for name, (label, color, marker) in styles.items():
-            if points := mean_curve(result, name):
-                votes = [point.votes for point in points]
-                low, percent, high = ([100 * getattr(p, end) for p in points] for end in ("low", "accuracy", "high"))
-                axis.plot(votes, percent, label=label, color=color, marker=marker, markersize=3, linewidth=1.4)
-                axis.fill_between(votes, low, high, color=color, alpha=0.12, linewidth=0)
-            elif points := result.curve(name):  # After early stopping
-                axis.plot(*zip(*points, strict=True), label=label, color=color, marker=marker)
-        if result.has(LABEL):
-            axis.axhline(100 * result.accuracy(LABEL), label="label", color="tab:gray", linestyle="--", linewidth=1)
-        axis.set_title(
-            f"{result.name}\n{result.task}/{result.split}, {len(result.questions)} questions", fontsize=9, wrap=True
-        )
-        axis.set_xlabel("samples (N)")
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
-    axes[0][0].set_ylabel("accuracy (%)")
-    for file in files:
-        figure.savefig(file, dpi=150)
-    pyplot.close(figure)
-
-
 def write_report(
     results: Sequence[EvaluationResult],
     folder: str | Path,
     baseline: str | None = None,
     ensembles: Mapping[str, tuple[str, str]] | None = None,
     stopping: bool = False,
+    ensemble_likelihood: bool = False,
 ) -> str:
     r"""
-    Write `report.md`, `report.json`, `report.png` and `report.svg` to a folder.
+    Write `report.md`, `report.json` and the figures to a folder, as PNG and SVG.
 
-    If students were trained with several seeds (`NAME@SEED`), `report.json` gets the key `seeds` with their means.
-    With `stopping`, it gets the key `stopping`, and the figures `stopping` and `calibration` are written as PNG and
-    SVG.
+    `report.png` shows each student. The tables of the paper, see [`~md_trl.paper_tables`], are the key `tables` of
+    `report.json`, and their figures are `tasks`, `samples`, `training_set`, `groups` and `solved`, as far as there
+    are results for them. If students were trained with several seeds (`NAME@SEED`), `report.json` gets the key `seeds`
+    with their means. With `stopping`, it gets the key `stopping`, and there are the figures `stopping` and
+    `calibration`.
 
     Args:
         results (`Sequence[EvaluationResult]`):
@@ -326,6 +292,8 @@ def write_report(
         stopping (`bool`, *optional*, defaults to `False`):
             Whether to replay stopping rules on the thoughts of each student with both paths, see
             [`~md_trl.stopping_report.study_stopping`]. It takes up to two minutes per 1,000 questions.
+        ensemble_likelihood (`bool`, *optional*, defaults to `False`):
+            Whether to weigh the votes of ensembles by likelihood, too. Likelihoods of two models are not on one scale.
 
     Returns:
         `str`: The tables, as in `report.md`.
@@ -339,9 +307,11 @@ def write_report(
     baselines = list(ensembles or {}) if baseline is None else [baseline]
     comparisons, runs = compare_with(results, baselines), training_runs(results)
     over_seeds = compare_runs(runs, baselines)
+    paper, problems = paper_tables(results, ensemble_likelihood)
     report = {
         "students": [student_figures(result) for result in results],
         "comparisons": [asdict(comparison) for comparison in comparisons],
+        "tables": [table.to_dict() for table in paper],
     }
     if runs:
         report["seeds"] = {
@@ -353,19 +323,44 @@ def write_report(
     if stopping:
         report["stopping"] = [asdict(study) for study in studies]
     (folder / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    plot(results, [folder / "report.png", folder / "report.svg"])
-    tables = [runs_table(runs), comparison_table(over_seeds)]
+    plot_students(results, _files(folder, "report"))
+    tables = [*problems, *(table.to_markdown() for table in paper), runs_table(runs), comparison_table(over_seeds)]
     tables += [accuracy_table(results), solved_table(results), comparison_table(comparisons)]
-    images = "![Accuracy against the number of samples](report.png)\n"
+    images = ["![Accuracy against the number of samples, by student](report.png)", *_plot_tables(paper, folder)]
+    if (folder / "training.png").exists():
+        images.append("![Losses of each path during training](training.png)")
     if studies:
         tables.append(stopping_tables(studies))
-        plot_stopping(studies, [folder / "stopping.png", folder / "stopping.svg"])
-        plot_calibration(studies, [folder / "calibration.png", folder / "calibration.svg"])
-        images += "\n![Accuracy of stopping rules against their mean number of samples](stopping.png)\n"
-        images += "\n![Accuracy of votes against their confidence](calibration.png)\n"
+        plot_stopping(studies, _files(folder, "stopping"))
+        plot_calibration(studies, _files(folder, "calibration"))
+        images.append("![Accuracy of stopping rules against their mean number of samples](stopping.png)")
+        images.append("![Accuracy of votes against their confidence](calibration.png)")
     text = "\n\n".join(table for table in tables if table)
-    (folder / "report.md").write_text(
-        f"# Results\n\nAccuracy in percent; N is the number of samples per question.\n\n{text}\n\n{images}",
-        encoding="utf-8",
-    )
+    parts = ["# Results", "Accuracy in percent; N is the number of samples per question.", text, *images]
+    (folder / "report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return text
+
+
+def _files(folder: Path, name: str) -> list[Path]:
+    return [folder / f"{name}.png", folder / f"{name}.svg"]
+
+
+def _plot_tables(tables: Sequence[StudentTable], folder: Path) -> list[str]:
+    """Draw the figures of the paper's tables. Return them in Markdown."""
+    plots = {
+        "1": ("tasks", "Accuracy by task (Fig. 3)", plot_points),
+        "3": ("samples", "Accuracy against the number of samples (Fig. 4)", partial(plot_lines, x="samples (N)")),
+        "training set": (
+            "training_set",
+            "Accuracy against the share of the training questions (Fig. 5)",
+            partial(plot_lines, x="training questions (%)"),
+        ),
+        "groups": ("groups", "Accuracy by kind of question", plot_points),
+        "solved": ("solved", "Questions that each path solves (Fig. 1)", plot_solved),
+    }
+    images = []
+    for name, (file, title, draw) in plots.items():
+        if found := [table for table in tables if table.name == name]:
+            draw(found, _files(folder, file))
+            images.append(f"![{title}]({file}.png)")
+    return images

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .errors import InputError
 from .evaluation import EvaluationResult
+from .plots import common_legend, label_axes, panels, save
 from .replay import (
     SUBSETS,
     Calibration,
@@ -157,7 +158,7 @@ def plot_stopping(studies: Sequence[StoppingStudy], files: Sequence[str | Path])
         files (`Sequence[str | Path]`):
             Image files to write. The extension of each is its format.
     """
-    pyplot, figure, axes = _panels(studies, width=5.0, legend=2.2)
+    pyplot, figure, axes = panels(_titles(studies), width=5.0, height=4.2, legend=2.2)
     for axis, study in zip(axes, studies, strict=True):
         for weights, color in _COLORS.items():
             rows = [row for row in study.rules if row.weights == weights]
@@ -174,15 +175,10 @@ def plot_stopping(studies: Sequence[StoppingStudy], files: Sequence[str | Path])
         ticks = [k for k in (1, 2, 3, 4, 6, 8, 10, 14, 20, 40) if k <= study.budget]
         axis.set_xticks(ticks, map(str, ticks))
         axis.minorticks_off()
-        axis.set_xlabel("mean samples per question")
-    axes[0].set_ylabel("accuracy (%)")
+    label_axes(axes, "mean samples per question", "accuracy (%)")
     # Beside the panels, because rules may lie anywhere in them
-    handles, labels = zip(
-        *(pair for axis in axes for pair in zip(*axis.get_legend_handles_labels(), strict=True)), strict=True
-    )
-    entries = dict(zip(labels, handles, strict=True))
-    figure.legend(entries.values(), entries.keys(), fontsize=8, loc="outside right upper")
-    _save(pyplot, figure, files)
+    common_legend(figure, axes)
+    save(pyplot, figure, files)
 
 
 def plot_calibration(studies: Sequence[StoppingStudy], files: Sequence[str | Path]) -> None:
@@ -195,7 +191,7 @@ def plot_calibration(studies: Sequence[StoppingStudy], files: Sequence[str | Pat
         files (`Sequence[str | Path]`):
             Image files to write. The extension of each is its format.
     """
-    pyplot, figure, axes = _panels(studies, width=4.2)
+    pyplot, figure, axes = panels(_titles(studies), height=4.2)
     for axis, study in zip(axes, studies, strict=True):
         axis.plot([0, 1], [0, 1], color="tab:gray", linestyle="--", linewidth=1, label="calibrated")
         for row in study.calibration:
@@ -206,30 +202,10 @@ def plot_calibration(studies: Sequence[StoppingStudy], files: Sequence[str | Pat
             axis.plot(confidences, accuracies, color=color, linestyle=style, linewidth=1.4, label=label)
             areas = [10 + 150 * b.count / study.n_questions for b in row.bins]
             axis.scatter(confidences, accuracies, areas, color=color, alpha=0.6)
-        axis.set_xlabel("confidence: share of the votes, or learned")
         axis.legend(fontsize=8, loc="best")
-    axes[0].set_ylabel("accuracy")
-    _save(pyplot, figure, files)
+    label_axes(axes, "confidence: share of the votes, or learned", "accuracy")
+    save(pyplot, figure, files)
 
 
-def _panels(studies: Sequence[StoppingStudy], width: float, legend: float = 0.0):
-    """One panel per student, with its title, and room for a legend beside them (in inches)."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, [axes] = pyplot.subplots(
-        1, len(studies), figsize=(width * len(studies) + legend, 4.2), squeeze=False, layout="constrained"
-    )
-    for axis, study in zip(axes, studies, strict=True):
-        title = f"{study.name}\n{study.task}/{study.split}, {study.n_questions:,} questions"
-        axis.set_title(title, fontsize=9, wrap=True)
-        axis.grid(alpha=0.3)
-    return pyplot, figure, axes
-
-
-def _save(pyplot, figure, files: Sequence[str | Path]) -> None:
-    for file in files:
-        figure.savefig(file, dpi=150)
-    pyplot.close(figure)
+def _titles(studies: Sequence[StoppingStudy]) -> list[str]:
+    return [f"{study.name}\n{study.task}/{study.split}, {study.n_questions:,} questions" for study in studies]

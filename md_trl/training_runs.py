@@ -14,7 +14,7 @@ from typing import Any
 from .comparison import Comparison, compare_seeds
 from .errors import InputError
 from .evaluation import FIGURES, EvaluationResult
-from .intervals import two_level_interval
+from .intervals import mean_interval
 
 
 def split_seed(name: str) -> tuple[str, str]:
@@ -38,6 +38,14 @@ class TrainingRuns:
     name: str
     results: list[EvaluationResult]
 
+    def by_seed(self) -> dict[str, EvaluationResult]:
+        """Return the results by `@SEED`, which is empty for a student without one."""
+        return {split_seed(result.name)[1]: result for result in self.results}
+
+    def has(self, figure: str) -> bool:
+        """Return whether all results have a figure."""
+        return all(result.has(figure) for result in self.results)
+
     def figure(self, figure: str) -> dict[str, float]:
         r"""
         Return the mean accuracy of a figure.
@@ -48,16 +56,15 @@ class TrainingRuns:
 
         Returns:
             `dict[str, float]`: `accuracy`, `low` and `high` (95% interval over seeds and questions, see
-            [`~md_trl.intervals.two_level_interval`]), and `votes`.
+            [`~md_trl.intervals.mean_interval`]), and `votes`.
         """
-        accuracy, low, high = two_level_interval([result.correct(figure) for result in self.results])
+        accuracy, low, high = mean_interval([result.correct(figure) for result in self.results])
         votes = sum(result.votes(figure) for result in self.results) / len(self.results)
         return {"accuracy": accuracy, "low": low, "high": high, "votes": votes}
 
     def figures(self) -> dict[str, dict[str, float]]:
         """Return all figures that every result has."""
-        shared = [figure for figure in FIGURES if all(result.has(figure) for result in self.results)]
-        return {figure: self.figure(figure) for figure in shared}
+        return {figure: self.figure(figure) for figure in FIGURES if self.has(figure)}
 
     def to_dict(self) -> dict[str, Any]:
         """Return a summary for `report.json`."""
@@ -94,13 +101,18 @@ def training_runs(results: Sequence[EvaluationResult]) -> list[TrainingRuns]:
             groups.setdefault((name, result.task, result.split), []).append(result)
     runs = [TrainingRuns(name, group) for (name, _, _), group in groups.items() if len(group) > 1]
     for run in runs:
-        if len({result.question_digest() for result in run.results}) > 1:
-            names = ", ".join(repr(result.name) for result in run.results)
-            raise InputError(
-                f"{names} were evaluated on different questions of {run.results[0].task}/{run.results[0].split}, so "
-                "their mean means nothing. Evaluate all with the same source, `--data_seed` and `--limit`."
-            )
+        check_same_questions(run.results)
     return runs
+
+
+def check_same_questions(results: Sequence[EvaluationResult]) -> None:
+    """Raise an error if results that are to be averaged were evaluated on different questions."""
+    if len({result.question_digest() for result in results}) > 1:
+        names = ", ".join(repr(result.name) for result in results)
+        raise InputError(
+            f"{names} were evaluated on different questions of {results[0].task}/{results[0].split}, so "
+            "their mean means nothing. Evaluate all with the same source, `--data_seed` and `--limit`."
+        )
 
 
 def compare_runs(runs: Sequence[TrainingRuns], baselines: Sequence[str]) -> list[Comparison]:
@@ -118,10 +130,9 @@ def compare_runs(runs: Sequence[TrainingRuns], baselines: Sequence[str]) -> list
     """
     found = []
     for b in [run for name in baselines for run in runs if run.name == name]:
-        of_seed = {split_seed(result.name)[1]: result for result in b.results}
+        of_seed = b.by_seed()
         for a in runs:
-            seeds = [(result, split_seed(result.name)[1]) for result in a.results]
-            pairs = [(result, of_seed[seed]) for result, seed in seeds if seed in of_seed]
+            pairs = [(result, of_seed[seed]) for seed, result in a.by_seed().items() if seed in of_seed]
             if a is not b and len(pairs) > 1:
                 found += [compare_seeds(a.name, b.name, pairs, figure) for figure in FIGURES]
     return [comparison for comparison in found if comparison is not None]

@@ -205,7 +205,7 @@ def test_report_with_stopping_rules(tmp_path):
     results = load_results(tmp_path)
     text = write_report(results, tmp_path)
     before = json.loads((tmp_path / "report.json").read_text())
-    assert set(before) == {"students", "comparisons"} and not (tmp_path / "stopping.png").exists()
+    assert set(before) == {"students", "comparisons", "tables"} and not (tmp_path / "stopping.png").exists()
     with_rules = write_report(results, tmp_path, stopping=True)
     after = json.loads((tmp_path / "report.json").read_text())
     [study] = after.pop("stopping")

@@ -14,8 +14,9 @@ class ReportArguments:
 
     Args:
         results (`str`):
-            Folder of results from `md-trl eval`. The report is written to it: `report.md`, `report.json`,
-            `report.png` and `report.svg`.
+            Folder of results from `md-trl eval`. The report is written to it: `report.md`, `report.json` and figures
+            as PNG and SVG. The name of a student says where it belongs in the tables of the paper, see
+            [`~md_trl.paper_tables`]: `KIND[-TASK][-20pct][@SEED]`.
         baseline (`str`, *optional*):
             Name of the student or ensemble that all others are compared with. Defaults to the ensembles. Students that
             were trained with several seeds are named `NAME@SEED` in their results, and `NAME` stands for all of them.
@@ -24,6 +25,12 @@ class ReportArguments:
         stopping (`bool`, *optional*, defaults to `False`):
             Whether to replay stopping rules on the stored thoughts of each student, at most two minutes per 1,000
             questions: a table, `stopping.png`, `calibration.png` and their SVG files.
+        ensemble_likelihood (`bool`, *optional*, defaults to `False`):
+            Whether to weigh the votes of ensembles by likelihood, too. Likelihoods of two models are not on one scale.
+        training (`list[str]`, *optional*):
+            Folders of students from `md-trl train`, whose losses are drawn as `training.png` and `training.svg`. Their
+            names, `NAME@SEED`, are those of the folders, or written as `NAME=FOLDER`. The folder of results may then
+            be empty.
     """
 
     results: str = field(metadata={"help": "Folder of results from `md-trl eval`. The report is written to it."})
@@ -39,6 +46,20 @@ class ReportArguments:
         default=False,
         metadata={"help": "Whether to replay stopping rules on the stored thoughts: accuracy against mean samples."},
     )
+    ensemble_likelihood: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether to weigh the votes of ensembles by likelihood, too. Likelihoods of two models are not on "
+            "one scale."
+        },
+    )
+    training: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Folders of students from `md-trl train`, whose losses are drawn. Each is written as `FOLDER` or "
+            "`NAME=FOLDER`."
+        },
+    )
 
 
 ARGUMENTS = ReportArguments
@@ -46,11 +67,17 @@ ARGUMENTS = ReportArguments
 
 def run(args: ReportArguments) -> None:
     """Write the report and print its tables."""
-    from ..report import load_results, write_report
+    from ..report import has_results, load_results, write_report
+    from ..training_curves import draw_training
 
     ensembles = dict(map(_parse_ensemble, args.ensemble or []))
+    if args.training:
+        print(f"{draw_training(args.training, args.results)}\n\nWrote training.png and training.svg.\n")
+    if args.training and not has_results(args.results):
+        return
     results = load_results(args.results)
-    print(write_report(results, args.results, args.baseline, ensembles, stopping=args.stopping))
+    options = {"stopping": args.stopping, "ensemble_likelihood": args.ensemble_likelihood}
+    print(write_report(results, args.results, args.baseline, ensembles, **options))
     print(f"\nWrote report.md, report.json and the figures to {args.results}.")
 
 

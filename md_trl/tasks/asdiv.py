@@ -57,7 +57,7 @@ def load(split: str, source: str | None = None, seed: int = 42) -> list[Question
             Seed of the split.
 
     Returns:
-        `list[Question]`: Questions with ids such as `asdiv/train/nluds-0001`.
+        `list[Question]`: Questions with ids such as `asdiv/train/nluds-0001`. Their group is the grade.
     """
     if source is None:
         where, rows = HUB, hub_rows(HUB, CONFIG, "validation", HINT)
@@ -78,8 +78,9 @@ def load(split: str, source: str | None = None, seed: int = 42) -> list[Question
             # A body ends with a period, or with a comma if the question is in lower case.
             question=" ".join(f"{row.text('body')} {row.text('question')}".split()),
             answer=_answer(row),
+            group=f"grade {grade}",
         )
-        for name, row in zip(names, rows, strict=True)
+        for name, grade, row in zip(names, grades, rows, strict=True)
         if (name in test) == (split == "test")
     ]
 

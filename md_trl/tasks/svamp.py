@@ -35,7 +35,7 @@ def load(split: str, source: str | None = None, seed: int = 42) -> list[Question
             Seed of the split of the original file, which is stratified by `Type`. The split on the Hub is fixed.
 
     Returns:
-        `list[Question]`: Questions with ids such as `svamp/train/chal-12`.
+        `list[Question]`: Questions with ids such as `svamp/train/chal-12`. Their group is the `Type`.
     """
     if source is None:
         rows = hub_rows(HUB, None, split, HINT)
@@ -44,8 +44,7 @@ def load(split: str, source: str | None = None, seed: int = 42) -> list[Question
     file = find_file(source, ["SVAMP.json"], HINT)
     rows = json_rows(file, HINT)
     check_names([row.text("ID") for row in rows], sum(SIZES.values()), str(file), HINT)
-    # One row has the type `Common-Divison`.
-    types = {row.text("ID"): row.text("Type").replace("Divison", "Division") for row in rows}
+    types = {row.text("ID"): _type(row) for row in rows}
     test = draw_test(types, SIZES["test"], seed)
     return [_question(row, split) for row in rows if (row.text("ID") in test) == (split == "test")]
 
@@ -57,7 +56,13 @@ def _question(row: Row, split: str) -> Question:
         split=split,
         question=join(row.text("Body"), row.text("Question")),
         answer=_answer(row),
+        group=_type(row),
     )
+
+
+def _type(row: Row) -> str:
+    # One row has the type `Common-Divison`.
+    return row.text("Type").replace("Divison", "Division")
 
 
 def join(body: str, question: str) -> str:

@@ -106,7 +106,7 @@ def load(split: str, source: str | None = None, seed: int = 42, size: int | None
             Number of questions; by default 3,000 for `train` and 1,200 for `test`.
 
     Returns:
-        `list[Question]`: The questions, with ids like `stories/train/large/17`.
+        `list[Question]`: The questions, with ids like `stories/train/large/17`. Their group is the family.
 
     Raises:
         `InputError`: For an unknown split, a `source`, or a `size` that is too small or too large.
@@ -135,7 +135,8 @@ def load(split: str, source: str | None = None, seed: int = 42, size: int | None
         else:
             raise InputError(f"There are fewer than {size} distinct stories in split {split!r}: reduce `size`.")
         seen.add(text)
-        questions.append(Question(f"stories/{split}/{family}/{count[family]}", "stories", split, text, story.answer))
+        id_ = f"stories/{split}/{family}/{count[family]}"
+        questions.append(Question(id_, "stories", split, text, story.answer, family))
         count[family] += 1
     return questions
 

@@ -1,0 +1,462 @@
+import itertools
+import json
+import random
+from dataclasses import replace
+
+import pytest
+
+from md_trl.cli import main
+from md_trl.comparison import bootstrap_interval
+from md_trl.errors import InputError
+from md_trl.evaluation import EvaluationResult, QuestionResult, collect_answers
+from md_trl.intervals import two_level_interval
+from md_trl.paper_tables import StudentName, paper_tables, parse_name
+from md_trl.plots import MAX_COLUMNS, panels
+from md_trl.records import Question, Thought
+from md_trl.report import add_ensembles, load_results
+from md_trl.student_tables import Key, published_figures
+from md_trl.tasks import load_questions
+from md_trl.training_curves import read_logs, training_curves
+
+
+GROUPS = ("easy", "hard")
+
+
+def student(name, task="svamp", size=24, n=4, chance=0.5, paths=("cot", "pot"), logprobs=True, groups=True):
+    """A student whose thoughts are right with a chance; a few have no answer."""
+    generator = random.Random(f"{name} {task}")
+    rows = []
+    for i in range(size):
+        row = QuestionResult(f"{task}/test/{i}", "1", group=GROUPS[i % 3 == 0] if groups else None)
+        for path in paths:
+            count = 1 if path == "label" else n
+            answers = [
+                "1" if generator.random() < chance else generator.choice(["2", "3", None]) for _ in range(count)
+            ]
+            setattr(row, path, answers)
+            if path != "label":
+                setattr(row, f"{path}_logprob", [-generator.random() for _ in range(n)] if logprobs else [None] * n)
+        rows.append(row)
+    return EvaluationResult(name, f"models/{name}", task, "test", {"n": n}, rows)
+
+
+def family(suffix="", seeds=("@1", "@2"), **options):
+    """A student of each kind of the paper, for each seed."""
+    kinds = {"label": ("label",), "cot": ("cot",), "pot": ("pot",), "md": ("cot", "pot")}
+    return [
+        student(f"{kind}{suffix}{seed}", paths=paths, **options) for seed in seeds for kind, paths in kinds.items()
+    ]
+
+
+def find(tables, name, place=None):
+    return next(table for table in tables if table.name == name and (place is None or table.place == place))
+
+
+def cell_of(table, key, column, against=None):
+    row = next(row for row in table.rows if row.key == Key(*key) and row.against == (against and Key(*against)))
+    return row.cells[[c.title for c in table.columns].index(column)]
+
+
+def winner(answers):
+    usable = [answer for answer in answers if answer is not None]
+    return max(dict.fromkeys(usable), key=usable.count) if usable else None
+
+
+def named(results, name):
+    return next(result for result in results if result.name == name)
+
+
+def share(values):
+    values = list(values)
+    return sum(values) / len(values)
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("md", ("md", None, 100, "")),
+        ("md@3", ("md", None, 100, "@3")),
+        ("label_all-20pct@1", ("label_all", None, 20, "@1")),
+        ("md-gsm8k-80pct", ("md", "gsm8k", 80, "")),
+        ("md-majority-svamp@2", ("md-majority", "svamp", 100, "@2")),
+        ("pot-100pct", ("pot", None, 100, "")),
+        ("-gsm8k", ("-gsm8k", None, 100, "")),
+        ("md-120pct", ("md-120pct", None, 100, "")),
+        ("md (model=a, n=2)", ("md (model=a, n=2)", None, 100, "")),
+    ],
+)
+def test_the_name_of_a_student_says_where_it_belongs(name, parts):
+    assert parse_name(name) == StudentName(*parts)
+
+
+def test_table_1_equals_a_slow_recount():
+    results = family()
+    table = find(paper_tables(results)[0], "1")
+    column = "svamp/test (24 questions)"
+    assert [row.name for row in table.rows] == [
+        "Label fine-tuning",
+        "CoT distillation",
+        "PoT distillation",
+        "Ensemble of two + CoT w/ PoT",
+        "MD + CoT",
+        "MD + PoT",
+        "MD + CoT w/ PoT",
+        "MD + CoT w/ PoT − Ensemble of two",
+        "MD + CoT − CoT distillation",
+        "MD + PoT − PoT distillation",
+    ]
+    right = {}
+    for seed in ("@1", "@2"):
+        md, cot, pot, label = (named(results, f"{kind}{seed}").questions for kind in ("md", "cot", "pot", "label"))
+        for key, votes in {
+            ("label", "label"): [q.label for q in label],
+            ("cot", "cot"): [q.cot for q in cot],
+            ("pot", "pot"): [q.pot for q in pot],
+            # At equal N, half of the samples come from each path
+            ("ensemble", "joint"): [c.cot[:2] + p.pot[:2] for c, p in zip(cot, pot, strict=True)],
+            ("md", "cot"): [q.cot for q in md],
+            ("md", "pot"): [q.pot for q in md],
+            ("md", "joint"): [q.cot[:2] + q.pot[:2] for q in md],
+        }.items():
+            right.setdefault(key, []).append([winner(answers) == "1" for answers in votes])
+    for key, by_seed in right.items():
+        cell = cell_of(table, key, column)
+        mean, low, high = two_level_interval(by_seed)
+        assert (cell.value, cell.low, cell.high) == pytest.approx((mean, max(low, 0), min(high, 1)))
+        assert (cell.seeds, cell.n_questions, cell.votes) == (2, 24, 1 if key[1] == "label" else 4)
+    for a, b in ((("md", "joint"), ("ensemble", "joint")), (("md", "cot"), ("cot", "cot"))):
+        paired = [[x - y for x, y in zip(*rows, strict=True)] for rows in zip(right[a], right[b], strict=True)]
+        cell = cell_of(table, a, column, against=b)
+        assert (cell.value, cell.low, cell.high) == pytest.approx(two_level_interval(paired))
+
+
+def test_one_run_has_an_interval_over_questions_and_seeds_are_paired():
+    results = [student("md@1"), student("cot@1", paths=("cot",)), student("pot@2", paths=("pot",)), student("md@2")]
+    tables, problems = paper_tables(results[:3])
+    assert "share no seed" in problems[0] and "svamp/test" in problems[0]
+    table = find(tables, "1")
+    right = [winner(q.cot[:2] + q.pot[:2]) == "1" for q in results[0].questions]
+    cell = cell_of(table, ("md", "joint"), table.columns[0].title)
+    assert (cell.low, cell.high) == bootstrap_interval(right) and cell.seeds == 1
+    # Two runs of MD, one of the baseline: the difference is that of the seed that both have
+    table = find(paper_tables(results)[0], "1")
+    assert cell_of(table, ("md", "cot"), table.columns[0].title).seeds == 2
+    cell = cell_of(table, ("md", "cot"), table.columns[0].title, against=("cot", "cot"))
+    assert cell.seeds == 1
+    assert cell.value == pytest.approx(results[0].accuracy("cot") - results[1].accuracy("cot"))
+
+
+def test_a_difference_takes_the_smaller_number_of_samples():
+    results = [student("md", n=2), student("cot", n=4, paths=("cot",)), student("pot", n=4, paths=("pot",))]
+    table = find(paper_tables(results)[0], "1")
+    cell = cell_of(table, ("md", "cot"), table.columns[0].title, against=("cot", "cot"))
+    assert cell.votes == 2
+    assert cell.value == pytest.approx(results[0].accuracy("cot", 2) - results[1].accuracy("cot", 2))
+
+
+def test_table_2_has_students_of_another_task_and_the_published_figures():
+    results = [r for task in ("svamp", "asdiv") for r in (*family(task=task), *family("-gsm8k", task=task))]
+    results += family("-gsm8k", task="gsm8k")  # On its own task, it is a student like any other
+    tables, problems = paper_tables(results)
+    assert not problems
+    assert [c.title.split("/")[0] for c in find(tables, "1").columns] == ["svamp", "gsm8k", "asdiv"]
+    table = find(tables, "2")
+    assert [column.title.split("/")[0] for column in table.columns] == ["svamp", "asdiv"]
+    value = cell_of(table, ("pot", "pot"), "asdiv/test (24 questions)").value
+    accuracies = [r.accuracy("pot") for r in results if r.name.startswith("pot-gsm8k@") and r.task == "asdiv"]
+    assert value == pytest.approx(share(accuracies))
+    text = table.to_markdown()
+    assert "trained on gsm8k (Table 2), means over 2 training seeds" in text
+    # The whole of the paper's Table 2
+    published = [line.split("|")[2:4] for line in text.splitlines() if "published: LLaMA2-7B" in line]
+    assert [[float(value) for value in row] for row in published] == [
+        [64.5, 63.2],
+        [56.5, 64.2],
+        [61.5, 65.9],
+        [65.0, 64.2],
+        [70.0, 64.2],
+        [74.5, 68.9],
+    ]
+
+
+def test_published_figures_stand_beside_ours():
+    results = [r for task in ("svamp", "gsm8k", "strategyqa", "stories") for r in family(task=task, size=6, n=2)]
+    tables, _ = paper_tables(results)
+    lines = find(tables, "1").to_markdown().splitlines()
+    of_md = lines[lines.index(next(line for line in lines if line.startswith("| MD + CoT w/ PoT |"))) + 1 :]
+    assert of_md[:2] == [
+        "| - published: LLaMA2-7B | ~84.5 | 53.8 |  |  |",
+        "| - published: CodeLlama-7B | 85.5 |  |  |  |",
+    ]
+    assert "| - published: T5-Large | 76.0 | 24.6 | 59.1 |  |" in lines
+    assert "~: follows from the paper's text" in lines[-1]
+    [row] = [row for row in find(tables, "3", "svamp/test").rows if row.published]
+    assert row.key == Key("md", "joint") and row.published["LLaMA2-7B"][1]["accuracy"] == 66.0
+    for figure in published_figures():
+        assert figure["source"] and 0 < figure["accuracy"] < 100
+
+
+def test_table_3_averages_over_the_samples_and_takes_two_by_the_n2_rule():
+    results = family(seeds=("",), size=8, n=2)
+    table = find(paper_tables(results)[0], "3")
+    md, cot, pot = (named(results, name).questions for name in ("md", "cot", "pot"))
+
+    def n2(of_cot, of_pot):
+        return share((p if p is not None else c) == "1" for c, p in itertools.product(of_cot, of_pot))
+
+    def joint(of_cot, of_pot):  # Over both orders of each path, which decide ties
+        orders = itertools.product(itertools.permutations(of_cot), itertools.permutations(of_pot))
+        return share(winner(c + p) == "1" for c, p in orders)
+
+    expected = {
+        (("cot", "cot"), "N=1"): share(answer == "1" for q in cot for answer in q.cot),
+        (("md", "pot"), "N=1"): share(answer == "1" for q in md for answer in q.pot),
+        (("md", "joint"), "N=2"): share(n2(q.cot, q.pot) for q in md),
+        (("ensemble", "joint"), "N=2"): share(n2(c.cot, p.pot) for c, p in zip(cot, pot, strict=True)),
+    }
+    for (key, column), value in expected.items():
+        # One sample of a path is drawn at random, the N=2 rule is averaged over all pairs
+        assert cell_of(table, key, column).value == pytest.approx(value, abs=0.06 if column == "N=1" else 1e-9)
+    assert cell_of(table, ("md", "joint"), "N=4").value == pytest.approx(
+        share(joint(q.cot, q.pot) for q in md), abs=0.04
+    )
+    difference = cell_of(table, ("md", "joint"), "N=2", against=("ensemble", "joint"))
+    assert difference.value == pytest.approx(expected[("md", "joint"), "N=2"] - expected[("ensemble", "joint"), "N=2"])
+
+
+def test_ties_fall_to_either_path_and_likelihoods_of_two_models_are_compared_only_if_asked():
+    results = family(seeds=("",), size=8, n=1)
+    table = find(paper_tables(results)[0], "ties")
+    md = named(results, "md").questions
+    by_rule = {
+        "ties to CoT first": [winner(q.cot + q.pot) for q in md],
+        "ties to PoT first": [winner(q.pot + q.cot) for q in md],
+        "weighted by likelihood": [
+            max([(q.cot_logprob[0], q.cot[0]), (q.pot_logprob[0], q.pot[0])], key=lambda p: (p[1] is not None, p[0]))[
+                1
+            ]
+            for q in md
+        ],
+    }
+    for rule, answers in by_rule.items():
+        assert cell_of(table, ("md", "joint", rule), "N=2").value == pytest.approx(share(a == "1" for a in answers))
+    of_pair = [
+        winner(p.pot + c.cot) for c, p in zip(*(named(results, k).questions for k in ("cot", "pot")), strict=True)
+    ]
+    cell = cell_of(
+        table, ("md", "joint", "ties to PoT first"), "N=2", against=("ensemble", "joint", "ties to PoT first")
+    )
+    ours = share(a == "1" for a in by_rule["ties to PoT first"])
+    assert cell.value == pytest.approx(ours - share(a == "1" for a in of_pair))
+    variants = {row.key.variant for row in table.accuracies if row.key.kind == "ensemble"}
+    assert variants == {"ties to CoT first", "ties to PoT first"}
+    asked = find(paper_tables(results, ensemble_likelihood=True)[0], "ties")
+    assert "Ensemble of two + CoT w/ PoT, weighted by likelihoods of two models, which are not on one scale" in {
+        row.name for row in asked.rows
+    }
+    without = find(paper_tables(family(seeds=("",), logprobs=False))[0], "ties")
+    assert not any("likelihood" in row.name for row in without.rows)
+
+
+def test_accuracy_by_kind_of_question():
+    results = family()
+    table = find(paper_tables(results)[0], "groups")
+    assert [column.title for column in table.columns] == ["easy (16)", "hard (8)"]
+    of_seeds = [
+        [winner(q.cot[:2] + q.pot[:2]) == "1" for q in named(results, f"md@{seed}").questions if q.group == "hard"]
+        for seed in (1, 2)
+    ]
+    cell = cell_of(table, ("md", "joint"), "hard (8)")
+    assert cell.n_questions == 8 and cell.value == pytest.approx(share(map(share, of_seeds)))
+    easy, hard = (
+        cell_of(table, ("md", "joint"), title, against=("ensemble", "joint")).value
+        for title in ("easy (16)", "hard (8)")
+    )
+    whole = find(paper_tables(results)[0], "1")
+    overall = cell_of(whole, ("md", "joint"), whole.columns[0].title, against=("ensemble", "joint")).value
+    assert (16 * easy + 8 * hard) / 24 == pytest.approx(overall)
+    assert not [t for t in paper_tables(family(groups=False))[0] if t.name == "groups"]
+
+
+def test_questions_that_each_path_solves_over_seeds_and_for_ensembles():
+    results = family()
+    table = find(paper_tables(results)[0], "solved")
+    shares = {"PoT only (1)": [], "CoT only (2)": [], "both (3)": [], "neither (4)": []}
+    lucky = []
+    for seed in (1, 2):
+        pairs = zip(*(named(results, f"{kind}@{seed}").questions for kind in ("cot", "pot")), strict=True)
+        for c, p in pairs:
+            by_cot, by_pot = winner(c.cot) == "1", winner(p.pot) == "1"
+            for values, found in zip(
+                shares.values(),
+                (by_pot and not by_cot, by_cot and not by_pot, by_cot and by_pot, not by_cot and not by_pot),
+                strict=True,
+            ):
+                values.append(found)
+            lucky.append(by_cot != by_pot and winner(c.cot + p.pot) == "1")
+    for column, values in shares.items():
+        assert cell_of(table, ("ensemble", "joint"), column).value == pytest.approx(share(values))
+    assert cell_of(table, ("ensemble", "joint"), table.columns[-1].title).value == pytest.approx(share(lucky))
+    differences = [cell_of(table, ("md", "joint"), column, against=("ensemble", "joint")).value for column in shares]
+    assert sum(differences) == pytest.approx(0, abs=1e-9)
+
+
+def test_accuracy_by_share_of_the_training_questions():
+    results = [*family(), *family("-20pct"), student("md-60pct@1")]
+    table = find(paper_tables(results)[0], "training set")
+    assert [(column.title, column.x) for column in table.columns] == [("20%", 20), ("60%", 60), ("100%", 100)]
+    expected = share(named(results, f"md-20pct@{seed}").accuracy("joint") for seed in (1, 2))
+    assert cell_of(table, ("md", "joint"), "20%").value == pytest.approx(expected)
+    assert cell_of(table, ("md", "joint"), "20%", against=("ensemble", "joint")).seeds == 2
+    assert cell_of(table, ("md", "joint"), "60%", against=("ensemble", "joint")) is None
+    assert cell_of(table, ("ensemble", "joint"), "60%") is None
+
+
+def test_other_kinds_of_students_get_rows_of_their_own_and_votes_are_those_of_eq_5():
+    results = [
+        *family(seeds=("",), size=8, n=2),
+        student("uniform", size=8, n=2),
+        replace(student("base", size=8, n=2), settings={"n": 2, "rule": "agreement"}),
+    ]
+    weighted = [replace(r, settings=r.settings | {"weights": "likelihood"}) for r in results]
+    tables, weighted_tables = (paper_tables(of)[0] for of in (results, weighted))
+    assert [table.to_dict() for table in tables] == [table.to_dict() for table in weighted_tables]
+    names = [row.name for row in find(tables, "1").rows]
+    assert "`uniform` + CoT w/ PoT" in names and "`base` + CoT w/ PoT" in names and "`base` + CoT" not in names
+    assert names.index("`uniform` + CoT") > names.index("MD + CoT w/ PoT")
+    assert "`uniform` + CoT w/ PoT − Ensemble of two" in names
+
+
+def test_what_is_left_out_is_said():
+    results = family(seeds=("",))
+    results[1] = replace(results[1], questions=results[1].questions[:9])
+    tables, problems = paper_tables(results)
+    assert len(problems) == 1 and "different questions" in problems[0]
+    assert not any(row.key.kind == "ensemble" for table in tables for row in table.rows)
+    assert find(tables, "1").columns[0].title == "svamp/test (9 to 24 questions)"
+    _, problems = paper_tables([student("md"), student("md-svamp")])
+    assert problems == ["'md-svamp' is left out of the tables on svamp/test: it is the same as 'md' there."]
+
+
+def test_a_group_of_a_question_is_kept_in_its_result(tmp_path):
+    questions = [Question("q0", "toy", "test", "?", "1", "hard"), Question("q1", "toy", "test", "?", "1")]
+    assert questions[0] == replace(questions[0], group=None)
+    thoughts = [Thought(q.id, "cot", 0, "", answer="1", correct=None) for q in questions]
+    result = EvaluationResult("cot", "m", "toy", "test", {"n": 1}, collect_answers(questions, thoughts, 1, ["cot"]))
+    file = result.save(tmp_path)
+    content = json.loads(file.read_text())
+    assert content["questions"][0]["group"] == "hard" and "group" not in content["questions"][1]
+    assert EvaluationResult.load(file) == result
+    for question in content["questions"]:
+        question.pop("group", None)  # A result of an earlier version
+    file.write_text(json.dumps(content))
+    assert [q.group for q in EvaluationResult.load(file).questions] == [None, None]
+
+
+def test_stories_are_grouped_by_family():
+    groups = [(q.group, q.id.split("/")[2]) for q in load_questions("stories", "test", size=40)]
+    assert len(set(groups)) == 8 and all(group == family for group, family in groups)
+
+
+def test_many_panels_are_wrapped_into_rows_with_the_same_axes():
+    pyplot, figure, axes = panels([f"student {i}" for i in range(2 * MAX_COLUMNS + 1)])
+    assert axes[0].get_gridspec().ncols == MAX_COLUMNS and axes[0].get_gridspec().nrows == 3
+    axes[0].set_xlim(0, 7)
+    axes[0].set_ylim(0, 9)
+    assert axes[-1].get_xlim() == (0, 7) and axes[-1].get_ylim() == (0, 9)
+    pyplot.close(figure)
+
+
+def test_the_report_of_a_folder(tmp_path, capsys):
+    results = [*family(size=10, n=2), *family("-20pct", size=10, n=2)]
+    for result in results:
+        result.save(tmp_path)
+    main(["report", "--results", str(tmp_path), "--ensemble_likelihood"])
+    report = json.loads((tmp_path / "report.json").read_text())
+    # The ensemble of the tables is not a student of the folder
+    assert {s["name"] for s in report["students"]} == {result.name for result in results}
+    assert [table["table"] for table in report["tables"]] == ["1", "3", "training set", "groups", "solved", "ties"]
+    joint = next(row for row in report["tables"][0]["rows"] if row["name"] == "MD + CoT w/ PoT")
+    accuracies = [named(results, f"md@{seed}").accuracy("joint") for seed in (1, 2)]
+    assert joint["cells"][0]["value"] == pytest.approx(share(accuracies)) and joint["cells"][0]["seeds"] == 2
+    text = (tmp_path / "report.md").read_text()
+    assert "MD + CoT w/ PoT − Ensemble of two" in text and "not on one scale" in text
+    assert "Table 1" in capsys.readouterr().out
+    for name in ("report", "tasks", "samples", "training_set", "groups", "solved"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG") and f"({name}.png)" in text
+        assert "<svg" in (tmp_path / f"{name}.svg").read_text()
+    assert load_results(tmp_path) == sorted(results, key=lambda result: result.file_name())
+
+
+def test_an_ensemble_that_was_named_stands_in_the_tables_too():
+    paths = {"big-md": ("cot", "pot"), "big-cot": ("cot",), "big-pot": ("pot",)}
+    results = [student(name, n=2, size=8, paths=of_student) for name, of_student in paths.items()]
+    tables, _ = paper_tables(add_ensembles(results, {"pair": ("big-cot", "big-pot")}))
+    for table in tables:
+        names = [row.name for row in table.rows]
+        assert any(name.startswith("`big-md` + CoT w/ PoT − `pair`") for name in names)
+        assert "`pair` + CoT" not in names
+
+
+# Losses during training
+
+
+def write_logs(folder, steps, losses, first=1.0, tokens=100):
+    folder.mkdir(parents=True)
+    logs = [
+        {"step": step, "num_target_tokens": tokens * step, "loss": first / step} | dict.fromkeys(losses, first / step)
+        for step in steps
+    ]
+    logs.append({"step": steps[-1], "num_target_tokens": tokens * steps[-1], "train_loss": 0.5})
+    (folder / "trainer_state.json").write_text(json.dumps({"log_history": logs}))
+
+
+def test_losses_of_each_path_are_averaged_over_seeds(tmp_path):
+    write_logs(tmp_path / "md@1", [1, 2, 4], ["cot_loss", "pot_loss"], first=1.0, tokens=100)
+    write_logs(tmp_path / "md@2", [2, 3, 4], ["cot_loss", "pot_loss"], first=3.0, tokens=200)
+    write_logs(tmp_path / "run-7" / "checkpoint-4", [1, 2, 4], ["cot_loss"])
+    write_logs(tmp_path / "run-7" / "checkpoint-10", [1, 10], ["cot_loss"])
+    curves = training_curves([str(tmp_path / "md@1"), str(tmp_path / "md@2"), f"cot={tmp_path / 'run-7'}"])
+    assert [(c.name, c.loss, c.seeds) for c in curves] == [
+        ("md", "loss", 2),
+        ("md", "cot_loss", 2),
+        ("md", "pot_loss", 2),
+        ("cot", "loss", 1),
+        ("cot", "cot_loss", 1),
+    ]
+    points = [(p.step, p.num_target_tokens, p.loss, p.low, p.high) for p in curves[1].points]
+    assert points == [(2, 300, 1.0, 0.5, 1.5), (4, 600, 0.5, 0.25, 0.75)]
+    assert [point.step for point in curves[-1].points] == [1, 10]  # Of the last checkpoint
+
+
+def test_bad_training_folders_are_named(tmp_path):
+    write_logs(tmp_path / "md@1", [1, 3], ["cot_loss"])
+    write_logs(tmp_path / "md@2", [2, 4], ["cot_loss"])
+    one, two = str(tmp_path / "md@1"), str(tmp_path / "md@2")
+    with pytest.raises(InputError, match="The runs of 'md' share no logged step"):
+        training_curves([one, two])
+    with pytest.raises(InputError, match="Two students are named 'md@1'"):
+        training_curves([one, f"md@1={two}"])
+    with pytest.raises(InputError, match="There is no trainer_state.json in .*nowhere"):
+        read_logs(tmp_path / "nowhere")
+    (tmp_path / "md@1" / "trainer_state.json").write_text("[]")
+    with pytest.raises(InputError, match="holds no logs"):
+        read_logs(one)
+    (tmp_path / "md@1" / "trainer_state.json").write_text('{"log_history": [{"step": 1, "loss": 1.0}]}')
+    with pytest.raises(InputError, match="lack `num_target_tokens`"):
+        read_logs(one)
+
+
+def test_losses_are_drawn_without_and_with_results(tmp_path, capsys):
+    write_logs(tmp_path / "md@1", [1, 2], ["cot_loss", "pot_loss"])
+    write_logs(tmp_path / "label", [1, 2], ["label_loss"])
+    folder = tmp_path / "results"
+    arguments = ["report", "--results", str(folder), "--training", str(tmp_path / "md@1"), str(tmp_path / "label")]
+    main(arguments)
+    assert (folder / "training.png").read_bytes().startswith(b"\x89PNG") and "<svg" in (
+        folder / "training.svg"
+    ).read_text()
+    assert "| md | 1 | cot_loss | 2 | 200 | 0.5000 |" in capsys.readouterr().out
+    student("md", size=4, n=2).save(folder)
+    main(arguments)
+    assert "training.png" in (folder / "report.md").read_text()
