@@ -24,6 +24,9 @@ from .voting import VoteWeights, majority, score, vote, vote_two
 FIGURES = ("joint", "pot", "cot", "n2", LABEL)
 """Accuracies of a student: the joint vote (Eq. 5), the vote of one path, the N=2 rule (Sec. 4.4.2), the label."""
 
+LOGPROB_DECIMALS = 5
+"""Decimals of log-probabilities in results. Engines agree to about 4."""
+
 
 @dataclass
 class QuestionResult:
@@ -251,7 +254,7 @@ class EvaluationResult:
 
     def save(self, folder: str | Path) -> Path:
         r"""
-        Write the result to a folder. The result of a different run is never overwritten.
+        Write the result to a folder, one question per line. The result of a different run is never overwritten.
 
         Args:
             folder (`str` or `Path`):
@@ -262,7 +265,11 @@ class EvaluationResult:
         """
         file = Path(folder) / self.file_name()
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        *head, questions = self.to_dict().items()
+        fields = [f'"{name}": {json.dumps(value, ensure_ascii=False)}' for name, value in head]
+        lines = [json.dumps(question, ensure_ascii=False, separators=(",", ":")) for question in questions[1]]
+        fields.append('"questions": [\n{}\n]'.format(",\n".join(lines)))
+        file.write_text("{{\n{}\n}}\n".format(",\n".join(fields)), encoding="utf-8")
         return file
 
     @classmethod
@@ -349,6 +356,7 @@ def collect_answers(
                 )
             setattr(result, path, [thought.answer for thought in found])
             if path != LABEL:
-                setattr(result, f"{path}_logprob", [thought.logprob for thought in found])
+                logprobs = [None if t.logprob is None else round(t.logprob, LOGPROB_DECIMALS) for t in found]
+                setattr(result, f"{path}_logprob", logprobs)
         results.append(result)
     return results
