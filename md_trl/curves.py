@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .answers import canonical
-from .evaluation import EvaluationResult, QuestionResult
+from .evaluation import PATHS_OF, EvaluationResult, QuestionResult, voters
 from .intervals import bootstrap_interval
-from .records import PATHS
+from .records import ALL_PATHS, COT_POT, PATHS
 from .replay import SUBSETS
 from .voting import VoteWeights, usable
 
@@ -49,7 +49,7 @@ def mean_curve(result: EvaluationResult, figure: str, subsets: int = SUBSETS, se
         result ([`~md_trl.evaluation.EvaluationResult`]):
             Result of a student.
         figure (`str`):
-            `cot`, `pot` or `joint`; `joint` takes half of the samples from each path.
+            A path, `joint` or `joint_all`; the joint votes take equal parts of the samples from each path.
         subsets (`int`, *optional*, defaults to `50`):
             Number of orders of the samples of each question.
         seed (`int`, *optional*, defaults to `0`):
@@ -62,7 +62,7 @@ def mean_curve(result: EvaluationResult, figure: str, subsets: int = SUBSETS, se
         return []
     import numpy
 
-    paths = PATHS if figure == "joint" else (figure,)
+    paths = PATHS_OF.get(figure, (figure,))
     # The number of samples is that of the longest question
     n, weights = result.n, result.weights
     shares = numpy.array([_shares(question, paths, n, weights, subsets, seed) for question in result.questions])
@@ -81,10 +81,12 @@ def _shares(
 
     digest = hashlib.sha256(f"{seed}/{question.id}".encode()).digest()
     generator = numpy.random.default_rng(int.from_bytes(digest[:8], "big"))
-    weighed = weights.weigh(question.cot, question.pot, question.cot_logprob, question.pot_logprob)
+    of_cot, of_programs = weights.weigh(*voters(question, ALL_PATHS if COT_POT in paths else PATHS))
+    split = len(question.pot)
+    weighed = (of_cot, of_programs and of_programs[:split], of_programs and of_programs[split:])
     forms: dict[str, int] = {}
     votes = []
-    for path, of_path in zip(PATHS, weighed, strict=True):
+    for path, of_path in zip(ALL_PATHS, weighed, strict=True):
         if path not in paths:
             continue
         answers = getattr(question, path)
@@ -106,7 +108,7 @@ def _shares(
             chosen = numbers[voting, k]
             sums[voting, chosen] += of_numbers[voting, k]
             firsts[voting, chosen] = numpy.minimum(firsts[voting, chosen], place * n + k)
-        # Ties go to the answer seen first, CoT before PoT (Eq. 5)
+        # Ties go to the answer seen first, in the order of the paths (Eq. 5)
         leading = sums >= sums.max(axis=1, keepdims=True) * (1 - 1e-9)
         winner = numpy.where(leading & numpy.isfinite(firsts), firsts, numpy.inf).argmin(axis=1)
         shares[k] = ((winner == gold) & numpy.isfinite(firsts).any(axis=1)).mean()

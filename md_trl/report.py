@@ -11,9 +11,9 @@ from typing import Any
 from .comparison import Comparison, bootstrap_interval, compare, ensemble
 from .curves import mean_curve
 from .errors import InputError
-from .evaluation import FIGURES, EvaluationResult
+from .evaluation import FIGURES, JOINT_ALL, THIRD_PATH_FIGURES, EvaluationResult
 from .mixing import SOLVED_BY
-from .records import LABEL, PATHS
+from .records import ALL_PATHS, COT_POT, LABEL
 from .stopping_report import plot_calibration, plot_stopping, stopping_tables, study_stopping
 from .training_runs import compare_runs, runs_table, split_seed, training_runs
 
@@ -147,6 +147,8 @@ def accuracy_table(results: Sequence[EvaluationResult]) -> str:
     r"""
     Format the accuracies of several students in percent. Every cell states its number of votes N.
 
+    If a student was asked for the path `cot_pot`, there are columns for it and for the vote of all three paths.
+
     Args:
         results (`Sequence[EvaluationResult]`):
             Results.
@@ -154,9 +156,11 @@ def accuracy_table(results: Sequence[EvaluationResult]) -> str:
     Returns:
         `str`: A Markdown table.
     """
+    third = [*THIRD_PATH_FIGURES.values(), "all three, all"] if any(r.has(COT_POT) for r in results) else []
+    names = ["CoT", "PoT", "CoT w/ PoT, same N", "CoT w/ PoT, all", "N=2 rule", "label", *third]
     lines = [
-        "| student | task | questions | CoT | PoT | CoT w/ PoT, same N | CoT w/ PoT, all | N=2 rule | label |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        f"| student | task | questions | {' | '.join(names)} |",
+        "| --- | --- | ---: |" + " ---: |" * len(names),
     ]
     for result in results:
         n = result.n
@@ -164,6 +168,9 @@ def accuracy_table(results: Sequence[EvaluationResult]) -> str:
         same_n = _cell(result, "joint", n) if n % 2 == 0 and not result.stops_early else ""
         cells = [_cell(result, "cot", n), _cell(result, "pot", n), same_n, _cell(result, "joint", 2 * n)]
         cells += [_cell(result, "n2"), _cell(result, LABEL)]
+        if third:
+            same_n = _cell(result, JOINT_ALL, n) if n % len(ALL_PATHS) == 0 else ""
+            cells += [_cell(result, COT_POT, n), same_n, _cell(result, JOINT_ALL, len(ALL_PATHS) * n)]
         place = f"{result.name} | {result.task}/{result.split} | {len(result.questions):,}"
         lines.append(f"| {place} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -267,7 +274,7 @@ def plot(results: Sequence[EvaluationResult], files: Sequence[str | Path]) -> No
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    results = [result for result in results if any(result.has(path) for path in PATHS)] or list(results)
+    results = [result for result in results if any(result.has(path) for path in ALL_PATHS)] or list(results)
     figure, axes = pyplot.subplots(
         1, len(results), figsize=(4.2 * len(results), 3.6), sharey=True, squeeze=False, layout="constrained"
     )
@@ -275,6 +282,8 @@ def plot(results: Sequence[EvaluationResult], files: Sequence[str | Path]) -> No
         "cot": ("CoT", "tab:blue", "o"),
         "pot": ("PoT", "tab:orange", "s"),
         "joint": ("CoT w/ PoT", "tab:green", "D"),
+        COT_POT: ("plan + PoT", "tab:purple", "v"),
+        JOINT_ALL: ("all three", "tab:red", "P"),
     }
     for axis, result in zip(axes[0], results, strict=True):
         for name, (label, color, marker) in styles.items():

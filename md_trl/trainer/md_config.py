@@ -35,7 +35,7 @@ class MDConfig(SFTConfig):
 
             - `"md"`: both paths of a question, weighted by its type and lambda (Eq. 2 and 4).
             - `"uniform"`: as `"md"`, with lambda = 1/2 for type 3.
-            - `"cot"`, `"pot"`: single-path distillation, with weight 1 on that path.
+            - `"cot"`, `"pot"`, `"cot_pot"`: single-path distillation, with weight 1 on that path.
             - `"step_by_step"`: the bare gold answer as one task and the CoT as another, weighted by `rationale_weight`
               ([Distilling Step-by-Step](https://huggingface.co/papers/2305.02301)).
             - `"label"`: the bare gold answer of the same questions.
