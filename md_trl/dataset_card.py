@@ -205,11 +205,21 @@ def _section(task: str, metadata: Mapping[str, Any], has_thoughts: bool, repo: s
     """Write the section of one task: how it was made, how it is mixed, how to build it again."""
     settings = "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in metadata["settings"].items())
     parts = [f"## {task}", f"| setting | value |\n| --- | --- |\n{settings}"]
+    if COT_POT in (_selection(metadata).get("paths") or ()):
+        parts.append(
+            "Thoughts of a third path, a plan in prose and then a program, are in the column `cot_pot`. It weighs "
+            "`cot_pot_share` in questions of type 3, and lambda divides the rest."
+        )
     parts += [f"### {task}, {split}\n\n{summary}" for split, summary in metadata["summary"].items()]
     if metadata.get("contamination"):
         parts.append(_contamination(metadata["contamination"]))
     commands = _commands(task, metadata, has_thoughts, repo)
     return "\n\n".join([*parts, f"To build it again:\n\n```bash\n{commands}\n```"])
+
+
+def _selection(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return which thoughts a task was mixed from, as far as that is known."""
+    return (metadata["source"] or {}).get("selection") or {}
 
 
 def _cell(value: Any) -> str:
@@ -231,7 +241,7 @@ def _contamination(splits: Mapping[str, Mapping[str, Mapping[str, int]]]) -> str
 def _commands(task: str, metadata: Mapping[str, Any], has_thoughts: bool, repo: str) -> str:
     """Write the commands that build a task again: from its raw thoughts, by import, or by sampling."""
     source, settings = metadata["source"] or {}, metadata["settings"]
-    selection = source.get("selection") or {}
+    selection = _selection(metadata)
     splits = list(metadata["types"])
     paths = ["--paths", *selection["paths"]] if selection.get("paths") else []
     commands = []

@@ -28,6 +28,7 @@ from md_trl.report import accuracy_table, load_results
 from md_trl.simulated_teacher import TeacherServer
 from md_trl.student_evaluation import StudentEvaluation
 from md_trl.tasks import TASKS
+from md_trl.trainer.prefix_tree import build_tree
 from md_trl.voting import vote
 from md_trl.weighting import path_rows, path_weights
 
@@ -51,7 +52,8 @@ def test_every_worked_example_plans_and_then_computes_its_answer(task):
         plan, found = re.fullmatch(r"(.+)\n```python\n((?s:.+))\n```", text).groups()
         assert found == program["content"]  # the program alone is the example of the PoT
         gold = re.search(r"The answer is (.+)\.$", chain["content"])[1]
-        assert plan.endswith(".") and not re.search(rf"\b{re.escape(gold)}\b", plan)  # what to do, not the result
+        assert plan.endswith(".")
+        assert not (re.search(r"\d", gold) and re.search(rf"\b{re.escape(gold)}\b", plan))  # not what comes out
     with Executor() as executor:
         read = read_answers([Thought("q", "cot_pot", i, text) for i, text in enumerate(texts)], executor)
     answers = [re.search(r"The answer is (.+)\.$", chain["content"])[1] for chain in chains]
@@ -212,17 +214,16 @@ def test_a_flat_twin_has_the_same_objective(tmp_path):
 
 def test_a_tree_holds_each_beginning_once_and_the_plans_of_the_third_path_are_shared(tmp_path):
     """CoT and plan share the question and the words that both triggers begin with, and plans share each other."""
-    trainer = make_trainer(tmp_path, tiny_llama(), layout="tree")
-    [batch] = trainer.get_train_dataloader()
-    tokenizer = byte_tokenizer()
+    trainer, tokenizer = make_trainer(tmp_path, tiny_llama()), byte_tokenizer()
 
-    def nodes(texts):  # of a byte-level trie, without the EOS of each sequence, whose state predicts nothing
+    def nodes(texts):
         sequences = [tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for text in texts]
         return {tuple(sequence[:i]) for sequence in sequences for i in range(1, len(sequence) + 1)}
 
     of_rows = [{p: [student_prompt(r["question"], p) + t["text"] for t in r[p] or []] for p in TRIGGERS} for r in ROWS]
-    expected = sum(r["repeat"] * len(nodes(sum(of.values(), []))) for r, of in zip(ROWS, of_rows, strict=True))
-    assert batch["num_nodes"] == expected
+    for question, of_paths in zip(trainer.train_dataset, of_rows, strict=True):
+        tree = build_tree([t["input_ids"] for path in TRIGGERS for t in question[path]])
+        assert len(tree.tokens) == len(nodes(sum(of_paths.values(), [])))
     first = of_rows[0]
     begin = len(f"{ROWS[0]['question']}\nLet's think step by step")
     assert len(nodes(first["cot"]) & nodes(first["cot_pot"])) == begin
@@ -339,6 +340,7 @@ def test_rows_carry_the_third_path_only_where_it_is_asked_for(mixed):
     assert set(flat["path"]) == set(TRIGGERS)
     card = (mixed / "three" / "README.md").read_text()
     assert "correct plan + PoT (n3)" in card and "--paths cot pot cot_pot" in card and "cot_pot prompt (hash)" in card
+    assert "in the column `cot_pot`" in card
     assert "cot_pot" not in (mixed / "two" / "stories" / "mixing.json").read_text()
 
 
