@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import threading
 from collections import Counter
 from dataclasses import replace
@@ -342,6 +343,19 @@ def test_rows_carry_the_third_path_only_where_it_is_asked_for(mixed):
     assert "correct plan + PoT (n3)" in card and "--paths cot pot cot_pot" in card and "cot_pot prompt (hash)" in card
     assert "in the column `cot_pot`" in card
     assert "cot_pot" not in (mixed / "two" / "stories" / "mixing.json").read_text()
+
+
+def test_all_tasks_open_together_if_only_some_have_the_third_path(mixed, tmp_path):
+    shutil.copytree(mixed / "three", tmp_path / "rows")
+    thoughts = [{"task": "toy", "question": "What is 2 plus 3?", "gold": "5", "path": path} for path in PATHS]
+    lines = [json.dumps(t | {"text": text}) for t, text in zip(thoughts, ["The answer is 5.", "5"], strict=True)]
+    (tmp_path / "toy.jsonl").write_text("\n".join(lines))
+    main(["mix", "--thoughts", str(tmp_path / "toy.jsonl"), "--task", "toy", "--output", str(tmp_path / "rows")])
+    rows = load_dataset(str(tmp_path / "rows"), split="train")
+    assert rows.features == MixedRow.features(tuple(TRIGGERS))
+    toy = rows.filter(lambda r: r["task"] == "toy")
+    assert toy["cot_pot"][:] == [None] and toy["cot_pot_share"][:] == [None]
+    assert len(rows) == 1 + len(load_dataset(str(mixed / "three"), "stories", split="train"))
 
 
 def test_the_third_path_end_to_end(teacher, mixed, tmp_path, monkeypatch, capsys):
