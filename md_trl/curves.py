@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .answers import canonical
-from .evaluation import EvaluationResult, QuestionResult
+from .evaluation import PATHS_OF, EvaluationResult, QuestionResult, voters
 from .intervals import mean_interval
-from .records import PATHS
+from .records import ALL_PATHS, COT_POT, PATHS
 from .replay import SUBSETS
 from .voting import VoteWeights, usable
 
@@ -52,7 +52,7 @@ def mean_curve(
         results ([`~md_trl.evaluation.EvaluationResult`] or `Sequence[EvaluationResult]`):
             Result of a student, or one result per seed, on the same questions.
         figure (`str`):
-            `cot`, `pot` or `joint`; `joint` takes half of the samples from each path.
+            A path, `joint` or `joint_all`; the joint votes take equal parts of the samples from each path.
         subsets (`int`, *optional*, defaults to `50`):
             Number of orders of the samples of each question.
         seed (`int`, *optional*, defaults to `0`):
@@ -99,7 +99,7 @@ def shares_by_votes(
         return {}
     import numpy
 
-    paths = PATHS if figure == "joint" else (figure,)
+    paths = PATHS_OF.get(figure, (figure,))
     # The number of samples is that of the longest question
     n, weights = result.n, weights or result.weights
     orders = [_orders(question, paths, n, weights, subsets, seed) for question in result.questions]
@@ -157,9 +157,9 @@ def _orders(
 
     digest = hashlib.sha256(f"{seed}/{question.id}".encode()).digest()
     generator = numpy.random.default_rng(int.from_bytes(digest[:8], "big"))
-    weighed = dict(
-        zip(PATHS, weights.weigh(question.cot, question.pot, question.cot_logprob, question.pot_logprob), strict=True)
-    )
+    of_cot, of_programs = weights.weigh(*voters(question, ALL_PATHS if COT_POT in paths else PATHS))
+    split = len(question.pot)
+    weighed = {"cot": of_cot, "pot": of_programs and of_programs[:split], COT_POT: of_programs and of_programs[split:]}
     forms: dict[str, int] = {}
     numbers, sizes = numpy.full((subsets, len(paths), n), -1), numpy.zeros((subsets, len(paths), n))
     for place, path in enumerate(paths):

@@ -22,7 +22,7 @@ from .dataset_folder import write_folder
 from .errors import InputError
 from .mixed_rows import MixedSplit, mix_store
 from .mixing import REPEAT_CAP, MixStatistics, describe
-from .records import PATHS, MixedRow
+from .records import ALL_PATHS, COT_POT, PATHS, MixedRow
 from .sampling.ledger import Ledger, Price
 from .store import Selection, Store
 from .tasks import TASKS, load_questions
@@ -170,24 +170,29 @@ def _card_settings(
 ) -> dict[str, Any]:
     """Describe for the card how the thoughts of a dataset were sampled."""
     sampled = store.status(selection)
-    teachers = {path: _listed(row.model for row in sampled if row.path == path) for path in PATHS}
+    paths = [path for path in ALL_PATHS if path in PATHS or path in (selection.paths or ())]
+    teachers = {path: _listed(row.model for row in sampled if row.path == path) for path in paths}
     teacher = _listed(filter(None, teachers.values()))
-    if "" not in teachers.values() and teachers["cot"] != teachers["pot"]:
+    if "" not in teachers.values() and len(set(teachers.values())) > 1:
         teacher = "; ".join(f"{path}: {name}" for path, name in teachers.items())
     parameters = dict.fromkeys(name for row in sampled for name in row.params)
-    per_question = {path: set().union(*(split.per_question[path] for split in statistics)) for path in PATHS}
+    per_question = {path: set().union(*(split.per_question[path] for split in statistics)) for path in paths}
+    third = {"cot_pot thoughts per question": _listed(per_question[COT_POT])} if COT_POT in paths else {}
     return {
         "teacher": teacher,
         **{name: _listed(row.params.get(name, "unknown") for row in sampled) for name in parameters},
         "CoT thoughts per question": _listed(per_question["cot"]),
         "PoT thoughts per question": _listed(per_question["pot"]),
+        **third,
         "repeat_cap": repeat_cap,
     }
 
 
 def _provenance(store: Store, selection: Selection, cost: float | None) -> dict[str, Any]:
     """Describe for the card which prompts thoughts were sampled with, when, at what cost, and what mixed them."""
-    hashes = {path: _listed(row.prompt_hash for row in store.status(selection) if row.path == path) for path in PATHS}
+    sampled = store.status(selection)
+    paths = selection.paths or PATHS
+    hashes = {path: _listed(row.prompt_hash for row in sampled if row.path == path) for path in paths}
     prompts = {f"{path} prompt (hash)": value for path, value in hashes.items() if value}
     dates = {f"{how} on": days for how, days in store.dates(selection).items()}
     paid = {} if cost is None else {"cost": f"{cost:.4f}"}
@@ -302,6 +307,8 @@ class MixedThoughtsConfig(datasets.BuilderConfig):
             As in [`~md_trl.store.Selection`].
         combine (`bool`, *optional*, defaults to `False`):
             As in [`~md_trl.store.Selection`].
+        paths (`list[str]`, *optional*):
+            Paths to mix: by default `cot` and `pot`.
         repeat_cap (`int`, *optional*, defaults to `4`):
             Maximum `repeat` of a question.
         digest (`str`, *optional*):
@@ -314,6 +321,7 @@ class MixedThoughtsConfig(datasets.BuilderConfig):
     combine: bool = False
     repeat_cap: int = REPEAT_CAP
     digest: str | None = None
+    paths: list[str] | None = None
 
 
 class MixedThoughts(datasets.ArrowBasedBuilder):
@@ -374,7 +382,8 @@ class MixedThoughts(datasets.ArrowBasedBuilder):
     ):
         _check_one_source(store, thoughts)
         self._store, self._thoughts, self._folder = store, thoughts, None
-        self._selection = Selection(config_name, models=models, settings=settings, combine=combine)
+        paths = config_kwargs.get("paths")
+        self._selection = Selection(config_name, paths=paths, models=models, settings=settings, combine=combine)
         if store is None:
             digest = thoughts_digest(thoughts, config_name)
         else:
@@ -397,7 +406,7 @@ class MixedThoughts(datasets.ArrowBasedBuilder):
         return datasets.DatasetInfo(
             description=f"Mixed thoughts on {self.config.name}: distinct CoT and PoT thoughts with type and lambda.\n"
             + json.dumps(made_with),
-            features=MixedRow.features(),
+            features=MixedRow.features(self.config.paths or PATHS),
             homepage="https://huggingface.co/papers/2312.10730",
         )
 

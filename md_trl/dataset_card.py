@@ -18,7 +18,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from .errors import InputError
 from .flat_twin import read_info, twin_of
 from .mixing import REPEAT_CAP
-from .records import MixedRow, SamplingParams
+from .records import ALL_PATHS, COT_POT, PATHS, MixedRow, SamplingParams
 from .thought_source import thoughts_of
 
 
@@ -166,9 +166,11 @@ def _data_files(names: list[str], infos: Mapping[str, datasets.DatasetInfo]) -> 
 
 
 def _sum_up(infos: Iterable[datasets.DatasetInfo]) -> datasets.DatasetInfo:
-    """Describe the configuration of all tasks."""
+    """Describe the configuration of all tasks. Rows of a task without the path `cot_pot` have none there."""
+    infos = list(infos)
+    paths = ALL_PATHS if any(COT_POT in (info.features or ()) for info in infos) else PATHS
     total = datasets.DatasetInfo(
-        features=MixedRow.features(), splits=datasets.SplitDict(), download_size=0, dataset_size=0
+        features=MixedRow.features(paths), splits=datasets.SplitDict(), download_size=0, dataset_size=0
     )
     for info in infos:
         total.download_size += info.download_size
@@ -203,11 +205,21 @@ def _section(task: str, metadata: Mapping[str, Any], has_thoughts: bool, repo: s
     """Write the section of one task: how it was made, how it is mixed, how to build it again."""
     settings = "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in metadata["settings"].items())
     parts = [f"## {task}", f"| setting | value |\n| --- | --- |\n{settings}"]
+    if COT_POT in (_selection(metadata).get("paths") or ()):
+        parts.append(
+            "Thoughts of a third path, a plan in prose and then a program, are in the column `cot_pot`. It weighs "
+            "`cot_pot_share` in questions of type 3, and lambda divides the rest."
+        )
     parts += [f"### {task}, {split}\n\n{summary}" for split, summary in metadata["summary"].items()]
     if metadata.get("contamination"):
         parts.append(_contamination(metadata["contamination"]))
     commands = _commands(task, metadata, has_thoughts, repo)
     return "\n\n".join([*parts, f"To build it again:\n\n```bash\n{commands}\n```"])
+
+
+def _selection(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return which thoughts a task was mixed from, as far as that is known."""
+    return (metadata["source"] or {}).get("selection") or {}
 
 
 def _cell(value: Any) -> str:
@@ -229,8 +241,9 @@ def _contamination(splits: Mapping[str, Mapping[str, Mapping[str, int]]]) -> str
 def _commands(task: str, metadata: Mapping[str, Any], has_thoughts: bool, repo: str) -> str:
     """Write the commands that build a task again: from its raw thoughts, by import, or by sampling."""
     source, settings = metadata["source"] or {}, metadata["settings"]
-    selection = source.get("selection") or {}
+    selection = _selection(metadata)
     splits = list(metadata["types"])
+    paths = ["--paths", *selection["paths"]] if selection.get("paths") else []
     commands = []
     if not has_thoughts and "sampled on" not in settings:
         commands += [
@@ -242,11 +255,11 @@ def _commands(task: str, metadata: Mapping[str, Any], has_thoughts: bool, repo: 
         # A list of values is not an argument: the thoughts were sampled in several runs
         given = [part for k, v in options.items() if v and not set(", ") & set(v) for part in (f"--{k}", v)]
         commands += [
-            ["md-trl", "sample", "--task", task, "--split", split, *given, "--store", "thoughts.db"]
+            ["md-trl", "sample", "--task", task, "--split", split, *paths, *given, "--store", "thoughts.db"]
             for split in splits
         ]
     thoughts = ["--thoughts", repo] if has_thoughts else ["--store", "thoughts.db"]
-    mix = ["md-trl", "mix", *thoughts, "--task", task, "--splits", *splits, "--output", "mixed"]
+    mix = ["md-trl", "mix", *thoughts, "--task", task, "--splits", *splits, *paths, "--output", "mixed"]
     models = selection.get("models")
     if isinstance(models, str):
         mix += ["--model", models]

@@ -16,7 +16,7 @@ from .dataset_card import METADATA_FILE, check_task_name, folder_card
 from .flat_twin import twin_of, write_flat_twin
 from .mixed_rows import MixedSplit
 from .mixing import LAMBDA_BINS, describe
-from .records import MixedRow, QuestionType
+from .records import QuestionType
 
 
 MAX_SHARD_BYTES = 500_000_000
@@ -102,6 +102,6 @@ def _write_parquet(folder: Path, splits: Mapping[str, MixedSplit], max_shard_byt
         shards = max(1, math.ceil(split.num_bytes / max_shard_bytes))
         for shard, (start, stop) in enumerate(split.ranges(shards)):
             file = folder / f"{name}-{shard:05d}-of-{shards:05d}.parquet"
-            with ParquetWriter(file, MixedRow.features().arrow_schema) as writer:
+            with ParquetWriter(file, split.features.arrow_schema) as writer:
                 for table in split.tables(start, stop):
                     writer.write_table(table)

@@ -17,12 +17,20 @@ from typing import Any
 from .answers import equal
 from .errors import InputError
 from .mixing import type_of
-from .records import LABEL, PATHS, Question, QuestionType, Thought
+from .records import ALL_PATHS, COT_POT, LABEL, PATHS, PATHS_AND_LABEL, PROGRAM_PATHS, Question, QuestionType, Thought
 from .voting import VoteWeights, majority, score, vote, vote_two
 
 
-FIGURES = ("joint", "pot", "cot", "n2", LABEL)
-"""Accuracies of a student: the joint vote (Eq. 5), the vote of one path, the N=2 rule (Sec. 4.4.2), the label."""
+JOINT_ALL = "joint_all"
+FIGURES = ("joint", "pot", "cot", COT_POT, JOINT_ALL, "n2", LABEL)
+"""
+Accuracies of a student: the joint vote of CoT and PoT (Eq. 5), the vote of one path, the joint vote of all paths, the
+N=2 rule (Sec. 4.4.2), the label.
+"""
+PATHS_OF = {"joint": PATHS, JOINT_ALL: ALL_PATHS, "n2": PATHS}
+"""The paths that a figure of several needs. The joint votes take as many samples from each."""
+THIRD_PATH_FIGURES = {COT_POT: "plan + PoT", JOINT_ALL: "all three, same N"}
+"""Names in tables of the figures of the path `cot_pot`. Only students that were asked for it have them."""
 
 LOGPROB_DECIMALS = 5
 """Decimals of log-probabilities in results. Engines agree to about 4."""
@@ -52,6 +60,10 @@ class QuestionResult:
             Completion tokens of the thoughts and the bare answer.
         group (`str`, *optional*):
             Kind of the question, see [`~md_trl.records.Question`].
+        cot_pot (`list[str | None]`, *optional*, defaults to `[]`):
+            Answers of the thoughts of the path `cot_pot`, if it was sampled.
+        cot_pot_logprob (`list[float | None]`, *optional*, defaults to `[]`):
+            Mean log-probability per token of each of them.
     """
 
     id: str
@@ -63,10 +75,13 @@ class QuestionResult:
     pot_logprob: list[float | None] = field(default_factory=list)
     tokens: int = 0
     group: str | None = None
+    cot_pot: list[str | None] = field(default_factory=list)
+    cot_pot_logprob: list[float | None] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the entry of the result's file, without a label or a group that the question does not have."""
-        return {k: v for k, v in asdict(self).items() if v or k not in (LABEL, "group")}
+        """Return the entry of the result's file, without what the question does not have."""
+        optional = (LABEL, "group", COT_POT, f"{COT_POT}_logprob")
+        return {name: value for name, value in asdict(self).items() if value or name not in optional}
 
     def is_correct(self, answer: str | None) -> bool:
         """Return whether an answer of the student equals the gold answer. `None` never does."""
@@ -108,7 +123,7 @@ class EvaluationResult:
     @property
     def n(self) -> int:
         """Maximum number of thoughts per path, `0` if only bare answers were sampled."""
-        return max(max(len(question.cot), len(question.pot)) for question in self.questions)
+        return max(len(getattr(question, path)) for question in self.questions for path in ALL_PATHS)
 
     @property
     def stops_early(self) -> bool:
@@ -124,20 +139,21 @@ class EvaluationResult:
         """Return whether the paths that were sampled determine a figure."""
         if self.stops_early and figure not in ("joint", LABEL):
             return False
-        paths = PATHS if figure in ("joint", "n2") else (figure,)
+        paths = PATHS_OF.get(figure, (figure,))
         return all(any(getattr(question, path) for question in self.questions) for path in paths)
 
     def votes(self, figure: str) -> float:
         r"""
         Return the number of samples per question behind a figure.
 
-        At equal budget, the joint vote takes half of its samples from each path. The N=2 rule samples a CoT only where
-        the program does not run, or if there is none, so its number is a mean.
+        At equal budget, a joint vote takes an equal part of its samples from each path. The N=2 rule samples a CoT
+        only where the program does not run, or if there is none, so its number is a mean.
         """
         if figure == "joint" and self.stops_early:
             return sum(len(question.cot) + len(question.pot) for question in self.questions) / len(self.questions)
-        if figure == "joint":
-            return max(self.n // 2, 1) * 2
+        if figure in ("joint", JOINT_ALL):
+            paths = len(PATHS_OF[figure])
+            return max(self.n // paths, 1) * paths
         if figure == "n2":
             used = (q.pot[:1] if q.pot[:1] not in ([], [None]) else q.pot[:1] + q.cot[:1] for q in self.questions)
             return sum(map(len, used)) / len(self.questions)
@@ -151,22 +167,24 @@ class EvaluationResult:
             figure (`str`):
                 One of [`FIGURES`].
             votes (`int`, *optional*):
-                Number of samples to vote over: the first ones of a path, or half of them from each path for `joint`.
-                Defaults to [`EvaluationResult.votes`]. After early stopping, all thoughts vote in any case.
+                Number of samples to vote over: the first ones of a path, or of each path an equal part for a joint
+                vote. Defaults to [`EvaluationResult.votes`]. After early stopping, all thoughts vote in any case.
 
         Returns:
             `list[bool]`: One entry per question, in order.
         """
         votes = int(self.votes(figure)) if votes is None else votes
-        if figure == "joint":
-            per_path = None if self.stops_early else votes // 2
-            return [question.is_correct(self._joint_vote(question, per_path)) for question in self.questions]
+        if figure in ("joint", JOINT_ALL):
+            paths = PATHS_OF[figure]
+            per_path = None if self.stops_early else votes // len(paths)
+            return [question.is_correct(self._joint_vote(question, per_path, paths)) for question in self.questions]
         return [question.is_correct(_predict(question, figure, votes)) for question in self.questions]
 
-    def _joint_vote(self, question: QuestionResult, per_path: int | None = None) -> str | None:
+    def _joint_vote(
+        self, question: QuestionResult, per_path: int | None = None, paths: Sequence[str] = PATHS
+    ) -> str | None:
         """Return the joint vote over the first thoughts of each path, or over all of them."""
-        cot, pot = question.cot[:per_path], question.pot[:per_path]
-        logprobs = question.cot_logprob[:per_path], question.pot_logprob[:per_path]
+        cot, pot, *logprobs = voters(question, paths, per_path)
         return vote(cot, pot, *self.weights.weigh(cot, pot, *logprobs))
 
     def accuracy(self, figure: str, votes: int | None = None) -> float:
@@ -179,21 +197,21 @@ class EvaluationResult:
 
         Args:
             figure (`str`):
-                `cot`, `pot` or `joint`.
+                A path, `joint` or `joint_all`.
 
         Returns:
             `list[tuple[int, float]]`: Number of samples and accuracy, empty if the figure is not determined.
         """
         if self.stops_early and self.has(figure):
             return [(self.votes(figure), self.accuracy(figure))]
-        step = 2 if figure == "joint" else 1
+        step = len(PATHS_OF.get(figure, (figure,)))
         counts = range(step, step * self.n + 1, step) if self.has(figure) else ()
         return [(votes, self.accuracy(figure, votes)) for votes in counts]
 
     def usable(self) -> dict[str, float]:
         """Return the share of thoughts that reach an answer, for every path that was sampled."""
         shares = {}
-        for path in (*PATHS, LABEL):
+        for path in PATHS_AND_LABEL:
             answers = [answer for question in self.questions for answer in getattr(question, path)]
             if answers:
                 shares[path] = sum(answer is not None for answer in answers) / len(answers)
@@ -219,7 +237,7 @@ class EvaluationResult:
         figures: dict[str, Any] = {"n_questions": len(self.questions), "usable": self.usable()}
         if self.has(LABEL):
             figures[LABEL] = self.accuracy(LABEL)
-        for figure in (*PATHS, "joint"):
+        for figure in (*PATHS, "joint", COT_POT, JOINT_ALL):
             if self.has(figure):
                 figures[figure] = [{"votes": votes, "accuracy": share} for votes, share in self.curve(figure)]
         if self.has("n2"):
@@ -299,6 +317,34 @@ class EvaluationResult:
             ) from error
 
 
+def voters(
+    question: QuestionResult, paths: Sequence[str] = PATHS, per_path: int | None = None
+) -> tuple[list[str | None], list[str | None], list[float | None], list[float | None]]:
+    r"""
+    Return what votes on a question: the CoT answers, those of the programs, and their log-probabilities.
+
+    The answers of the path `cot_pot` stand after those of the PoT, so that they come last in the joined list of Eq. 5
+    and have the weight of a program.
+
+    Args:
+        question ([`QuestionResult`]):
+            Answers to the question.
+        paths (`Sequence[str]`, *optional*, defaults to `("cot", "pot")`):
+            Paths that vote.
+        per_path (`int`, *optional*):
+            Number of thoughts of each path, the first ones. By default all of them.
+
+    Returns:
+        `tuple`: CoT answers, answers of programs, and the log-probabilities of both.
+    """
+    programs = [path for path in paths if path in PROGRAM_PATHS]
+    of_programs = [
+        [value for path in programs for value in getattr(question, f"{path}{kind}")[:per_path]]
+        for kind in ("", "_logprob")
+    ]
+    return question.cot[:per_path], of_programs[0], question.cot_logprob[:per_path], of_programs[1]
+
+
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
 
@@ -329,7 +375,7 @@ def collect_answers(
             Number of thoughts per path to use, the first ones by `index`, or the number for each question id and path.
             The label path has one.
         paths (`Sequence[str]`):
-            Paths that were sampled: `cot`, `pot`, `label`.
+            Paths that were sampled: `cot`, `pot`, `cot_pot`, `label`.
         tokens (`Mapping[str, int]`, *optional*):
             Completion tokens by question id.
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from .answers import NO_ANSWER, answer_of_value, canonical, equal, extract
 from .execution import Executor
-from .records import Thought
+from .records import PROGRAM_PATHS, Thought
 
 
 def read_answers(
@@ -19,9 +19,9 @@ def read_answers(
     r"""
     Fill in the answer that each thought reaches.
 
-    The answer of a PoT is the value its program computes, that of a CoT the answer it states; a `label` thought is its
-    own answer. A thought that was cut off, a program that does not run to an answer and a CoT that states none are
-    unusable: their `answer` stays `None`.
+    The answer of a PoT is the value its program computes, with or without a plan before it (`cot_pot`), that of a CoT
+    the answer it states; a `label` thought is its own answer. A thought that was cut off, a program that does not run
+    to an answer and a CoT that states none are unusable: their `answer` stays `None`.
 
     Args:
         thoughts (`Iterable[Thought]`):
@@ -38,13 +38,13 @@ def read_answers(
         `list[Thought]`: The same thoughts in the same order, with `answer` in canonical form.
     """
     thoughts = list(thoughts)
-    programs = [thought.text for thought in thoughts if thought.path == "pot" and thought.finish_reason == "stop"]
+    programs = [t.text for t in thoughts if t.path in PROGRAM_PATHS and t.finish_reason == "stop"]
     results = iter(executor.run_many(programs, progress=progress))
     read_thoughts = []
     for thought in thoughts:
         answer = None
         if thought.finish_reason == "stop":
-            if thought.path == "pot":
+            if thought.path in PROGRAM_PATHS:
                 result = next(results)
                 answer = answer_of_value(result.value) if result.status == "ok" else None
             elif thought.path == "cot":

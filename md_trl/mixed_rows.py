@@ -18,7 +18,7 @@ from .errors import InputError
 from .execution import Executor, default_cache
 from .judging import mark, read_answers
 from .mixing import REPEAT_CAP, MixStatistics, mix_question
-from .records import PATHS, MixedRow, Question, QuestionType, Thought
+from .records import ALL_PATHS, PATHS, MixedRow, Question, QuestionType, Thought
 from .store import Selection, Store
 
 
@@ -39,22 +39,31 @@ class MixedSplit:
             Maximum `repeat` of a question.
         contamination ([`~md_trl.contamination.ContaminationCheck`], *optional*):
             Check that counts which of the questions are test questions.
+        paths (`Sequence[str]`, *optional*, defaults to `("cot", "pot")`):
+            Paths that were mixed, as in [`~md_trl.records.MixedRow.features`].
 
     Attributes:
         statistics ([`~md_trl.mixing.MixStatistics`]):
             What was counted, type 4 included.
         num_rows (`int`), num_bytes (`int`):
             Number of rows in the file, without those of type 4, and their size in memory.
+        features ([`~datasets.Features`]):
+            Columns of the rows.
     """
 
     def __init__(
-        self, file: str | Path, repeat_cap: int = REPEAT_CAP, contamination: ContaminationCheck | None = None
+        self,
+        file: str | Path,
+        repeat_cap: int = REPEAT_CAP,
+        contamination: ContaminationCheck | None = None,
+        paths: Sequence[str] = PATHS,
     ):
         self.statistics = MixStatistics(repeat_cap)
         self.contamination = contamination
         self.num_rows = self.num_bytes = 0
         self._file = Path(file)
-        self._schema = MixedRow.features().arrow_schema
+        self.features = MixedRow.features(paths)
+        self._schema = self.features.arrow_schema
         self._writer: ParquetWriter | None = ParquetWriter(self._file, self._schema)
 
     def __enter__(self) -> MixedSplit:
@@ -135,7 +144,7 @@ def mix_store(
         store ([`~md_trl.store.Store`]):
             Store of the thoughts.
         selection ([`~md_trl.store.Selection`]):
-            Which thoughts to mix. It names one task.
+            Which thoughts to mix. It names one task. The path `cot_pot` is mixed only if it names that too.
         folder (`str` or `Path`):
             Folder for the rows. It must stay until they have been read.
         repeat_cap (`int`, *optional*, defaults to `4`):
@@ -149,10 +158,12 @@ def mix_store(
         `dict[str, MixedSplit]`: Mixed rows by split: those that [`~md_trl.mixing.mix`] returns, without type 4.
 
     Raises:
-        `InputError`: A split has no thoughts, no question of it is solved by any path, or a question has thoughts of
-            several settings.
+        `InputError`: The selection has an unknown path, a split has no thoughts, no question of it is solved by any
+            path, or a question has thoughts of several settings.
     """
-    selection = replace(selection, paths=[path for path in PATHS if path in (selection.paths or PATHS)])
+    if unknown := sorted(set(selection.paths or ()) - set(ALL_PATHS)):
+        raise InputError(f"The path {unknown[0]!r} cannot be mixed. Choose from {', '.join(ALL_PATHS)}.")
+    selection = replace(selection, paths=[path for path in ALL_PATHS if path in (selection.paths or PATHS)])
     with store.snapshot():
         counts = _count_sampled(store, selection)
         questions = {question.id: question for question in store.questions.load(selection.task)}
@@ -160,12 +171,13 @@ def mix_store(
         splits = {}
         for number, split in enumerate(counts):
             contamination = None if split == TEST_SPLIT else ContaminationCheck(selection.task, tests)
-            splits[split] = MixedSplit(Path(folder) / f"{number}.parquet", repeat_cap, contamination)
+            file = Path(folder) / f"{number}.parquet"
+            splits[split] = MixedSplit(file, repeat_cap, contamination, selection.paths)
         thoughts = store.iterate_thoughts(selection)
         bar = tqdm(total=sum(counts.values()), desc="Mixing", unit="question", disable=not progress)
         with Executor(cache=default_cache(store.file)) as executor, bar:
             for group in _chunks(thoughts, chunk):
-                rows = _mix_chunk(group, questions, executor)
+                rows = _mix_chunk(group, questions, executor, selection.paths)
                 for split in dict.fromkeys(questions[row.id].split for row in rows):
                     splits[split].add([row for row in rows if questions[row.id].split == split])
                 bar.update(len(rows))
@@ -208,15 +220,17 @@ def _chunks(thoughts: Iterator[Thought], size: int) -> Iterator[list[Thought]]:
         yield chunk
 
 
-def _mix_chunk(thoughts: list[Thought], questions: dict[str, Question], executor: Executor) -> list[MixedRow]:
+def _mix_chunk(
+    thoughts: list[Thought], questions: dict[str, Question], executor: Executor, paths: Sequence[str]
+) -> list[MixedRow]:
     ids = dict.fromkeys(thought.question_id for thought in thoughts)
     judged = mark(
         read_answers(thoughts, executor), {question_id: questions[question_id].answer for question_id in ids}
     )
     rows = []
     for question_id, of_question in itertools.groupby(judged, key=lambda thought: thought.question_id):
-        of_path: dict[str, list[Thought]] = {path: [] for path in PATHS}
+        of_path: dict[str, list[Thought]] = {path: [] for path in dict.fromkeys((*PATHS, *paths))}
         for thought in of_question:
             of_path[thought.path].append(thought)
-        rows.append(mix_question(questions[question_id], of_path["cot"], of_path["pot"]))
+        rows.append(mix_question(questions[question_id], *of_path.values()))
     return rows

@@ -9,7 +9,7 @@ from typing import Any
 
 from .answers import equal
 from .errors import InputError
-from .records import PATHS, MixedRow, Question, QuestionType, Thought
+from .records import ALL_PATHS, COT_POT, PATHS, MixedRow, Question, QuestionType, Thought
 from .voting import majority
 
 
@@ -26,6 +26,9 @@ SOLVED_BY = {
     QuestionType.NEITHER: "neither",
 }
 """Which paths solve a question of each type, in the words of tables and cards."""
+
+CORRECT_THOUGHTS = {"cot": "correct CoT (n1)", "pot": "correct PoT (n2)", "cot_pot": "correct plan + PoT (n3)"}
+"""How tables name the correct thoughts of each path."""
 
 
 def type_of(solved_by_cot: bool, solved_by_pot: bool) -> QuestionType:
@@ -54,13 +57,31 @@ def lambda_of(n_cot_correct: int, n_pot_correct: int) -> float | None:
     return n_pot_correct / correct if correct else None
 
 
+def share_of_cot_pot(n_cot_correct: int, n_pot_correct: int, n_cot_pot_correct: int) -> float | None:
+    r"""
+    Compute the weight of the path `cot_pot` in the loss of type 3: as lambda, its share of all correct thoughts.
+
+    The other paths divide the rest by lambda, so that each of the three weighs its share of all correct thoughts.
+
+    Args:
+        n_cot_correct (`int`), n_pot_correct (`int`), n_cot_pot_correct (`int`):
+            Number of correct thoughts of each path.
+
+    Returns:
+        `float` or `None`: `n3 / (n1 + n2 + n3)`; `None` if no thought is correct.
+    """
+    correct = n_cot_correct + n_pot_correct + n_cot_pot_correct
+    return n_cot_pot_correct / correct if correct else None
+
+
 def mix(questions: Iterable[Question], thoughts: Iterable[Thought], repeat_cap: int = REPEAT_CAP) -> list[MixedRow]:
     r"""
     Group questions by which reasoning paths solve them, and weight them.
 
     A path solves a question if the most frequent answer among its usable thoughts equals the gold answer. Lambda is
     `n2 / (n1 + n2)` for n1 correct CoT thoughts and n2 correct PoT thoughts. Questions that only one path solves are
-    repeated to balance them against the questions that both paths solve, separately for each task and split.
+    repeated to balance them against the questions that both paths solve, separately for each task and split. If there
+    are thoughts of the path `cot_pot`, the rows have its columns; they change neither type nor lambda nor repeat.
 
     Args:
         questions (`Iterable[Question]`):
@@ -88,10 +109,11 @@ def mix(questions: Iterable[Question], thoughts: Iterable[Thought], repeat_cap: 
         thoughts_of_path.sort(key=lambda thought: thought.index)
 
     rows, groups = [], []
+    paths = ALL_PATHS if any(path == COT_POT for _, path in by_path) else PATHS
     for question in questions:
-        cot, pot = by_path[question.id, "cot"], by_path[question.id, "pot"]
-        if cot or pot:
-            rows.append(mix_question(question, cot, pot))
+        of_paths = [by_path[question.id, path] for path in paths]
+        if any(of_paths):
+            rows.append(mix_question(question, *of_paths))
             groups.append((question.task, question.split))
     statistics: dict[tuple[str, str], MixStatistics] = defaultdict(lambda: MixStatistics(repeat_cap))
     for group, row in zip(groups, rows, strict=True):
@@ -142,10 +164,11 @@ class MixStatistics:
     def add(self, row: MixedRow) -> None:
         """Count a row. Its `repeat` is not read."""
         self.types[row.type] += 1
-        for path, sampled, correct in (("cot", row.n_cot, row.n_cot_correct), ("pot", row.n_pot, row.n_pot_correct)):
+        for path in PATHS if row.cot_pot is None else ALL_PATHS:
+            sampled, correct = getattr(row, f"n_{path}"), getattr(row, f"n_{path}_correct")
             self.sampled[row.type, path] += sampled
             self.correct[row.type, path] += correct
-            self.per_question[path].add(sampled)
+            self.per_question.setdefault(path, set()).add(sampled)
         if row.type == QuestionType.BOTH:
             self.lambda_bins[min(int(row.lambda_ * LAMBDA_BINS), LAMBDA_BINS - 1)] += 1
             self.lambda_sum += row.lambda_
@@ -158,7 +181,9 @@ class MixStatistics:
         return max(1, min(self.repeat_cap, balance))
 
 
-def mix_question(question: Question, cot: Sequence[Thought], pot: Sequence[Thought]) -> MixedRow:
+def mix_question(
+    question: Question, cot: Sequence[Thought], pot: Sequence[Thought], cot_pot: Sequence[Thought] | None = None
+) -> MixedRow:
     r"""
     Mix the thoughts of one question.
 
@@ -167,6 +192,8 @@ def mix_question(question: Question, cot: Sequence[Thought], pot: Sequence[Thoug
             The question.
         cot (`Sequence[Thought]`), pot (`Sequence[Thought]`):
             Its judged thoughts of each path, in sample order.
+        cot_pot (`Sequence[Thought]`, *optional*):
+            Those of the path `cot_pot`, if the row is to have its columns.
 
     Returns:
         [`~md_trl.records.MixedRow`]: The row. Its `repeat` is 1, because it depends on the other questions: see
@@ -175,7 +202,7 @@ def mix_question(question: Question, cot: Sequence[Thought], pot: Sequence[Thoug
     cot_vote, pot_vote = majority(t.answer for t in cot), majority(t.answer for t in pot)
     solved_by_cot, solved_by_pot = (vote is not None and equal(vote, question.answer) for vote in (cot_vote, pot_vote))
     n1, n2 = sum(t.correct for t in cot), sum(t.correct for t in pot)
-    return MixedRow(
+    row = MixedRow(
         id=question.id,
         task=question.task,
         question=question.question,
@@ -192,6 +219,11 @@ def mix_question(question: Question, cot: Sequence[Thought], pot: Sequence[Thoug
         cot=_distinct(cot),
         pot=_distinct(pot),
     )
+    if cot_pot is not None:
+        row.n_cot_pot, row.n_cot_pot_correct = len(cot_pot), sum(t.correct for t in cot_pot)
+        row.cot_pot_share = share_of_cot_pot(n1, n2, row.n_cot_pot_correct)
+        row.cot_pot_vote, row.cot_pot = majority(t.answer for t in cot_pot), _distinct(cot_pot)
+    return row
 
 
 def _distinct(thoughts: Iterable[Thought]) -> list[dict[str, Any]]:
@@ -215,21 +247,23 @@ def describe(statistics: MixStatistics) -> str:
     Returns:
         `str`: Two Markdown tables.
     """
+    paths = list(statistics.per_question)
+    names = [CORRECT_THOUGHTS[path] for path in paths]
     lines = [
-        "| type | solved by | questions | share | repeat | correct CoT (n1) | correct PoT (n2) |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+        f"| type | solved by | questions | share | repeat | {' | '.join(names)} |",
+        "| --- | --- | ---: | ---: | ---: |" + " ---: |" * len(paths),
     ]
     for type_, solved_by in SOLVED_BY.items():
         count = statistics.types[type_]
-        repeat = n1 = n2 = "-"
+        repeat, correct = "-", ["-"] * len(paths)
         if count:
-            n1, n2 = (f"{statistics.correct[type_, p]:,} of {statistics.sampled[type_, p]:,}" for p in PATHS)
+            correct = [f"{statistics.correct[type_, p]:,} of {statistics.sampled[type_, p]:,}" for p in paths]
         if type_ == QuestionType.NEITHER:
             solved_by += " (dropped)"
         elif count:
             repeat = str(statistics.repeat(type_))
         share = f"{count / statistics.total:.1%}" if statistics.total else "-"
-        lines.append(f"| {type_} | {solved_by} | {count:,} | {share} | {repeat} | {n1} | {n2} |")
+        lines.append(f"| {type_} | {solved_by} | {count:,} | {share} | {repeat} | {' | '.join(correct)} |")
 
     bins = statistics.lambda_bins
     lines += ["", "| lambda (type 3) | questions |", "| --- | ---: |"]

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from .curves import mean_curve
-from .evaluation import EvaluationResult
-from .records import LABEL, PATHS
+from .evaluation import JOINT_ALL, THIRD_PATH_FIGURES, EvaluationResult
+from .records import ALL_PATHS, COT_POT, LABEL, PATHS
 from .student_tables import ENSEMBLE, Row, StudentTable
 from .training_runs import TrainingRuns, training_runs
 
@@ -18,9 +18,10 @@ MAX_COLUMNS = 4
 """Panels side by side; more are wrapped into rows."""
 
 COLORS = {LABEL: "tab:gray", "cot": "tab:blue", "pot": "tab:orange", "joint": "tab:green"}
+COLORS |= {COT_POT: "tab:purple", JOINT_ALL: "tab:red"}
 """Color of each figure of a student, the same in all plots."""
-_MARKERS = {LABEL: "x", "cot": "o", "pot": "s", "joint": "D"}
-_NAMES = {LABEL: "label", "cot": "CoT", "pot": "PoT", "joint": "CoT w/ PoT"}
+_MARKERS = {LABEL: "x", "cot": "o", "pot": "s", "joint": "D", COT_POT: "v", JOINT_ALL: "P"}
+_NAMES = {LABEL: "label", "cot": "CoT", "pot": "PoT", "joint": "CoT w/ PoT"} | THIRD_PATH_FIGURES
 _TYPE_COLORS = ("tab:orange", "tab:blue", "tab:green", "lightgray")
 """PoT only, CoT only, both, neither."""
 
@@ -117,7 +118,7 @@ def plot_students(results: Sequence[EvaluationResult], files: Sequence[str | Pat
         files (`Sequence[str | Path]`):
             Image files to write. The extension of each is its format.
     """
-    results = [result for result in results if any(result.has(path) for path in PATHS)] or list(results)
+    results = [result for result in results if any(result.has(path) for path in ALL_PATHS)] or list(results)
     runs = training_runs(results)
     averaged = [result.file_name() for run in runs for result in run.results]
     runs += [TrainingRuns(result.name, [result]) for result in results if result.file_name() not in averaged]
@@ -127,7 +128,7 @@ def plot_students(results: Sequence[EvaluationResult], files: Sequence[str | Pat
         titles.append(f"{run.name}{seeds}\n{first.task}/{first.split}, {len(first.questions):,} questions")
     pyplot, figure, axes = panels(titles)
     for axis, run in zip(axes, runs, strict=True):
-        for name in (*PATHS, "joint"):
+        for name in (*PATHS, "joint", *THIRD_PATH_FIGURES):
             style = {"color": COLORS[name], "marker": _MARKERS[name], "label": _NAMES[name]}
             if points := mean_curve(run.results, name):
                 votes = [point.votes for point in points]

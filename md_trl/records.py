@@ -5,6 +5,7 @@ The terms are those of *Mixed Distillation* (https://huggingface.co/papers/2312.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,10 +15,16 @@ if TYPE_CHECKING:
     from datasets import Features
 
 PATHS = ("cot", "pot")
-"""The two ways to reason: `cot` in prose, `pot` in a Python program."""
+"""The two ways to reason of the method: `cot` in prose, `pot` in a Python program. Everything uses both by default."""
+COT_POT = "cot_pot"
+"""A third way, only where it is asked for: a short plan in prose, then a program (https://hf.co/papers/2402.15729)."""
+ALL_PATHS = (*PATHS, COT_POT)
+"""Every way to reason. A list of all answers to a question has this order, which decides ties."""
+PROGRAM_PATHS = ("pot", COT_POT)
+"""Paths whose answer is what a program computes."""
 LABEL = "label"
 """The bare answer without any reasoning: a baseline that is sampled and stored like a path, but never votes."""
-PATHS_AND_LABEL = (*PATHS, LABEL)
+PATHS_AND_LABEL = (*PATHS, LABEL, COT_POT)
 """Everything a model can be asked to write."""
 
 TEACHER_THOUGHTS = 20
@@ -130,7 +137,7 @@ class Thought:
         question_id (`str`):
             Id of the [`Question`].
         path (`str`):
-            `cot`, `pot`, or `label` for the bare answer.
+            `cot`, `pot`, `cot_pot`, or `label` for the bare answer.
         index (`int`):
             Sample index from 0, by request order and then choice index, never by order of arrival. It breaks ties in
             votes.
@@ -172,6 +179,8 @@ class MixedRow:
     r"""
     One question with the distinct usable thoughts of both paths: a row of the mixed-thought dataset (Sec. 3.1).
 
+    The columns of the path `cot_pot` follow those of the paper, and are missing unless the path was mixed.
+
     Args:
         id (`str`), task (`str`), question (`str`), answer (`str`):
             As in [`Question`]; `answer` is the gold answer.
@@ -190,6 +199,13 @@ class MixedRow:
             Most frequent answer among the usable thoughts of the path.
         cot (`list[dict]`), pot (`list[dict]`):
             The distinct usable thoughts in the order first seen, each `{"text", "answer", "correct", "count"}`.
+        cot_pot_share (`float`, *optional*):
+            `n3 / (n1 + n2 + n3)`, the weight of the path `cot_pot` in type 3, for n3 correct thoughts of it; `None`
+            when no thought is correct.
+        n_cot_pot (`int`, *optional*), n_cot_pot_correct (`int`, *optional*), cot_pot_vote (`str`, *optional*):
+            As for the other paths.
+        cot_pot (`list[dict]`, *optional*):
+            As for the other paths; `None` if the path was not mixed.
     """
 
     id: str
@@ -207,19 +223,25 @@ class MixedRow:
     pot_vote: str | None
     cot: list[dict[str, Any]] = field(default_factory=list)
     pot: list[dict[str, Any]] = field(default_factory=list)
+    cot_pot_share: float | None = None
+    n_cot_pot: int | None = None
+    n_cot_pot_correct: int | None = None
+    cot_pot_vote: str | None = None
+    cot_pot: list[dict[str, Any]] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The row under its column names, in column order."""
-        return {("lambda" if name == "lambda_" else name): value for name, value in self.__dict__.items()}
+        columns = {("lambda" if name == "lambda_" else name): value for name, value in self.__dict__.items()}
+        return {name: value for name, value in columns.items() if self.cot_pot is not None or COT_POT not in name}
 
     @staticmethod
-    def features() -> Features:
-        """Schema of the dataset's columns, in order."""
+    def features(paths: Sequence[str] = PATHS) -> Features:
+        """Schema of the dataset's columns, in order. Those of `cot_pot` are there if it is one of the paths."""
         from datasets import Features, List, Value
 
         string, count = Value("string"), Value("int32")
         thoughts = List({"text": string, "answer": string, "correct": Value("bool"), "count": count})
-        return Features(
+        features = Features(
             {
                 "id": string,
                 "task": string,
@@ -238,6 +260,17 @@ class MixedRow:
                 "pot": thoughts,
             }
         )
+        if COT_POT in paths:
+            features.update(
+                {
+                    "cot_pot_share": Value("float64"),
+                    "n_cot_pot": count,
+                    "n_cot_pot_correct": count,
+                    "cot_pot_vote": string,
+                    "cot_pot": thoughts,
+                }
+            )
+        return features
 
 
 def path_row_features() -> Features:

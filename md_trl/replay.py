@@ -364,7 +364,7 @@ def _summary(
     losses = [of_fixed - of_rule for of_fixed, of_rule in zip(fixed, correct, strict=True)]
     size = len(correct)
     tokens = [
-        question.tokens * drawn / (len(question.cot) + len(question.pot))
+        question.tokens * drawn / (len(question.cot) + len(question.pot) + len(question.cot_pot))
         for question, drawn in zip(result.questions, samples, strict=True)
     ]
     return Replayed(

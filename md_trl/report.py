@@ -11,11 +11,11 @@ from typing import Any
 
 from .comparison import Comparison, bootstrap_interval, compare, ensemble
 from .errors import InputError
-from .evaluation import FIGURES, EvaluationResult
+from .evaluation import FIGURES, JOINT_ALL, THIRD_PATH_FIGURES, EvaluationResult
 from .mixing import SOLVED_BY
 from .paper_tables import paper_tables
 from .plots import plot_lines, plot_points, plot_solved, plot_students
-from .records import LABEL
+from .records import ALL_PATHS, COT_POT, LABEL
 from .stopping_report import plot_calibration, plot_stopping, stopping_tables, study_stopping
 from .student_tables import StudentTable
 from .training_runs import compare_runs, runs_table, split_seed, training_runs
@@ -159,6 +159,8 @@ def accuracy_table(results: Sequence[EvaluationResult]) -> str:
     r"""
     Format the accuracies of several students in percent. Every cell states its number of votes N.
 
+    If a student was asked for the path `cot_pot`, there are columns for it and for the vote of all three paths.
+
     Args:
         results (`Sequence[EvaluationResult]`):
             Results.
@@ -166,9 +168,11 @@ def accuracy_table(results: Sequence[EvaluationResult]) -> str:
     Returns:
         `str`: A Markdown table.
     """
+    third = [*THIRD_PATH_FIGURES.values(), "all three, all"] if any(r.has(COT_POT) for r in results) else []
+    names = ["CoT", "PoT", "CoT w/ PoT, same N", "CoT w/ PoT, all", "N=2 rule", "label", *third]
     lines = [
-        "| student | task | questions | CoT | PoT | CoT w/ PoT, same N | CoT w/ PoT, all | N=2 rule | label |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        f"| student | task | questions | {' | '.join(names)} |",
+        "| --- | --- | ---: |" + " ---: |" * len(names),
     ]
     for result in results:
         n = result.n
@@ -176,6 +180,9 @@ def accuracy_table(results: Sequence[EvaluationResult]) -> str:
         same_n = _cell(result, "joint", n) if n % 2 == 0 and not result.stops_early else ""
         cells = [_cell(result, "cot", n), _cell(result, "pot", n), same_n, _cell(result, "joint", 2 * n)]
         cells += [_cell(result, "n2"), _cell(result, LABEL)]
+        if third:
+            same_n = _cell(result, JOINT_ALL, n) if n % len(ALL_PATHS) == 0 else ""
+            cells += [_cell(result, COT_POT, n), same_n, _cell(result, JOINT_ALL, len(ALL_PATHS) * n)]
         place = f"{result.name} | {result.task}/{result.split} | {len(result.questions):,}"
         lines.append(f"| {place} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -19,7 +19,7 @@ from .evaluation import EvaluationResult, collect_answers
 from .execution import Executor, default_cache
 from .judging import read_answers
 from .prompts import Prompt, student_prompt
-from .records import LABEL, PATHS, PATHS_AND_LABEL, STUDENT_THOUGHTS, Question, SamplingParams, Thought
+from .records import ALL_PATHS, LABEL, PATHS, PATHS_AND_LABEL, STUDENT_THOUGHTS, Question, SamplingParams, Thought
 from .sampling import SampleSummary, sample
 from .sampling.engines import Engine, check_params
 from .sampling.rounds import group_by_size, next_sizes
@@ -41,9 +41,9 @@ class StudentEvaluation:
         questions (`Sequence[Question]`):
             Questions of one task and split.
         params ([`~md_trl.records.SamplingParams`]):
-            How to sample CoT and PoT thoughts. Bare answers are greedy.
+            How to sample thoughts. Bare answers are greedy.
         paths (`Sequence[str]`, *optional*, defaults to `("cot", "pot")`):
-            What to sample: `cot`, `pot`, and `label` for the bare answer.
+            What to sample: `cot`, `pot`, `cot_pot`, and `label` for the bare answer.
         n (`int`, *optional*, defaults to `10`):
             Number of thoughts per path, or the maximum if a rule stops earlier. A question has one bare answer.
         prompt_format (`str`, *optional*, defaults to `"auto"`):
@@ -52,7 +52,8 @@ class StudentEvaluation:
         strict (`bool`, *optional*, defaults to `True`):
             Whether a CoT must state its answer, see [`~md_trl.answers.extract`].
         rule (`str`, *optional*, defaults to `"fixed"`):
-            When a question has enough thoughts, see [`~md_trl.stopping.rule_named`]. All but `fixed` need both paths.
+            When a question has enough thoughts, see [`~md_trl.stopping.rule_named`]. All but `fixed` need both paths,
+            and no other.
         weights (`str` or [`~md_trl.voting.VoteWeights`], *optional*, defaults to `"none"`):
             Weight of a vote: `"none"` for Eq. 5, or `"likelihood"`.
 
@@ -90,7 +91,7 @@ class StudentEvaluation:
         if not self.questions or not self.paths:
             raise InputError("There is nothing to evaluate. Choose at least one question and one path.")
         check_params(self.params, self.n)
-        if self._stopping_rule() and not set(PATHS) <= set(self.paths):
+        if self._stopping_rule() and set(self.paths) - {LABEL} != set(PATHS):
             raise InputError(f"The rule {self.rule!r} compares both paths, not {self.paths}. Use {', '.join(PATHS)}.")
         VoteWeights.of(self.weights)
 
@@ -115,7 +116,7 @@ class StudentEvaluation:
             return student_prompt(question.question, path, prompt_format)
 
         summary = SampleSummary()
-        reasoning = [path for path in PATHS if path in self.paths]
+        reasoning = [path for path in ALL_PATHS if path in self.paths]
         if self._stopping_rule():
             summary.add(self._sample_by_rule(engine, store, prompt, progress))
         elif reasoning:

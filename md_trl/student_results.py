@@ -12,7 +12,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, EvalResultEntry, HfA
 
 from .errors import InputError
 from .evaluation import EvaluationResult
-from .records import LABEL, PATHS
+from .records import ALL_PATHS, LABEL
 from .report import accuracy_table, solved_table, with_distinct_names
 from .student_folder import CARD, EVAL_RESULTS, write_evaluation
 from .tasks import hub_dataset
@@ -132,7 +132,7 @@ def _entries(result: EvaluationResult, repo: str | None) -> list[EvalResultEntry
     dataset = hub_dataset(result.task)
     if dataset is None:
         return []
-    figure = next(figure for figure in ("joint", *PATHS, LABEL) if result.has(figure))
+    figure = next(figure for figure in ("joint", *ALL_PATHS, LABEL) if result.has(figure))
     votes = {"joint": 2 * result.n, LABEL: 1}.get(figure, result.n)
     source = {"source_url": f"https://huggingface.co/{repo}", "source_name": "Model card"} if repo else {}
     return [
@@ -153,7 +153,8 @@ def _how(result: EvaluationResult, figure: str) -> str:
         return "bare answer, greedy"
     cot, pot = f"{result.n} chains of thought", f"{result.n} programs of thought"
     if figure != "joint":
-        return f"majority vote over {cot if figure == 'cot' else pot}"
+        single = {"cot": cot, "pot": pot, "cot_pot": f"{result.n} plans with programs"}
+        return f"majority vote over {single[figure]}"
     kind = "vote weighted by likelihood" if result.settings.get("weights") == "likelihood" else "majority vote"
     how = f"{kind} over {cot} and {pot}"
     if not result.stops_early:

@@ -13,7 +13,7 @@ from typing import Any
 
 from .comparison import Comparison, compare_seeds
 from .errors import InputError
-from .evaluation import FIGURES, EvaluationResult
+from .evaluation import FIGURES, THIRD_PATH_FIGURES, EvaluationResult
 from .intervals import mean_interval
 
 
@@ -152,6 +152,8 @@ def runs_table(runs: Sequence[TrainingRuns]) -> str:
     if not runs:
         return ""
     names = {"cot": "CoT", "pot": "PoT", "joint": "CoT w/ PoT, same N", "n2": "N=2 rule", "label": "label"}
+    results = [result for run in runs for result in run.results]
+    names |= {figure: name for figure, name in THIRD_PATH_FIGURES.items() if any(r.has(figure) for r in results)}
     lines = [
         f"| student | task | seeds | questions | {' | '.join(names.values())} |",
         "| --- | --- | ---: | ---: |" + " ---: |" * len(names),

@@ -11,23 +11,30 @@ from typing import TYPE_CHECKING, Any
 from .answers import equal
 from .errors import InputError
 from .prompts import student_text
-from .records import LABEL, PATHS, QuestionType
+from .records import ALL_PATHS, COT_POT, LABEL, PATHS, QuestionType
 
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-OBJECTIVES = ("md", "cot", "pot", "uniform", "step_by_step", "label", "label_all")
+OBJECTIVES = ("md", "cot", "pot", "uniform", "step_by_step", "label", "label_all", COT_POT)
 """What a student can learn: Mixed Distillation, and its baselines."""
 UNSOLVED_PATH = {QuestionType.POT_ONLY: "cot", QuestionType.COT_ONLY: "pot"}
 """The path that did not solve a question, for the types in which one path did not."""
 
 
 def path_weights(
-    objective: str, question_type: int, lambda_: float | None, rationale_weight: float = 1.0
+    objective: str,
+    question_type: int,
+    lambda_: float | None,
+    rationale_weight: float = 1.0,
+    cot_pot_share: float | None = None,
 ) -> dict[str, float]:
     r"""
     Return the weights w(i,p) of a question's paths: Eq. 2 for types 1 and 2, Eq. 4 for type 3.
+
+    The paper has two paths. A question that also has the path `cot_pot` follows the same rules: each path weighs 1 in
+    types 1 and 2, and its share of the correct thoughts in type 3, where the weights sum to 1.
 
     Args:
         objective (`str`):
@@ -38,6 +45,9 @@ def path_weights(
             Weight of the PoT path in type 3.
         rationale_weight (`float`, *optional*, defaults to `1.0`):
             Weight of the CoT path if `objective="step_by_step"`.
+        cot_pot_share (`float`, *optional*):
+            Weight of the path `cot_pot` in type 3, see [`~md_trl.mixing.share_of_cot_pot`]. `None` if the question
+            does not have this path.
 
     Returns:
         `dict[str, float]`: The weight of each path that the objective learns.
@@ -46,13 +56,16 @@ def path_weights(
         return {LABEL: 1.0}
     if objective == "step_by_step":
         return {LABEL: 1.0, "cot": rationale_weight}
-    if objective in PATHS:
+    if objective in ALL_PATHS:
         return {objective: 1.0}
     if question_type != QuestionType.BOTH:
-        return {"cot": 1.0, "pot": 1.0}
+        return dict.fromkeys(PATHS if cot_pot_share is None else ALL_PATHS, 1.0)
     if objective == "uniform":
-        lambda_ = 0.5
-    return {"cot": 1 - lambda_, "pot": lambda_}
+        lambda_, cot_pot_share = 0.5, None if cot_pot_share is None else 1 / 3
+    if cot_pot_share is None:
+        return {"cot": 1 - lambda_, "pot": lambda_}
+    rest = 1 - cot_pot_share
+    return {"cot": rest * (1 - lambda_), "pot": rest * lambda_, COT_POT: cot_pot_share}
 
 
 def thought_text(thought: str | list[dict[str, Any]]) -> str:
@@ -86,7 +99,7 @@ def thoughts_to_learn(row: dict[str, Any], path: str, unsolved_path: str) -> lis
             Mixed row. Its thoughts are dictionaries with `text`, `answer` and `correct`, or plain texts, which count
             as correct. A text may be a conversation of one message.
         path (`str`):
-            `"cot"` or `"pot"`.
+            `"cot"`, `"pot"` or `"cot_pot"`.
         unsolved_path (`str`):
             What a path that did not solve the question contributes, as in [`~md_trl.MDConfig`].
 
@@ -95,7 +108,7 @@ def thoughts_to_learn(row: dict[str, Any], path: str, unsolved_path: str) -> lis
     """
     by_majority = unsolved_path == "majority" and UNSOLVED_PATH.get(row["type"]) == path
     texts = []
-    for thought in row[path] or []:
+    for thought in row.get(path) or []:
         if not isinstance(thought, dict):
             thought = {"text": thought, "correct": True}
         if by_majority:
@@ -141,10 +154,11 @@ def path_rows(
         raise InputError(f"`path_rows` does not support `objective={objective!r}`. Choose one of {', '.join(known)}.")
     flat = []
     for row in rows:
-        texts = {path: thoughts_to_learn(row, path, unsolved_path) for path in PATHS}
+        texts = {path: thoughts_to_learn(row, path, unsolved_path) for path in ALL_PATHS}
         if row["type"] == QuestionType.NEITHER or not any(texts.values()):
             continue
-        for path, weight in path_weights(objective, row["type"], row.get("lambda")).items():
+        weights = path_weights(objective, row["type"], row.get("lambda"), cot_pot_share=row.get("cot_pot_share"))
+        for path, weight in weights.items():
             completions = texts[path] if path != LABEL else [row["answer"].strip()]
             shared = {name: row.get(name) for name in ("id", "task")} | {"path": path, "type": row["type"]}
             shared["prompt"] = student_text(row["question"], path, tokenizer)

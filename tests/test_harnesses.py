@@ -22,6 +22,7 @@ from md_trl.cli import main
 from md_trl.evaluation import EvaluationResult
 from md_trl.harnesses import LM_EVAL_TASKS
 from md_trl.prompts import TRIGGERS, student_prompt
+from md_trl.records import PATHS
 from md_trl.simulated_teacher.server import TeacherServer
 from md_trl.tasks import load_questions
 
@@ -49,7 +50,7 @@ class Server(OpenAIServer):
 
     def __init__(self, choices=1, cut=False):
         super().__init__(choices=lambda body: min(choices, body.get("n") or 1), finish=self._finish)
-        self.by_prompt = {student_prompt(q.question, path): (q, path) for q in QUESTIONS for path in TRIGGERS}
+        self.by_prompt = {student_prompt(q.question, path): (q, path) for q in QUESTIONS for path in PATHS}
         self.cut, self.returned = cut, {}
 
     def _finish(self, body, text):
@@ -95,7 +96,7 @@ def student(tmp_path_factory):
     thoughts = {
         student_prompt(question.question, path): text_of(question, path, seed)
         for question, seed in zip(QUESTIONS, seeds, strict=True)
-        for path in TRIGGERS
+        for path in PATHS
     }
     words = sorted({w for item in thoughts.items() for text in item for w in re.findall(r"\w+|\W", text)})
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["</s>", "<pad>", *words])}, unk_token="<pad>"))
@@ -122,7 +123,7 @@ def student(tmp_path_factory):
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     settings = {"md_trl": "0", "objective": "md", "paths": ["cot", "pot"], "prompt_format": "plain"}
-    (folder / "md_trl.json").write_text(json.dumps(settings | {"triggers": TRIGGERS}))
+    (folder / "md_trl.json").write_text(json.dumps(settings | {"triggers": {path: TRIGGERS[path] for path in PATHS}}))
     return folder
 
 
@@ -452,7 +453,7 @@ def test_strings_would_vote_otherwise(tmp_path):
     right = 0
     for question in QUESTIONS:
         answers = []
-        for path in TRIGGERS:
+        for path in PATHS:
             texts = server.returned[question.id, path]
             answers += [
                 found[1]

@@ -24,7 +24,7 @@ from md_trl.prompts import (
     teacher_messages,
     teacher_prompt,
 )
-from md_trl.records import PATHS, Question
+from md_trl.records import ALL_PATHS, PATHS, Question
 from md_trl.tasks import TASKS, load_questions
 
 
@@ -53,14 +53,16 @@ def words(text):
 
 
 def test_triggers_are_those_of_the_paper():
-    assert TRIGGERS == {"cot": "Let's think step by step.", "pot": "Let's break down the code step by step."}
+    of_the_paper = {"cot": "Let's think step by step.", "pot": "Let's break down the code step by step."}
+    assert {path: TRIGGERS[path] for path in PATHS} == of_the_paper
+    assert TRIGGERS.keys() == set(ALL_PATHS)
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_four_to_eight_different_examples(task):
     assert 4 <= len(EXAMPLES[task]) <= 8
     assert len({example["question"] for example in EXAMPLES[task]}) == len(EXAMPLES[task])
-    assert all(example.keys() == {"question", "answer", "cot", "pot"} for example in EXAMPLES[task])
+    assert all(example.keys() == {"question", "answer", "cot", "plan", "pot"} for example in EXAMPLES[task])
 
 
 @pytest.mark.parametrize(("task", "example"), EACH)

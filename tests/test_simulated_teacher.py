@@ -19,6 +19,7 @@ import openai
 import pytest
 
 from md_trl.prompts import STOP, TRIGGERS, teacher_messages, teacher_prompt
+from md_trl.records import PATHS
 from md_trl.simulated_teacher import FINGERPRINT, MEAN_CHANCE, MODEL, TeacherServer, chances, think
 from md_trl.simulated_teacher.thoughts import WORDINGS, miscalculate, right_thoughts, wrong_thought
 from md_trl.tasks.stories import FAMILIES, load, parse
@@ -56,6 +57,8 @@ def answer_of(path, text):
     """The answer that a thought reaches, `None` if its program does not run; the programs here are our own."""
     if path == "cot":
         return re.fullmatch(r"(?s).*The answer is (.+)\.", text)[1]
+    if path == "cot_pot":
+        text = re.fullmatch(r"(?s).+\n```python\n(.+)\n```", text)[1]
     names = {}
     try:
         exec(text, names)
@@ -293,7 +296,9 @@ def test_the_documented_chances_hold_in_every_family_and_on_both_paths():
         assert f"| `{family}` | {mean['cot']:.2f} | {mean['pot']:.2f} |" in chances.__doc__
         for path in TRIGGERS:
             shares = right[family, path]
-            expected = mean[path] * (1 - chances.HARD_SHARE * (1 - chances.HARD_FACTOR))
+            expected = mean.get(path, (mean["cot"] + mean["pot"]) / 2) * (
+                1 - chances.HARD_SHARE * (1 - chances.HARD_FACTOR)
+            )
             assert statistics.mean(shares) == pytest.approx(expected, abs=0.08)
             # The questions of every family differ: the path is nearly always right on some, and often wrong on others.
             assert statistics.stdev(shares) > 0.12
@@ -304,7 +309,7 @@ def test_the_documented_chances_hold_in_every_family_and_on_both_paths():
 def test_votes_decide_the_types_and_lambda_takes_all_values(seed):
     types, lambdas = Counter(), []
     for question in load("train", seed=seed):
-        cot, pot = (sampled(question, path, seed) for path in TRIGGERS)
+        cot, pot = (sampled(question, path, seed) for path in PATHS)
         solved = majority(cot) == question.answer, majority(pot) == question.answer
         types[solved] += 1
         if all(solved):

@@ -41,7 +41,7 @@ class EvalArguments(EngineArguments):
             Evaluate only on the questions that `md-trl train --validation` held out: `validation.json` in the folder
             of the student, with `--split train`.
         paths (`list[str]`, *optional*, defaults to `["cot", "pot"]`):
-            What to sample: `cot`, `pot`, and `label` for the bare answer, which is greedy.
+            What to sample: `cot`, `pot`, `cot_pot`, and `label` for the bare answer, which is greedy.
         n (`int`, *optional*, defaults to `10`):
             Number of thoughts per path.
         temperature (`float`, *optional*, defaults to `0.7`):
@@ -97,7 +97,9 @@ class EvalArguments(EngineArguments):
     )
     paths: list[str] = field(
         default_factory=lambda: list(PATHS),
-        metadata={"help": "What to sample: `cot`, `pot`, and `label` for the bare answer, which is greedy."},
+        metadata={
+            "help": "What to sample: `cot`, `pot`, `cot_pot`, and `label` for the bare answer, which is greedy."
+        },
     )
     n: int = field(default=STUDENT_THOUGHTS, metadata={"help": "Number of thoughts per path."})
     temperature: float = field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..errors import InputError
@@ -25,6 +26,8 @@ class MixArguments:
             Thought file, or Hub id or folder of a dataset of raw thoughts.
         splits (`list[str]`, *optional*, defaults to `["train"]`):
             Splits to mix.
+        paths (`list[str]`, *optional*):
+            Paths to mix: `cot` and `pot` by default, and `cot_pot` if it is named too.
         model (`str`, *optional*):
             Use only thoughts of this model.
         pick (`list[str]`, *optional*):
@@ -49,6 +52,9 @@ class MixArguments:
         metadata={"help": "Thought file, or Hub id or folder of a dataset of raw thoughts, instead of `--store`."},
     )
     splits: list[str] = field(default_factory=lambda: ["train"], metadata={"help": "Splits to mix."})
+    paths: list[str] | None = field(
+        default=None, metadata={"help": "Paths to mix: `cot` and `pot` by default, and `cot_pot` if it is named too."}
+    )
     model: str | None = field(default=None, metadata={"help": "Use only thoughts of this model."})
     pick: list[str] | None = field(
         default=None, metadata={"help": "Use one teacher per path, as in `--pick cot=MODEL pot=MODEL`."}
@@ -79,8 +85,8 @@ def run(args: MixArguments) -> None:
     from ..sampling.ledger import read_prices
     from ..store import Selection
 
-    models = args.model if args.pick is None else _parse_pick(args.pick, args.model)
-    selection = Selection(args.task, args.splits, models=models, settings=args.settings, combine=args.combine)
+    models = args.model if args.pick is None else _parse_pick(args.pick, args.model, args.paths or PATHS)
+    selection = Selection(args.task, args.splits, args.paths, models, args.settings, args.combine)
     prices = None if args.prices is None else read_prices(args.prices)
     with open_source(args.store, args.thoughts, args.task, args.output) as store:
         summary = build_dataset(store, args.output, selection, args.repeat_cap, prices, progress=True)
@@ -88,10 +94,12 @@ def run(args: MixArguments) -> None:
     print(f"Wrote {args.output}. Open it with `load_dataset({args.output!r}, {args.task!r})`.")
 
 
-def _parse_pick(pick: list[str], model: str | None) -> dict[str, str]:
+def _parse_pick(pick: list[str], model: str | None, paths: Sequence[str]) -> dict[str, str]:
     if model is not None:
         raise InputError("`--model` and `--pick` exclude each other. Name the model of each path with `--pick`.")
     models = dict(pair.partition("=")[::2] for pair in pick)
-    if len(models) < len(pick) or not set(models) <= set(PATHS) or not all(models.values()):
-        raise InputError(f"Cannot read `--pick {' '.join(pick)}`. Write it as `--pick cot=MODEL pot=MODEL`.")
+    if len(models) < len(pick) or not set(models) <= set(paths) or not all(models.values()):
+        raise InputError(
+            f"Cannot read `--pick {' '.join(pick)}`. Write it as `--pick cot=MODEL pot=MODEL`, of mixed paths."
+        )
     return models

@@ -44,7 +44,7 @@ class SampleArguments(EngineArguments):
         data_seed (`int`, *optional*, defaults to `42`):
             Seed of splits drawn from an original file, and of generated stories.
         paths (`list[str]`, *optional*, defaults to `["cot", "pot"]`):
-            Paths to sample: `cot`, `pot`, or `label` for the bare answer.
+            Paths to sample: `cot`, `pot`, `cot_pot`, or `label` for the bare answer.
         n (`int`, *optional*, defaults to `20`):
             Samples per question and path.
         temperature (`float`, *optional*, defaults to `0.7`):
@@ -100,7 +100,7 @@ class SampleArguments(EngineArguments):
     )
     paths: list[str] = field(
         default_factory=lambda: list(PATHS),
-        metadata={"help": "Paths to sample: `cot`, `pot`, or `label` for the bare answer."},
+        metadata={"help": "Paths to sample: `cot`, `pot`, `cot_pot`, or `label` for the bare answer."},
     )
     n: int = field(default=TEACHER_THOUGHTS, metadata={"help": "Samples per question and path."})
     temperature: float = field(

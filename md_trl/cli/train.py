@@ -51,7 +51,7 @@ class RecipeArguments:
         eval_limit (`int`, *optional*):
             Evaluate only on this many questions, the first ones.
         eval_paths (`list[str]`, *optional*, defaults to `["cot", "pot"]`):
-            What to sample: `cot`, `pot`, `label`.
+            What to sample: `cot`, `pot`, `cot_pot`, `label`.
         eval_n (`int`, *optional*, defaults to `10`):
             Number of thoughts per path.
         eval_temperature (`float`, *optional*, defaults to `0.7`):
@@ -103,7 +103,7 @@ class RecipeArguments:
         default=None, metadata={"help": "Evaluate only on this many questions, the first ones."}
     )
     eval_paths: list[str] = field(
-        default_factory=lambda: list(PATHS), metadata={"help": "What to sample: `cot`, `pot`, `label`."}
+        default_factory=lambda: list(PATHS), metadata={"help": "What to sample: `cot`, `pot`, `cot_pot`, `label`."}
     )
     eval_n: int = field(default=STUDENT_THOUGHTS, metadata={"help": "Number of thoughts per path."})
     eval_temperature: float = field(
@@ -258,7 +258,8 @@ def _callbacks(args: RecipeArguments, training_args: MDConfig, eval_dataset: Dat
     if eval_dataset is None or not args.validation_questions:
         return []
     questions = validation_questions(eval_dataset, args.validation_questions, _split_seed(training_args))
-    paths = tuple(path_weights(training_args.objective, QuestionType.BOTH, 0.5))
+    share = 0.5 if "cot_pot" in eval_dataset.column_names else None
+    paths = tuple(path_weights(training_args.objective, QuestionType.BOTH, 0.5, cot_pot_share=share))
     return [GreedyAccuracy(questions, paths, SamplingParams(max_tokens=args.eval_max_tokens))]
 
 

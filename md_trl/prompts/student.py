@@ -65,7 +65,7 @@ def student_prompt(question: Prompt, path: str, prompt_format: str = "plain") ->
         question (`str` or `list[dict[str, str]]`):
             Text of the question, or a conversation whose last message is the user's question.
         path (`str`):
-            `cot`, `pot`, or `label`, which has no trigger.
+            `cot`, `pot`, `cot_pot`, or `label`, which has no trigger.
         prompt_format (`str`, *optional*, defaults to `"plain"`):
             `"plain"` or `"chat"`, see [`resolve_prompt_format`].
 
@@ -113,7 +113,7 @@ def student_text(
         question (`str` or `list[dict[str, str]]`):
             Question, as in [`student_prompt`].
         path (`str`):
-            `cot`, `pot` or `label`.
+            `cot`, `pot`, `cot_pot` or `label`.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Tokenizer of the student; needed for the chat format.
         prompt_format (`str`, *optional*, defaults to `"auto"`):

@@ -3,7 +3,8 @@
 The examples were written for this project: `examples/{task}.json` holds questions that appear in no dataset, each with
 its answer and one thought per path. A chain of thought ends with `The answer is X.`; a program, stored as a list of
 lines, assigns its result to the variable `answer`. The programs of StrategyQA carry the chain of thought as comments,
-following Chain of Code (https://huggingface.co/papers/2312.04474).
+following Chain of Code (https://huggingface.co/papers/2312.04474). For the path `cot_pot`, `plan` says in prose what
+the program does, without its result (https://huggingface.co/papers/2402.15729).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from functools import cache
 from importlib.resources import files
 
 from ..errors import InputError
-from ..records import PATHS, Question
+from ..records import ALL_PATHS, COT_POT, Question
 from ..tasks import TASKS
 from .triggers import TRIGGERS
 
@@ -30,7 +31,7 @@ def teacher_messages(question: Question, path: str) -> list[dict[str, str]]:
         question ([`~md_trl.records.Question`]):
             Question to ask.
         path (`str`):
-            `cot` or `pot`.
+            `cot`, `pot` or `cot_pot`.
 
     Returns:
         `list[dict[str, str]]`: User turns `{question}\n{trigger}` and assistant turns with a thought; the last turn is
@@ -50,8 +51,8 @@ def teacher_messages(question: Question, path: str) -> list[dict[str, str]]:
     {'role': 'user', 'content': "What is 2 plus 3?\nLet's think step by step."}
     ```
     """
-    if path not in PATHS:
-        raise InputError(f"Unknown path {path!r}. A teacher is asked for one of {', '.join(PATHS)}.")
+    if path not in ALL_PATHS:
+        raise InputError(f"Unknown path {path!r}. A teacher is asked for one of {', '.join(ALL_PATHS)}.")
     messages = []
     for example in _examples(question.task):
         messages.append({"role": "user", "content": f"{example['question']}\n{TRIGGERS[path]}"})
@@ -68,7 +69,7 @@ def teacher_prompt(question: Question, path: str) -> str:
         question ([`~md_trl.records.Question`]):
             Question to ask.
         path (`str`):
-            `cot` or `pot`.
+            `cot`, `pot` or `cot_pot`.
 
     Returns:
         `str`: Blocks of the form `Question:\n{question}\n{trigger}\n{thought}`, separated by blank lines. The teacher
@@ -84,9 +85,15 @@ def teacher_prompt(question: Question, path: str) -> str:
     )
 
 
+def planned_program(plan: str, program: str) -> str:
+    """Write a thought of the path `cot_pot`: the plan in prose, then the program between fences."""
+    return f"{plan}\n```python\n{program}\n```"
+
+
 @cache
 def _examples(task: str) -> tuple[dict[str, str], ...]:
     if task not in TASKS:
         raise InputError(f"There are no worked examples for the task {task!r}, only for {', '.join(TASKS)}.")
     text = (files(__package__) / "examples" / f"{task}.json").read_text(encoding="utf-8")
-    return tuple({**example, "pot": "\n".join(example["pot"])} for example in json.loads(text))
+    examples = [example | {"pot": "\n".join(example["pot"])} for example in json.loads(text)]
+    return tuple(example | {COT_POT: planned_program(example["plan"], example["pot"])} for example in examples)

@@ -73,7 +73,7 @@ def sample_in_batches(
         questions (`Sequence[Question]`):
             The questions. They are added to the store.
         paths (`Sequence[str]`):
-            Paths to sample: `cot`, `pot`, `label`.
+            Paths to sample: `cot`, `pot`, `cot_pot`, `label`.
         n (`int`):
             Samples per question and path.
         engine ([`~md_trl.sampling.engines.openai.OpenAIEngine`]):

@@ -155,7 +155,7 @@ class SamplingRun:
         questions (`Sequence[Question]`):
             The questions. They are added to the store.
         paths (`Sequence[str]`):
-            Paths to sample: `cot`, `pot`, `label`.
+            Paths to sample: `cot`, `pot`, `cot_pot`, `label`.
         n (`int`):
             Samples wanted per question and path.
         model (`str`):

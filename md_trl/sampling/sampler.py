@@ -35,7 +35,7 @@ def sample(
         questions (`Sequence[Question]`):
             The questions. They are added to the store.
         paths (`Sequence[str]`):
-            Paths to sample: `cot`, `pot`, `label`.
+            Paths to sample: `cot`, `pot`, `cot_pot`, `label`.
         n (`int`):
             Samples per question and path.
         engine ([`~md_trl.sampling.engines.Engine`]):

@@ -14,7 +14,8 @@ distribution whose mean depends on family and path:
 | `calendar` | 0.90 | 0.40 |
 | `trap` | 0.85 | 0.40 |
 
-One question in eight is hard: its mean chance is a tenth of that, on both paths. A wrong thought repeats the favourite
+A program after a plan in prose (`cot_pot`) has the mean of both, only so that the third path can be tried out. One
+question in eight is hard: its mean chance is a tenth of that, on every path. A wrong thought repeats the favourite
 mistake of the question with a probability of 0.4, and makes a random mistake otherwise. So the votes of the thoughts
 decide whether a question is solved by one path, by both or by neither, and lambda spreads over (0, 1).
 
@@ -26,8 +27,10 @@ from __future__ import annotations
 
 import random
 
+from ..prompts import planned_program
+from ..records import COT_POT
 from ..tasks.stories import Story
-from .thoughts import right_thoughts, wrong_thought
+from .thoughts import right_thoughts, word_plan, wrong_thought
 
 
 MEAN_CHANCE = {
@@ -54,7 +57,8 @@ FAVOURITE = 0.4
 
 def chance(family: str, path: str, question: str) -> float:
     """Draw the chance that a thought about a question is right at temperature 0.7. It is the same on every call."""
-    mean = MEAN_CHANCE[family][path]
+    means = MEAN_CHANCE[family]
+    mean = sum(means.values()) / len(means) if path == COT_POT else means[path]
     if random.Random(f"hard/{question}").random() < HARD_SHARE:
         mean *= HARD_FACTOR
     return random.Random(f"chance/{path}/{question}").betavariate(CONCENTRATION * mean, CONCENTRATION * (1 - mean))
@@ -68,7 +72,7 @@ def think(story: Story, path: str, question: str, seed: int, index: int, tempera
         story (`Story`):
             Content of the question.
         path (`str`):
-            `cot` or `pot`.
+            `cot`, `pot` or `cot_pot`.
         question (`str`):
             Text of the question. Its hash determines the chance of being right and the favourite mistake.
         seed (`int`):
@@ -79,7 +83,8 @@ def think(story: Story, path: str, question: str, seed: int, index: int, tempera
             Sampling temperature. At 0, seed and index make no difference.
 
     Returns:
-        `str`: A chain of thought that ends in `The answer is X.`, or a program that stores its result in `answer`.
+        `str`: A chain of thought that ends in `The answer is X.`, or a program that stores its result in `answer`,
+            after a plan if the path is `cot_pot`.
     """
     p = chance(story.kind.family, path, question)
     chances = {"right": p, "favourite": (1 - p) * FAVOURITE, "other": (1 - p) * (1 - FAVOURITE)}
@@ -90,6 +95,10 @@ def think(story: Story, path: str, question: str, seed: int, index: int, tempera
     else:
         rng = random.Random(f"{seed}/{index}/{temperature}/{path}/{question}")
         outcome = rng.choices(list(chances), [share ** (0.7 / temperature) for share in chances.values()])[0]
+    written = "pot" if path == COT_POT else path
     if outcome == "right":
-        return rng.choice(right_thoughts(story, path))
-    return wrong_thought(story, path, rng if outcome == "other" else random.Random(f"favourite/{path}/{question}"))
+        text = rng.choice(right_thoughts(story, written))
+    else:
+        mistake = rng if outcome == "other" else random.Random(f"favourite/{path}/{question}")
+        text = wrong_thought(story, written, mistake)
+    return planned_program(word_plan(story), text) if path == COT_POT else text

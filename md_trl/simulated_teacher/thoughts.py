@@ -64,6 +64,11 @@ def right_thoughts(story: Story, path: str) -> list[str]:
     return [_fill(text, story, story.results()) for text in (wordings.cot if path == "cot" else wordings.pot)]
 
 
+def word_plan(story: Story) -> str:
+    """Word a plan of a program about a question: a chain of thought without its answer."""
+    return right_thoughts(story, "cot")[0].partition(" The answer is ")[0]
+
+
 def wrong_thought(story: Story, path: str, rng: random.Random) -> str:
     """Word a thought of a path with a wrong answer, or a program that does not run."""
     values = SimpleNamespace(**story.values)

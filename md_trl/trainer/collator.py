@@ -54,10 +54,10 @@ class MDCollator:
         - `parents` of shape `(E,)`: index in the flattened rows of the node that each edge starts from
         - `targets` of shape `(E,)`: token that each edge leads to
         - `weights` of shape `(E,)`: weight of each edge in the objective, before the division by N
-        - `shares` of shape `(3, E)`: weight of each edge in l(i,p) for p in `PATHS_AND_LABEL`
+        - `shares` of shape `(4, E)`: weight of each edge in l(i,p) for p in `PATHS_AND_LABEL`
         - `counts` of shape `(E,)`: number of thoughts that pass over each edge
         - `types` of shape `(E,)`: type of each edge's question
-        - `path_counts` of shape `(3,)`: number of questions that have a thought of each path
+        - `path_counts` of shape `(4,)`: number of questions that have a thought of each path
         - `num_questions` of shape `(4,)`: number of questions of each type from 0 to 3
         - `divisor` of shape `(1,)`: what the questions count in N: each 1, its weight or its target tokens
         - `lambda_sum` of shape `(1,)`: sum of lambda over the questions of type 3

@@ -88,7 +88,8 @@ class DrawnQuestions(TorchDataset):
         row = self.questions[index]
         args = self.args
         if row["weight"] is None:
-            weights = path_weights(args.objective, row["type"], row["lambda"], args.rationale_weight)
+            shares = row["lambda"], args.rationale_weight, row["cot_pot_share"]
+            weights = path_weights(args.objective, row["type"], *shares)
         else:
             weights = {path: row["weight"] for path in PATHS_AND_LABEL if row[path]}
         thoughts = []

@@ -33,9 +33,10 @@ class MDConfig(SFTConfig):
         objective (`str`, *optional*, defaults to `"md"`):
             What the student learns:
 
-            - `"md"`: both paths of a question, weighted by its type and lambda (Eq. 2 and 4).
+            - `"md"`: both paths of a question, weighted by its type and lambda (Eq. 2 and 4), and `cot_pot` if the
+              rows have it, see [`~md_trl.weighting.path_weights`].
             - `"uniform"`: as `"md"`, with lambda = 1/2 for type 3.
-            - `"cot"`, `"pot"`: single-path distillation, with weight 1 on that path.
+            - `"cot"`, `"pot"`, `"cot_pot"`: single-path distillation, with weight 1 on that path.
             - `"step_by_step"`: the bare gold answer as one task and the CoT as another, weighted by `rationale_weight`
               ([Distilling Step-by-Step](https://huggingface.co/papers/2305.02301)).
             - `"label"`: the bare gold answer of the same questions.

@@ -25,6 +25,7 @@ from trl.trainer.base_trainer import _BaseTrainer
 
 from ..errors import InputError
 from ..prompts import encode
+from ..records import PROGRAM_PATHS
 from ..weighting import thought_text
 from .arguments import as_config, as_dataset, check_adapter, check_arguments
 from .collator import MDCollator
@@ -328,8 +329,8 @@ def _extend(
 def _programs(dataset: Dataset) -> list[str]:
     if "completion" in dataset.column_names:
         paths = dataset["path"] if "path" in dataset.column_names else []
-        completions = [text for text, path in zip(dataset["completion"], paths, strict=False) if path == "pot"]
+        completions = [text for text, path in zip(dataset["completion"], paths, strict=False) if path in PROGRAM_PATHS]
         return [text if isinstance(text, str) else text[-1]["content"] for text in completions]
-    rows = dataset["pot"] if "pot" in dataset.column_names else []
-    programs = [program for thoughts in rows for program in thoughts or []]
+    columns = [dataset[path] for path in PROGRAM_PATHS if path in dataset.column_names]
+    programs = [program for rows in columns for thoughts in rows for program in thoughts or []]
     return [thought_text(program["text"] if isinstance(program, dict) else program) for program in programs]

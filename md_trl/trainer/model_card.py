@@ -15,6 +15,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ..mixing import SOLVED_BY
+from ..records import PATHS_AND_LABEL
 from .md_config import MDConfig
 
 
@@ -105,7 +106,7 @@ def student_card(
             settings["best checkpoint by"] = args.metric_for_best_model
     if not student["paths"]:
         card_data["tags"] = [tag for tag in card_data["tags"] if tag != "mixed-distillation"] + ["sft"]
-    figures = ("loss", "cot_loss", "pot_loss", "label_loss")[: 4 if student["paths"] else 1]
+    figures = ("loss", *(f"{path}_loss" for path in PATHS_AND_LABEL if student["paths"]))
     return ModelCard.from_template(
         ModelCardData(**card_data),
         template_path=str(files("md_trl") / "hub_cards" / "student" / "README.md"),

@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from ..errors import InputError
 from ..prompts import Prompt, encode, resolve_prompt_format, student_text
-from ..records import LABEL, PATHS, PATHS_AND_LABEL, QuestionType
+from ..records import ALL_PATHS, COT_POT, LABEL, PATHS, PATHS_AND_LABEL, PROGRAM_PATHS, QuestionType
 from ..weighting import path_weights, thoughts_to_learn
 from .conversations import check_messages, check_template, render_completion, template_opening
 from .md_config import MDConfig
@@ -25,7 +25,7 @@ logger = logging.get_logger(__name__)
 
 LEARN_THE_ANSWER = ("label", "label_all", "step_by_step")
 """Objectives that learn the bare gold answer."""
-LEARN_PROGRAMS = ("md", "pot", "uniform")
+LEARN_PROGRAMS = ("md", "uniform", *PROGRAM_PATHS)
 """Objectives that learn programs."""
 
 UNSUPPORTED_COLUMNS = {
@@ -92,7 +92,7 @@ def tokenize_thoughts(
         question (`str` or `list[dict[str, str]]`):
             Text of the question, or a conversation that ends with it.
         path (`str`):
-            `"cot"`, `"pot"` or `"label"`.
+            `"cot"`, `"pot"`, `"cot_pot"` or `"label"`.
         texts (`list[str]`):
             Thoughts of the path.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -162,8 +162,9 @@ def prepare_questions(
 
     Returns:
         `tuple[Dataset, dict[str, int]]`: The questions kept and the numbers of what was dropped. A question has `id`,
-        `type` (0 if unknown), `lambda`, `repeat`, `prompt_format`, `weight` and `path` (for flat rows), and for each
-        of `cot`, `pot` and `label` a list of tokenized thoughts, which is empty unless the objective learns that path.
+        `type` (0 if unknown), `lambda`, `cot_pot_share`, `repeat`, `prompt_format`, `weight` and `path` (for flat
+        rows), and for each of `cot`, `pot`, `cot_pot` and `label` a list of tokenized thoughts, which is empty unless
+        the objective learns that path.
         A flat row without a path has its completion as `label`. Dropped are `type_4` rows, `no_thought` rows and
         `too_long` thoughts.
 
@@ -188,8 +189,8 @@ def prepare_questions(
         remove_columns=dataset.column_names,
         features=Features(
             {"id": Value("string"), "type": ids, "lambda": Value("float64"), "repeat": ids, "weight": Value("float64")}
-            | {"path": Value("string"), "prompt_format": Value("string")}
-            | {"cot": thoughts, "pot": thoughts, "label": thoughts}
+            | {"path": Value("string"), "prompt_format": Value("string"), "cot_pot_share": Value("float64")}
+            | dict.fromkeys(PATHS_AND_LABEL, thoughts)
             | {"dropped": Value("string"), "too_long": count}
         ),
         num_proc=args.dataset_num_proc,
@@ -226,6 +227,7 @@ def _check_columns(dataset: Dataset, args: MDConfig, name: str) -> None:
         needed = ["question", "answer"]
     else:
         needed = ["question", "type", *PATHS, *(["answer"] if objective in LEARN_THE_ANSWER else [])]
+        needed += [COT_POT] if objective == COT_POT else []
     if missing := [column for column in needed if column not in dataset.column_names]:
         advice = "Pass mixed rows, as `md-trl mix` writes them, or rows with `prompt` and `completion`"
         for column, how in OTHER_FORMS.items():
@@ -251,7 +253,7 @@ def _prepare_mixed_row(
     name: str,
     tokenize: Callable[..., list[dict[str, Any]]],
 ) -> dict[str, Any]:
-    row = {"id": None, "type": None, "lambda": None, "repeat": 1} | dict(row)
+    row = {"id": None, "type": None, "lambda": None, "cot_pot_share": None, "repeat": 1} | dict(row)
     row["id"] = row["id"] or f"{name}/{index}"
     where = f"Row {index} ({row['id']!r}) of the {name} dataset"
     _check_other_columns(row, where)
@@ -263,11 +265,12 @@ def _prepare_mixed_row(
         check_template(tokenizer, args.prompt_format, where)
     out = {"id": row["id"], "type": row["type"] or 0, "lambda": row["lambda"], "repeat": row["repeat"]}
     out |= {"weight": None, "path": None, "prompt_format": resolve_prompt_format(tokenizer, args.prompt_format)}
-    out |= {"cot": [], "pot": [], "label": [], "dropped": "", "too_long": 0}
+    out |= {path: [] for path in PATHS_AND_LABEL} | {"dropped": "", "too_long": 0}
+    out["cot_pot_share"] = row["cot_pot_share"]
 
     def tokenized(path: str, texts: list[str]) -> list[dict[str, Any]]:
         thoughts = tokenize_thoughts(row["question"], path, texts, tokenizer, args.prompt_format, tokenize)
-        if path == "pot" and args.objective in LEARN_PROGRAMS:
+        if path in PROGRAM_PATHS and args.objective in LEARN_PROGRAMS:
             _check_programs(texts, thoughts, tokenizer, where)
         fitting = _drop_too_long(thoughts, args.max_length)
         out["too_long"] += len(thoughts) - len(fitting)
@@ -277,11 +280,11 @@ def _prepare_mixed_row(
         return out | {"label": tokenized("label", [row["answer"].strip()]), "repeat": 1}
     if row["type"] == QuestionType.NEITHER:
         return out | {"dropped": "type_4"}
-    learned = {path: tokenized(path, thoughts_to_learn(row, path, args.unsolved_path)) for path in PATHS}
+    learned = {path: tokenized(path, thoughts_to_learn(row, path, args.unsolved_path)) for path in ALL_PATHS}
     # A question without any thought is dropped whatever the objective, so that all objectives see the same questions.
     if not any(learned.values()):
         return out | {"dropped": "no_thought"}
-    paths = path_weights(args.objective, row["type"], row["lambda"])
+    paths = path_weights(args.objective, row["type"], row["lambda"], cot_pot_share=row["cot_pot_share"])
     if LABEL in paths:
         learned[LABEL] = tokenized(LABEL, [row["answer"].strip()])
     return out | {path: learned[path] for path in paths}
@@ -294,8 +297,8 @@ def _check_mixed_row(row: dict[str, Any], objective: str, where: str) -> None:
         raise InputError(f"{where} has answer {row['answer']!r}. It must be a string.")
     if objective == "label_all":
         return
-    for path in PATHS:
-        for thought in row[path] or []:
+    for path in ALL_PATHS:
+        for thought in row.get(path) or []:
             if isinstance(thought, dict) and (thought.get("text") is None or thought.get("correct") is None):
                 raise InputError(f"{where} has a {path} thought without `text` or `correct`: {thought!r}.")
     if not (isinstance(row["repeat"], int) and row["repeat"] >= 1):
@@ -308,6 +311,12 @@ def _check_mixed_row(row: dict[str, Any], objective: str, where: str) -> None:
                 f"{where} is of type 3 and has lambda {row['lambda']!r}. It must be n2 / (n1 + n2), between 0 and 1, "
                 "or set `objective='uniform'`, which does not use it."
             )
+    share = row["cot_pot_share"]
+    if not 0 <= (share or 0) <= 1 or (share is None and row.get(COT_POT) and objective in ("md", "uniform")):
+        raise InputError(
+            f"{where} has cot_pot_share {share!r}. It must be n3 / (n1 + n2 + n3), the share of `{COT_POT}` among the "
+            f"correct thoughts of all paths. Without the column `{COT_POT}`, both are left out."
+        )
 
 
 def _check_other_columns(row: dict[str, Any], where: str) -> None:
@@ -340,17 +349,18 @@ def _prepare_flat_row(
     chat = prompt_format == "chat" or (bool(tokenizer.bos_token) and prompt.startswith(tokenizer.bos_token))
     completion = completion.removesuffix(tokenizer.eos_token)
     thoughts = tokenize(prompt, [completion], tokenizer, chat)
-    if row["path"] == "pot":
+    if row["path"] in PROGRAM_PATHS:
         _check_programs([completion], thoughts, tokenizer, where)
     fitting = _drop_too_long(thoughts, args.max_length)
     out = {"id": row["id"], "type": 0, "lambda": None, "repeat": 1, "weight": row["weight"], "path": row["path"]}
-    out |= {"prompt_format": prompt_format, "cot": [], "pot": [], "label": [], row["path"] or LABEL: fitting}
+    out |= {path: [] for path in PATHS_AND_LABEL} | {row["path"] or LABEL: fitting}
+    out |= {"prompt_format": prompt_format, "cot_pot_share": None}
     return out | {"dropped": "" if fitting else "no_thought", "too_long": len(thoughts) - len(fitting)}
 
 
 def _check_flat_row(row: dict[str, Any], where: str) -> None:
     if row["path"] not in (None, *PATHS_AND_LABEL):
-        raise InputError(f"{where} has path {row['path']!r}. It must be {', '.join(PATHS)} or {LABEL}.")
+        raise InputError(f"{where} has path {row['path']!r}. It must be {', '.join(ALL_PATHS)} or {LABEL}.")
     if not isinstance(row["weight"], (int, float)) or not 0 <= row["weight"] < float("inf"):
         raise InputError(f"{where} has weight {row['weight']!r}. It must be a non-negative finite number.")
     texts = [isinstance(row[column], str) for column in ("prompt", "completion")]
