@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .errors import InputError
 from .evaluation import EvaluationResult
+from .progress import progress_bar
 from .replay import (
     SUBSETS,
     Calibration,
@@ -81,8 +82,6 @@ def study_stopping(
     Raises:
         [`~md_trl.errors.InputError`]: If no student has enough thoughts.
     """
-    from tqdm.auto import tqdm
-
     studies = []
     for result in results:
         if (budget := thoughts_per_question(result)) < LEAST_BUDGET:
@@ -91,7 +90,7 @@ def study_stopping(
             result,
             subsets=subsets,
             seed=seed,
-            progress=lambda pairs, name=result.name: tqdm(pairs, desc=f"rules on {name}", disable=not progress),
+            progress=lambda pairs, name=result.name: progress_bar(pairs, progress, desc=f"rules on {name}"),
         )
         calibrations = [calibration(result, weights) for weights in available_weights(result)]
         if len(result.questions) >= FOLDS:

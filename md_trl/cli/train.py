@@ -129,15 +129,19 @@ class RecipeArguments:
             raise InputError(f"`validation_questions` must not be negative, got {self.validation_questions}.")
 
 
-def _arguments():
-    from trl import ModelConfig
-
-    from ..trainer import MDConfig
-
-    return (RecipeArguments, MDConfig, ModelConfig)
-
-
-ARGUMENTS = _arguments()
+ARGUMENTS = RecipeArguments
+MORE_ARGUMENTS = (("md_trl.trainer", "MDConfig"), ("trl", "ModelConfig"))
+SHOWN = (
+    # the model
+    *("model_name_or_path", "dtype", "use_peft", "lora_r", "lora_target_modules", "load_in_4bit"),
+    # what Mixed Distillation adds to `SFTConfig`
+    *("objective", "unsolved_path", "rationale_weight", "token_reduction", "rationales_per_path", "weight_normalizer"),
+    *("max_target_tokens", "prompt_format", "layout", "check_layout", "max_row_tokens"),
+    # of `SFTConfig`, what most recipes set
+    *("output_dir", "max_length", "num_train_epochs", "max_steps", "learning_rate", "per_device_train_batch_size"),
+    *("gradient_accumulation_steps", "resume_from_checkpoint", "seed", "report_to", "push_to_hub"),
+)
+"""Fields of [`MDConfig`] and [`~trl.ModelConfig`] that `--help` shows. `--help-all` shows all of them."""
 
 
 def run(args: RecipeArguments, training_args: MDConfig, model_args: ModelConfig) -> None:
