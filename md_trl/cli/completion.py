@@ -33,7 +33,7 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def _commands() -> argparse.ArgumentParser:
-    """Describe all verbs and their fields, without the slow import of `TrlParser` and of dataclasses from elsewhere."""
+    """Describe all verbs and their fields, without the slow import of `TrlParser` and of `MORE_ARGUMENTS`."""
     commands = argparse.ArgumentParser("md-trl")
     commands.add_argument("--version", action="store_true", help="Show the version.")
     verbs = commands.add_subparsers()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..records import PATHS, STUDENT_MAX_TOKENS, STUDENT_THOUGHTS, SamplingParams
 from ..stopping import RULES
-from .engine_arguments import ENGINES, SHOWN, EngineArguments, make_engine
+from .engine_arguments import ENGINES, EngineArguments, make_engine
 
 
 if TYPE_CHECKING:

@@ -137,8 +137,9 @@ class VerbParser(TrlParser):
         """Name a misspelt option, which argparse would notice only after it missed the required ones."""
         for argument in arguments:
             name = argument.split("=", 1)[0]
-            if argument.startswith("--") and argument != "--" and not self._get_option_tuples(name):
-                if name not in self._option_string_actions:
+            is_option = name.strip("-") and name.startswith("-") and " " not in name
+            if is_option and not self._negative_number_matcher.match(argument):
+                if name not in self._option_string_actions and not self._get_option_tuples(name):
                     self.error(f"unknown option `{name}`.{self._did_you_mean(name)}")
 
     def _did_you_mean(self, name: str, dashes: str = "--") -> str:
@@ -195,6 +196,8 @@ def _check_config(file: str) -> None:
             config = yaml.safe_load(opened)
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
+    if config is None:
+        raise InputError(f"{file} is empty. Write one `name: value` per line, or leave `--config` out.")
     if not isinstance(config, dict):
         raise InputError(f"{file} holds {config!r:.40} instead of arguments. Write one `name: value` per line.")
 

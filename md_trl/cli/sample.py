@@ -18,7 +18,7 @@ from ..sampling.ledger import Ledger, read_prices
 from ..sampling.shards import take_shard
 from ..store import Store
 from ..tasks import load_questions
-from .engine_arguments import SHOWN, EngineArguments, make_engine
+from .engine_arguments import EngineArguments, make_engine
 
 
 PROMPTS = ("auto", "few_shot", "few_shot_text", "student")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..errors import InputError
 from ..records import STUDENT_MAX_TOKENS, SamplingParams
 from ..stopping import BUDGET, RULES
-from .engine_arguments import ENGINES, SHOWN, EngineArguments, make_engine
+from .engine_arguments import ENGINES, EngineArguments, make_engine
 
 
 if TYPE_CHECKING:

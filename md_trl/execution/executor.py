@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-
 from ..errors import InputError
 from ..progress import progress_bar
 from . import monty

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
 
-
 from ..errors import InputError
 from ..progress import progress_bar
 from ..prompts import Prompt
