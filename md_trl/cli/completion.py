@@ -10,6 +10,7 @@ from importlib import import_module
 import shtab
 
 from . import VERBS
+from .config_file import read_config
 
 
 SHELLS = ("bash", "zsh", "fish")
@@ -28,8 +29,13 @@ def run(arguments: Sequence[str]) -> None:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("shell", choices=SHELLS, help="Shell to print the script for.")
-    print(shtab.complete(_commands(), parser.parse_args(arguments).shell))
+    parser.add_argument("shell", nargs="?", choices=SHELLS, help="Shell to print the script for.")
+    parser.add_argument("--config", metavar="FILE.yaml", help="YAML file with the `shell`. The command line wins.")
+    args = parser.parse_args(arguments)
+    shell = args.shell or (read_config(args.config).get("shell") if args.config else None)
+    if shell not in SHELLS:
+        parser.error(f"name a shell: {', '.join(SHELLS)}")
+    print(shtab.complete(_commands(), shell))
 
 
 def _commands() -> argparse.ArgumentParser:

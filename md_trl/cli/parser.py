@@ -14,6 +14,7 @@ import yaml
 from trl import TrlParser
 
 from ..errors import InputError
+from .config_file import read_config
 
 
 SCREEN_LINES = 45
@@ -87,7 +88,7 @@ class VerbParser(TrlParser):
         self._check_names(arguments)
         if "--config" in arguments:
             self._config_file = arguments[arguments.index("--config") + 1]
-            _check_config(self._config_file)
+            read_config(self._config_file)
         try:
             *parsed, other, rest = self.parse_args_and_config(arguments, return_remaining_strings=True)
         except ValueError as error:
@@ -188,18 +189,6 @@ class _HelpAll(argparse.Action):
 
 def _split_config(argument: str) -> list[str]:
     return argument.split("=", 1) if argument.startswith("--config=") else [argument]
-
-
-def _check_config(file: str) -> None:
-    try:
-        with open(file, encoding="utf-8") as opened:
-            config = yaml.safe_load(opened)
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
-    if config is None:
-        raise InputError(f"{file} is empty. Write one `name: value` per line, or leave `--config` out.")
-    if not isinstance(config, dict):
-        raise InputError(f"{file} holds {config!r:.40} instead of arguments. Write one `name: value` per line.")
 
 
 def _short_help(action: argparse.Action) -> tuple[str, str, str]:
