@@ -1,10 +1,13 @@
+import fcntl
 import json
 import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import termios
 import threading
 from dataclasses import fields
 from importlib.metadata import version
@@ -256,9 +259,9 @@ def test_a_log_has_no_bars(tmp_path):
     assert "3/3" in done.stderr.splitlines()[-1] and "thought/s" in done.stderr
 
 
-@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a pseudo-terminal")
 def test_a_terminal_has_a_bar():
     main_end, terminal = os.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     code = "from md_trl.progress import progress_bar; list(progress_bar(range(3), desc='Mixing'))"
     subprocess.run([sys.executable, "-c", code], stderr=terminal, check=True)
     assert b"\rMixing" in os.read(main_end, 10_000)

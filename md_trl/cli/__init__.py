@@ -138,7 +138,7 @@ def _explain(error: Exception) -> str:
 def _reader_is_gone() -> bool:
     """Return whether nobody reads the output any more, as in `md-trl show ... | head`. Other pipes can break, too."""
     try:
-        sys.stdout.flush()
+        os.write(sys.stdout.fileno(), b"\n")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         return True

@@ -16,9 +16,9 @@ from .config_file import read_config
 SHELLS = ("bash", "zsh", "fish")
 
 EPILOG = """\
-bash:  md-trl completion bash > ~/.local/share/bash-completion/completions/md-trl
-zsh:   md-trl completion zsh > ~/.zfunc/_md-trl    # a folder of $fpath
-fish:  md-trl completion fish > ~/.config/fish/completions/md-trl.fish"""
+md-trl completion bash > ~/.local/share/bash-completion/completions/md-trl
+md-trl completion zsh > ~/.zfunc/_md-trl    # a folder of $fpath
+md-trl completion fish > ~/.config/fish/completions/md-trl.fish"""
 
 
 def run(arguments: Sequence[str]) -> None:

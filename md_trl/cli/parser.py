@@ -6,6 +6,7 @@ import argparse
 import difflib
 import re
 import shutil
+import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
@@ -183,7 +184,7 @@ class _HelpAll(argparse.Action):
     """Print what argparse prints by default."""
 
     def __call__(self, parser: VerbParser, *_: Any) -> NoReturn:
-        parser._print_message(super(VerbParser, parser).format_help())
+        parser._print_message(super(VerbParser, parser).format_help(), sys.stdout)
         parser.exit()
 
 
