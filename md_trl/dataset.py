@@ -24,7 +24,7 @@ from .mixed_rows import MixedSplit, mix_store
 from .mixing import REPEAT_CAP, MixStatistics, describe
 from .records import ALL_PATHS, COT_POT, PATHS, MixedRow
 from .sampling.ledger import Ledger, Price
-from .store import Selection, Store
+from .store import Selection, Store, open_store
 from .tasks import TASKS, load_questions
 from .thought_source import open_thoughts, thoughts_digest
 
@@ -33,13 +33,6 @@ logger = logging.getLogger(__name__)
 
 MAX_PROCESSES = 64
 """Ranges of rows that [`MixedThoughts`] can prepare at the same time."""
-
-
-def open_store(file: str | Path) -> Store:
-    """Open a store that must exist already."""
-    if not Path(file).is_file():
-        raise FileNotFoundError(f"There is no store at {file}. Create one with `md-trl sample --store {file}`.")
-    return Store(file)
 
 
 @contextmanager

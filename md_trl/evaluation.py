@@ -311,7 +311,7 @@ class EvaluationResult:
             raise InputError(
                 f"{file} is not valid JSON (line {error.lineno}: {error.msg}). Delete it, or run the evaluation again."
             ) from None
-        except (AttributeError, KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError, UnicodeDecodeError) as error:
             raise InputError(
                 f"{file} is not a result of `md-trl eval`. Move it elsewhere, or run the evaluation again."
             ) from error

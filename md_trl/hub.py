@@ -13,7 +13,6 @@ from typing import Any
 import datasets
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from .dataset import open_store
 from .dataset_card import (
     METADATA_FILE,
     PICTURE_FILE,
@@ -26,7 +25,7 @@ from .errors import InputError
 from .flat_twin import read_info, twin_of
 from .hub_repo import Head, HubRepo, OutdatedError
 from .secret_search import Finding, check_kinds, find_kinds, search_parquet
-from .store import Selection, Store
+from .store import Selection, Store, open_store
 from .thought_source import thoughts_of
 
 

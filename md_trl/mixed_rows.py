@@ -11,13 +11,13 @@ from types import TracebackType
 import pyarrow
 import pyarrow.compute
 from pyarrow.parquet import ParquetFile, ParquetWriter
-from tqdm.auto import tqdm
 
 from .contamination import TEST_SPLIT, ContaminationCheck
 from .errors import InputError
 from .execution import Executor, default_cache
 from .judging import mark, read_answers
 from .mixing import REPEAT_CAP, MixStatistics, mix_question
+from .progress import progress_bar
 from .records import ALL_PATHS, PATHS, MixedRow, Question, QuestionType, Thought
 from .store import Selection, Store
 
@@ -174,7 +174,7 @@ def mix_store(
             file = Path(folder) / f"{number}.parquet"
             splits[split] = MixedSplit(file, repeat_cap, contamination, selection.paths)
         thoughts = store.iterate_thoughts(selection)
-        bar = tqdm(total=sum(counts.values()), desc="Mixing", unit="question", disable=not progress)
+        bar = progress_bar(show=progress, total=sum(counts.values()), desc="Mixing", unit="question")
         with Executor(cache=default_cache(store.file)) as executor, bar:
             for group in _chunks(thoughts, chunk):
                 rows = _mix_chunk(group, questions, executor, selection.paths)

@@ -9,6 +9,7 @@ from pathlib import Path
 from .errors import InputError
 from .evaluation import EvaluationResult
 from .plots import common_legend, label_axes, panels, save
+from .progress import progress_bar
 from .replay import (
     SUBSETS,
     Calibration,
@@ -82,8 +83,6 @@ def study_stopping(
     Raises:
         [`~md_trl.errors.InputError`]: If no student has enough thoughts.
     """
-    from tqdm.auto import tqdm
-
     studies = []
     for result in results:
         if (budget := thoughts_per_question(result)) < LEAST_BUDGET:
@@ -92,7 +91,7 @@ def study_stopping(
             result,
             subsets=subsets,
             seed=seed,
-            progress=lambda pairs, name=result.name: tqdm(pairs, desc=f"rules on {name}", disable=not progress),
+            progress=lambda pairs, name=result.name: progress_bar(pairs, progress, desc=f"rules on {name}"),
         )
         calibrations = [calibration(result, weights) for weights in available_weights(result)]
         if len(result.questions) >= FOLDS:

@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from .errors import InputError
 from .evaluation import EvaluationResult, collect_answers
 from .execution import Executor, default_cache
 from .judging import read_answers
+from .progress import progress_bar
 from .prompts import Prompt, student_prompt
 from .records import ALL_PATHS, LABEL, PATHS, PATHS_AND_LABEL, STUDENT_THOUGHTS, Question, SamplingParams, Thought
 from .sampling import SampleSummary, sample
@@ -141,7 +140,7 @@ class StudentEvaluation:
         read: dict[tuple[str, str, int], Thought] = {}
         with (
             Executor(cache=default_cache(store.file)) as executor,
-            tqdm(total=len(self.questions), unit="question", desc=engine.model, disable=not progress) as bar,
+            progress_bar(show=progress, total=len(self.questions), unit="question", desc=engine.model) as bar,
         ):
             while True:
                 stored = {(t.question_id, t.path, t.index): t for t in self._stored(store, summary.settings)}

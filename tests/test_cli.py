@@ -1,14 +1,25 @@
+import fcntl
 import json
 import os
+import shutil
+import signal
+import socket
+import struct
 import subprocess
 import sys
+import termios
+import threading
+from dataclasses import fields
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from conftest import SHARED, needs_shared
 from students import byte_tokenizer, tiny_llama
 
+from md_trl import __version__
 from md_trl.cli import VERBS, main, run_verb
+from md_trl.cli.completion import SHELLS
 from md_trl.errors import InputError
 from md_trl.evaluation import EvaluationResult, QuestionResult
 from md_trl.store import Store
@@ -47,16 +58,262 @@ def test_console_script_and_module_are_one():
     assert all(verb in out for verb in VERBS)
 
 
+def usage_error(capsys, *arguments):
+    """Run a command that must end in a usage error, and return what it prints."""
+    with pytest.raises(SystemExit) as error:
+        main(list(arguments))
+    assert error.value.code == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") <= 10
+    return message
+
+
 @pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_explains_itself(verb):
-    out = md_trl(verb, "--help").stdout
-    assert f"md-trl {verb}" in out and "--config" in out
+def test_every_verb_explains_itself_on_one_screen(capsys, monkeypatch, verb):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as exit:
+        main([verb, "--help"])
+    out = capsys.readouterr().out
+    assert exit.value.code == 0 and f"md-trl {verb}" in out and "--config" in out
+    assert out.count("\n") <= 50 and max(map(len, out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("option", ["--help-all", "--help_all"])
+def test_help_all_describes_every_field_in_full(capsys, option):
+    from md_trl.cli.sample import SampleArguments
+
+    with pytest.raises(SystemExit) as exit:
+        main(["sample", option])
+    out = " ".join(capsys.readouterr().out.split())
+    assert exit.value.code == 0
+    for field in fields(SampleArguments):
+        assert f"--{field.name}" in out and " ".join(field.metadata["help"].split()) in out
+    assert "(default: 0.7)" in out and "(default: None)" not in out
+
+
+def test_help_shows_defaults_and_what_is_ours(capsys):
+    from md_trl.cli.train import SHOWN, RecipeArguments
+    from md_trl.trainer import MDConfig
+
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    out = capsys.readouterr().out
+    inherited = {"gradient_checkpointing", "remove_unused_columns", "router_aux_loss_coef"}  # only the default is ours
+    own = {*RecipeArguments.__annotations__, *MDConfig.__annotations__} - inherited
+    assert own <= {*RecipeArguments.__annotations__, *SHOWN}
+    assert all(f"--{name} " in out for name in [*own, *SHOWN])
+    assert "(default: tree)" in out and "--weight_decay" not in out
+    with pytest.raises(SystemExit):
+        main(["train", "--help-all"])
+    out = capsys.readouterr().out
+    assert "--weight_decay" in out and all(f"--{name}" in out for name in own)
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["--help"], ["--version"], ["mixx"], ["--hlep"], *(["completion", s] for s in SHELLS)]
+)
+def test_what_needs_no_model_is_quick(arguments):
+    code = f"from md_trl.cli import main; main({arguments})"
+    done = subprocess.run([sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True)
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert "md_trl.cli" in imported and not imported & {"torch", "transformers", "trl", "datasets"}
+
+
+def test_usage_errors_need_no_torch(tmp_path):
+    (tmp_path / "typo.yaml").write_text("colour: red")
+    for arguments in (["mix", "--tsk", "x"], ["mix"], ["mix", "--config", str(tmp_path / "typo.yaml")]):
+        code = f"from md_trl.cli import main; main({arguments})"
+        done = subprocess.run([sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True)
+        assert done.returncode == 2
+        assert not {line.split("|")[-1].strip() for line in done.stderr.splitlines()} & {"torch", "datasets"}
+
+
+def test_version(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out == f"md_trl {__version__}\n"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["mixx"], "unknown verb 'mixx'. Did you mean 'mix'?"),
+        ("mixx", "unknown verb 'mixx'. Did you mean 'mix'?"),
+        ("--hlep", "unknown option '--hlep'"),
+        ("report --reslts x", "unknown option `--reslts`. Did you mean `--results`?"),
+        ("report -results x", "unknown option `-results`. Did you mean `--results`?"),
+        ("mix --repeat-cup 3", "unknown option `--repeat-cup`. Did you mean `--repeat_cap`?"),
+        ("report", "required: --results"),
+        ("report --results x extra", "unexpected argument 'extra'"),
+        ("report --results . --config", "`--config` needs a YAML file"),
+        ("report --config unknown.yaml", "unknown.yaml, line 2: unknown key 'colour'"),
+        ("report --config typo.yaml", "typo.yaml, line 1: unknown key 'reslts'. Did you mean `results`?"),
+        ("eval --model m --n many", "argument --n: invalid int value: 'many'"),
+        ("eval --engine foo", "invalid choice: 'foo'"),
+        ("eval --config types.yaml", "types.yaml, line 2: `n`: invalid int value: 'many'"),
+        ("eval --config list.yaml", "list.yaml, line 1: `n`: expected one value, got the list [1, 2]"),
+        ("eval --config choice.yaml", "choice.yaml, line 1: `engine`: invalid choice: 'foo'"),
+        ("completion", "name a shell: bash, zsh, fish"),
+        ("train --max_stps 3", "unknown option `--max_stps`. Did you mean `--max_steps`?"),
+        ("train --dataset d --task t --optim foo", "invalid choice: 'foo'"),
+    ],
+)
+def test_usage_errors_name_the_mistake_in_a_few_lines(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    Path("unknown.yaml").write_text("results: .\ncolour: red")
+    Path("typo.yaml").write_text("reslts: .")
+    Path("types.yaml").write_text("model: m\nn: many")
+    Path("list.yaml").write_text("n: [1, 2]")
+    Path("choice.yaml").write_text("engine: foo")
+    assert message in usage_error(capsys, *arguments.split())
+
+
+def test_values_of_a_yaml_file_are_read_like_those_of_the_command_line(tmp_path, capsys):
+    from md_trl.cli.mix import MixArguments
+    from md_trl.cli.parser import VerbParser
+
+    config = tmp_path / "mix.yaml"
+    config.write_text("task: 5\noutput: out\nsplits: train\nsettings: 3\nmodel: null\nrepeat_cap: 2\ncombine: yes")
+    [args] = VerbParser([MixArguments], "mix", "", []).parse(["--config", str(config), "--output", "other"])
+    typed = "--task 5 --output other --splits train --settings 3 --repeat_cap 2 --combine".split()
+    assert [args] == VerbParser([MixArguments], "mix", "", []).parse(typed)
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    arguments = ["report", "--results", tmp_path / "absent"]
+    assert "Traceback" not in md_trl(*arguments, check=False).stderr
+    for debug in (["--debug", *arguments], [*arguments, "--debug"]):
+        done = md_trl(*debug, check=False)
+        assert done.returncode == 1 and "Traceback" in done.stderr and "no results in" in done.stderr
+
+
+def test_debug_with_a_value_is_an_argument_of_the_training():
+    from md_trl.cli import _take_debug
+
+    arguments = ["--debug", "underflow_overflow", "--max_steps", "1"]
+    assert _take_debug(arguments) == (arguments, False)
+    assert _take_debug(["--debug", "--max_steps", "1", "--debug"]) == (["--max_steps", "1"], True)
+
+
+def test_a_missing_extra_is_named(monkeypatch, capsys):
+    error = ModuleNotFoundError("No module named 'starlette.routing'", name="starlette.routing")
+    monkeypatch.setattr("md_trl.report.load_results", lambda folder: (_ for _ in ()).throw(error))
+    with pytest.raises(SystemExit, match=r"No module named .*pip install md_trl\[serve\]"):
+        main(["report", "--results", "r"])
+
+
+def test_ctrl_c_ends_in_status_130(tmp_path):
+    with socket.socket() as server:  # takes requests and never answers
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/v1"
+        sample = f"sample --task stories --limit 1 --n 1 --model m --base_url {url} --store {tmp_path / 't.db'}"
+        command = [sys.executable, "-m", "md_trl", *sample.split()]
+        environment = os.environ | {"OPENAI_API_KEY": "none"}
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+        server.accept()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "interrupted" in errors and "Traceback" not in errors
+
+
+def test_a_reader_that_stops_reading_is_no_error(tmp_path):
+    lines = [{"task": "svamp", "question": f"{i}?", "gold": "1", "path": "cot", "text": "x" * 5000} for i in range(60)]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with Store(tmp_path / "t.db") as store:
+        store.import_thoughts(tmp_path / "t.jsonl")
+    command = [sys.executable, "-m", "md_trl", "show", "--store", tmp_path / "t.db"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait(timeout=120) == 141
+
+
+def test_a_budget_that_leaves_samples_missing_ends_in_status_1(tmp_path):
+    from md_trl.simulated_teacher import TeacherServer
+
+    (tmp_path / "prices.yaml").write_text("m: {prompt: 1000000, completion: 1000000}")
+    with TeacherServer("127.0.0.1", 0) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        sample = ["sample", "--task", "stories", "--limit", 2, "--n", 2, "--model", "m", "--base_url", server.url]
+        sample += ["--store", tmp_path / "t.db", "--prices", tmp_path / "prices.yaml", "--max_cost", 1]
+        done = md_trl(*sample, check=False, env=os.environ | {"OPENAI_API_KEY": "none"})
+        server.shutdown()
+        thread.join()
+    assert done.returncode == 1 and "8 missing" in done.stdout and "Traceback" not in done.stderr
+
+
+def test_a_log_has_no_bars(tmp_path):
+    """What is printed where no terminal is, in a short run and with a line for each update."""
+    code = """if True:
+        from md_trl import progress
+        for seconds in (progress.LOG_SECONDS, 0.0):
+            progress.LOG_SECONDS = seconds
+            for _ in progress.progress_bar(range(3), desc=f"every {seconds:.0f} s", unit="thought"):
+                pass
+            with progress.progress_bar(show=False, total=3) as bar:
+                bar.update(3)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "\r" not in done.stderr and "every 60 s" not in done.stderr
+    assert "3/3" in done.stderr.splitlines()[-1] and "thought/s" in done.stderr
+
+
+def test_a_terminal_has_a_bar():
+    main_end, terminal = os.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    code = "from md_trl.progress import progress_bar; list(progress_bar(range(3), desc='Mixing'))"
+    subprocess.run([sys.executable, "-c", code], stderr=terminal, check=True)
+    assert b"\rMixing" in os.read(main_end, 10_000)
+
+
+def complete(script, *words):
+    """What bash offers after these words."""
+    ask = f"COMP_WORDS=(md-trl {' '.join(words)}); COMP_CWORD={len(words)}; _shtab_md_trl; echo ${{COMPREPLY[@]}}"
+    done = subprocess.run(["bash", "-c", f"source {script}; {ask}"], capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_bash_completes_verbs_options_and_choices(tmp_path, capsys):
+    from md_trl.cli.train import SHOWN
+
+    script = tmp_path / "completion.bash"
+    main(["completion", "bash"])
+    script.write_text(capsys.readouterr().out)
+    assert complete(script, "''") == list(VERBS)
+    assert complete(script, "ca") == ["calibrate"]
+    assert complete(script, "eval", "--eng") == ["--engine"]
+    assert complete(script, "eval", "--engine", "v") == ["vllm"]
+    assert complete(script, "store", "st") == ["status"]
+    assert {f"--{name}" for name in (*SHOWN, "eval_n", "config", "help-all")} <= set(complete(script, "train", "--"))
+
+
+@pytest.mark.parametrize(("shell", "check"), [("zsh", ["zsh", "-n"]), ("fish", ["fish", "--no-execute"])])
+def test_other_shells_understand_their_script(tmp_path, capsys, shell, check):
+    main(["completion", shell])
+    script = tmp_path / "script"
+    script.write_text(capsys.readouterr().out)
+    assert all(verb in script.read_text() for verb in VERBS)
+    if shutil.which(shell) is None:
+        pytest.skip(f"needs {shell}")
+    subprocess.run([*check, script], check=True)
+
+
+def test_env_describes_the_machine_and_gives_no_secret_away(monkeypatch, capsys):
+    for name in ("OPENAI_API_KEY", "HF_TOKEN", "HF_HOME"):
+        monkeypatch.setenv(name, "do-not-write-me-down")
+    main(["env"])
+    out = capsys.readouterr().out
+    for name in ("md_trl", "Python", "platform", "CPU", "accelerator", "torch", "trl", "transformers"):
+        assert f"- {name}: " in out
+    assert f"- torch: {version('torch')}" in out and "sandbox engine `monty`: works" in out
+    assert "do-not-write-me-down" not in out and str(Path.home()) + "/" not in out and str(ROOT) not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
         (["mix", "--store", "absent.db", "--task", "svamp", "--output", "out"], "no store at absent.db"),
         (["sample", "--task", "svamp"], "`--model` is missing"),
         (["sample", "--task", "poetry", "--model", "m"], "Unknown task 'poetry'"),
@@ -79,6 +336,7 @@ def test_bad_input_ends_in_one_clear_message(tmp_path, arguments, message):
 
 
 MIX = "mix --store t.db --task svamp --output out".split()
+EVAL = "eval --model absent --task stories --limit 1 --store s.db --output r".split()
 TRAIN = "train --dataset absent --task svamp --model_name_or_path absent --output_dir out".split()
 
 
@@ -87,9 +345,14 @@ TRAIN = "train --dataset absent --task svamp --model_name_or_path absent --outpu
     [
         (["report", "--results", ".", "--ensemble", "pair=cot"], "Write it as `NAME=cot_student+pot_student`"),
         (["report", "--results", ".", "--config", "absent.yaml"], "absent.yaml"),
-        (["report", "--results", ".", "--config"], "`--config` needs a YAML file"),
-        (["report", "--config", "bad.yaml"], "bad.yaml"),
-        (["report", "--config", "unknown.yaml"], "Unknown arguments from config file: ['--colour', 'red']"),
+        (["report", "--config", "bad.yaml"], "bad.yaml is not YAML"),
+        (["report", "--config", "empty.yaml"], "empty.yaml is empty"),
+        (["report", "--config", "list.yaml"], "list.yaml holds ['results'] instead of arguments"),
+        (["report", "--config", "t.zip"], "t.zip is not YAML"),
+        (["calibrate", "--result", "t.zip", "--output", "w.json"], "t.zip is not a result"),
+        (EVAL + ["--engine", "vllm"], "pip install md_trl[vllm]"),
+        (EVAL + ["--model", "t.zip"], "t.zip is a file"),
+        (EVAL + ["--model", "folder"], "Cannot load 'folder'"),
         (MIX + ["--pick", "cot"], "Write it as `--pick cot=MODEL pot=MODEL`"),
         (MIX + ["--pick", "prose=m"], "Write it as `--pick cot=MODEL pot=MODEL`"),
         (MIX + ["--pick", "cot=m", "--model", "m"], "`--model` and `--pick` exclude each other"),
@@ -106,12 +369,51 @@ TRAIN = "train --dataset absent --task svamp --model_name_or_path absent --outpu
 def test_every_mistake_in_the_arguments_is_explained(tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     Path("bad.yaml").write_text("results: [")
-    Path("unknown.yaml").write_text("results: .\ncolour: red")
+    Path("empty.yaml").touch()
+    Path("list.yaml").write_text("- results")
+    Path("t.zip").write_bytes(b"PK\xff\xfe\x00")
+    Path("folder").mkdir()
+    Path("folder/config.json").write_text("{}")
     Path("no_store.db").write_text("This is not a database.")
     Path("t.db").touch()
     with pytest.raises(SystemExit) as error:
         main(arguments)
     assert error.value.code.startswith(f"md-trl {arguments[0]}: ") and message in error.value.code
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task", "gsm8k"], "task 'gsm8k' from mixed"),
+        (["--load_in_4bit"], "Add `use_peft`"),
+        (["--resume_from_checkpoint", "out/checkpoint-7"], "There is none in out"),
+        (["--resume_from_checkpoint", "true"], "no checkpoint in out"),
+        (["--model_name_or_path", "mixed"], "Unrecognized model in mixed"),
+        (["--eval_strategy", "steps"], "eval_dataset"),
+        (["--report_to", "wandb"], "pip install wandb"),
+        (["--attn_implementation", "flash_attention_2"], "FlashAttention2"),
+    ],
+)
+def test_a_training_that_cannot_be_set_up_is_explained(mixed_folder, monkeypatch, arguments, message):
+    monkeypatch.chdir(mixed_folder)
+    train = "train --dataset mixed --task svamp --model_name_or_path student --output_dir out".split()
+    with pytest.raises(SystemExit) as error:
+        main([*train, "--use_cpu", "--report_to", "none", "--max_steps", "1", *arguments])
+    assert error.value.code.startswith("md-trl train: ") and message in error.value.code
+
+
+@pytest.fixture(scope="module")
+def mixed_folder(tmp_path_factory):
+    """A folder with a small student and mixed rows."""
+    folder = tmp_path_factory.mktemp("mixed")
+    tiny_llama().save_pretrained(folder / "student")
+    byte_tokenizer().save_pretrained(folder / "student")
+    own = {"task": "svamp", "question": "What is 1 plus 1?", "gold": "2", "path": "pot", "text": "answer = 2"}
+    (folder / "t.jsonl").write_text(json.dumps(own))
+    with Store(folder / "t.db") as store:
+        store.import_thoughts(folder / "t.jsonl")
+    main(["mix", "--store", str(folder / "t.db"), "--task", "svamp", "--output", str(folder / "mixed")])
+    return folder
 
 
 def test_whose_fault_an_error_is_is_said_by_its_type(monkeypatch):

@@ -8,13 +8,11 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+from .. import __version__
 from ..errors import InputError
+from ..progress import quiet_other_bars
 
-
-if TYPE_CHECKING:
-    from trl import TrlParser
 
 VERBS = {
     "teacher": "serve the simulated teacher of the task `stories` on loopback",
@@ -27,12 +25,19 @@ VERBS = {
     "calibrate": "learn the weights of paths and the confidence of votes on held-out questions",
     "serve": "answer questions with a student behind an OpenAI-compatible API",
     "report": "compare evaluation results in tables and figures",
+    "show": "show questions with their thoughts, answers and votes, from a store, a dataset or a result",
     "register": "make the metric `md_vote` loadable by its bare name",
+    "env": "describe this machine and the installed versions, for bug reports",
+    "completion": "print what makes a shell complete commands: bash, zsh or fish",
 }
 
-USAGE = "usage: md-trl VERB [--config FILE.yaml] [--help] ...\n\n" + "\n".join(
-    f"  {verb:<10}{summary}" for verb, summary in VERBS.items()
-)
+USAGE = """usage: md-trl VERB [--config FILE.yaml] [--help] ...
+       md-trl --version
+
+""" + "\n".join(f"  {verb:<12}{summary}" for verb, summary in VERBS.items())
+
+USAGE_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
+"""Exit statuses beside 1, which ends an error in the input. The last two are those of a shell: 128 + the signal."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -44,59 +49,97 @@ def main(argv: Sequence[str] | None = None) -> None:
             Arguments, starting with the verb. Defaults to those of the process.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv or argv[0] in ("-h", "--help"):
+    debug = ["--debug"] if argv[:1] == ["--debug"] else []
+    argv = argv[len(debug) :]
+    if not argv or argv[0] in ("-h", "--help", "--help-all", "--help_all"):
         print(USAGE)
+        return
+    if argv[0] == "--version":
+        print(f"md_trl {__version__}")
         return
     verb, *arguments = argv
     if verb not in VERBS:
         close = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        sys.exit(f"md-trl: unknown verb {verb!r}.{hint}\n\n{USAGE}")
-    run_verb(verb, arguments)
+        what = "option" if verb.startswith("-") else "verb"
+        print(f"md-trl: unknown {what} {verb!r}.{hint}\n`md-trl --help` lists the verbs.", file=sys.stderr)
+        sys.exit(USAGE_ERROR)
+    run_verb(verb, [*arguments, *debug])
 
 
 def run_verb(verb: str, arguments: Sequence[str]) -> None:
     r"""
-    Run one verb. An error in the user's input ends in its message and exit status 1; any other keeps its traceback.
+    Run one verb. An error in the user's input ends in its message and exit status 1, without a traceback; any other
+    error keeps its traceback. Usage errors end in status 2, Ctrl-C in status 130.
 
     Args:
         verb (`str`):
             Name of the verb.
         arguments (`Sequence[str]`):
-            Command-line arguments of the verb.
+            Command-line arguments of the verb. `--debug` without a value shows the traceback of every error.
     """
+    arguments, debug = _take_debug(arguments)
+    _quiet_dependencies()
+    try:
+        _run(verb, arguments)
+        sys.stdout.flush()
+    except (InputError, OSError, ImportError) as error:
+        if debug:
+            raise
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            sys.exit(BROKEN_PIPE)
+        sys.exit(f"md-trl {verb}: {_explain(error)}")
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print(f"md-trl {verb}: interrupted; what is in a store or a checkpoint is kept", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def _run(verb: str, arguments: Sequence[str]) -> None:
+    module = import_module(f"md_trl.cli.{verb}")
+    if verb == "completion":  # needs no `TrlParser`, whose import is slow
+        module.run(arguments)
+        return
+    from .parser import VerbParser
+
+    # Optional: dataclasses whose import is slow, fields of others that `--help` shows, and actions, which are
+    # positional and so cannot be fields
+    more, shown, actions = (vars(module).get(name, ()) for name in ("MORE_ARGUMENTS", "SHOWN", "ACTIONS"))
+    own = module.ARGUMENTS
+    types = [own, *(getattr(import_module(place), name) for place, name in more)]
+    module.run(*VerbParser(types, verb, VERBS[verb], [*own.__annotations__, *shown], actions).parse(arguments))
+
+
+def _take_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:
+    """Take `--debug` out of the arguments. With a value, it is an argument of `TrainingArguments`."""
+    following = [*arguments[1:], "--"]
+    kept = [a for a, after in zip(arguments, following, strict=False) if a != "--debug" or not after.startswith("-")]
+    return kept, len(kept) < len(arguments)
+
+
+def _quiet_dependencies() -> None:
+    """Set up what libraries print, before they are imported."""
     # On a CPU, bitsandbytes warns about an optional kernel, which has nothing to do with what the user asked for.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from trl import TrlParser
+    quiet_other_bars()
 
-    module = import_module(f"md_trl.cli.{verb}")
-    parser = TrlParser(module.ARGUMENTS, prog=f"md-trl {verb}", description=f"md-trl {verb}: {VERBS[verb]}.")
-    # `TrlParser` handles `--config` before argparse does, so this only documents it in `--help`.
-    parser.add_argument("--config", help="YAML file with values for these arguments. The command line wins.")
-    if verb == "store":  # dataclass fields cannot be positional
-        parser.add_argument("action", choices=module.ACTIONS, help="What to do with the store.")
+
+def _explain(error: Exception) -> str:
+    """The message of an error. A missing package is named with the extra that brings it."""
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        from ..environment import how_to_install
+
+        return f"{error}. {how_to_install(error.name)}"
+    return str(error)
+
+
+def _reader_is_gone() -> bool:
+    """Return whether nobody reads the output any more, as in `md-trl show ... | head`. Other pipes can break, too."""
     try:
-        module.run(*_parse(parser, arguments))
-    except (InputError, OSError) as error:
-        sys.exit(f"md-trl {verb}: {error}")
-    except KeyboardInterrupt:
-        sys.exit(f"md-trl {verb}: interrupted; what is in a store or a checkpoint is kept")
-
-
-def _parse(parser: TrlParser, arguments: Sequence[str]) -> list[Any]:
-    """Parse the arguments of a verb. Whatever the parser rejects is the user's input."""
-    import yaml
-
-    arguments = [part for argument in arguments for part in _split_config(argument)]
-    if arguments[-1:] == ["--config"]:
-        raise InputError("`--config` needs a YAML file.")
-    try:
-        *parsed, other = parser.parse_args_and_config(arguments)
-    except (ValueError, yaml.YAMLError) as error:
-        raise InputError(str(error)) from error
-    return [*parsed, other.action] if "action" in other else parsed
-
-
-def _split_config(argument: str) -> list[str]:
-    return argument.split("=", 1) if argument.startswith("--config=") else [argument]
+        os.write(sys.stdout.fileno(), b"\n")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        return True
+    return False

@@ -9,6 +9,9 @@ from ..sampling.engines import BATCH_SIZE, CONCURRENCY, DTYPES, MAX_RETRIES, TIM
 
 ENGINES = ("openai", "transformers", "vllm")
 
+SHOWN = ("engine", "base_url")
+"""Fields of [`EngineArguments`] that `--help` shows. `--help-all` shows all of them."""
+
 
 @dataclass(kw_only=True)
 class EngineArguments:

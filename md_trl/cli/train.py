@@ -129,15 +129,19 @@ class RecipeArguments:
             raise InputError(f"`validation_questions` must not be negative, got {self.validation_questions}.")
 
 
-def _arguments():
-    from trl import ModelConfig
-
-    from ..trainer import MDConfig
-
-    return (RecipeArguments, MDConfig, ModelConfig)
-
-
-ARGUMENTS = _arguments()
+ARGUMENTS = RecipeArguments
+MORE_ARGUMENTS = (("md_trl.trainer", "MDConfig"), ("trl", "ModelConfig"))
+SHOWN = (
+    # the model
+    *("model_name_or_path", "use_peft", "lora_r", "load_in_4bit"),
+    # what Mixed Distillation adds to `SFTConfig`
+    *("objective", "unsolved_path", "rationale_weight", "token_reduction", "rationales_per_path", "weight_normalizer"),
+    *("max_target_tokens", "prompt_format", "layout", "check_layout", "max_row_tokens"),
+    # of `SFTConfig`, what most recipes set
+    *("output_dir", "max_length", "num_train_epochs", "max_steps", "learning_rate", "per_device_train_batch_size"),
+    *("gradient_accumulation_steps", "resume_from_checkpoint", "push_to_hub"),
+)
+"""Fields of [`MDConfig`] and [`~trl.ModelConfig`] that `--help` shows. `--help-all` shows all of them."""
 
 
 def run(args: RecipeArguments, training_args: MDConfig, model_args: ModelConfig) -> None:
@@ -148,7 +152,13 @@ def run(args: RecipeArguments, training_args: MDConfig, model_args: ModelConfig)
     args.eval_store = args.eval_store or str(output / "student.db")
     args.eval_output = args.eval_output or str(output / "results")
     evaluation = None if args.eval_task is None else _prepare_evaluation(args, training_args.prompt_format)
-    trainer = _make_trainer(args, training_args, model_args)
+    training_args.resume_from_checkpoint = _find_checkpoint(training_args)
+    try:
+        trainer = _make_trainer(args, training_args, model_args)
+    except InputError:
+        raise
+    except (ValueError, RuntimeError) as error:  # so say TRL, PEFT and transformers that arguments do not fit
+        raise InputError(f"Cannot set up the training: {error}") from error
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     if args.validation is not None:
         trainer.evaluate()
@@ -188,6 +198,24 @@ def _prepare_evaluation(args: RecipeArguments, prompt_format: str) -> StudentEva
     )
 
 
+def _find_checkpoint(training_args: MDConfig) -> str | None:
+    """The checkpoint to resume from, which must exist. `true` stands for the last one in the output folder."""
+    from transformers.trainer_utils import get_last_checkpoint
+
+    wanted, output = training_args.resume_from_checkpoint, training_args.output_dir
+    if str(wanted).lower() in ("none", "false", ""):
+        return None
+    if str(wanted).lower() == "true":
+        wanted = get_last_checkpoint(output) if Path(output).is_dir() else None
+        if wanted is None:
+            raise InputError(f"There is no checkpoint in {output} to resume from. Leave `resume_from_checkpoint` out.")
+    elif not Path(wanted).is_dir():
+        last = get_last_checkpoint(output) if Path(output).is_dir() else None
+        hint = f"The last one in {output} is {last}." if last else f"There is none in {output}."
+        raise InputError(f"`resume_from_checkpoint` is {wanted}, which is not a folder. {hint}")
+    return wanted
+
+
 def _make_trainer(
     args: RecipeArguments, training_args: MDConfig, model_args: ModelConfig
 ) -> MDTrainer | MDSeq2SeqTrainer:
@@ -200,6 +228,8 @@ def _make_trainer(
 
     if model_args.model_name_or_path is None:
         raise InputError("`model_name_or_path` is missing. Give the student's folder or Hub id.")
+    if (model_args.load_in_4bit or model_args.load_in_8bit) and not model_args.use_peft:
+        raise InputError("Quantized weights cannot be trained. Add `use_peft`, or leave `load_in_4bit` out.")
     config = AutoConfig.from_pretrained(
         model_args.model_name_or_path,
         revision=model_args.model_revision,

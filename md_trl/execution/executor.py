@@ -10,10 +10,10 @@ import queue
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-
-from tqdm.auto import tqdm
+from typing import TYPE_CHECKING
 
 from ..errors import InputError
+from ..progress import progress_bar
 from . import monty
 from .cache import Cache
 from .jail import JailEngine
@@ -21,6 +21,10 @@ from .monty import MAYBE_UNSUPPORTED, MontyEngine
 from .programs import prepare
 from .results import Limits, Result
 from .source import InvalidProgramError
+
+
+if TYPE_CHECKING:
+    from tqdm.auto import tqdm
 
 
 ENGINES = ("auto", "monty", "jail")
@@ -137,7 +141,7 @@ class Executor:
                 self._results[text] = self._run(text)
                 done.put(text)
 
-        bar = tqdm(total=len(pending), desc="Programs", unit="program", disable=not progress)
+        bar = progress_bar(show=progress, total=len(pending), desc="Programs", unit="program")
         with bar, ThreadPoolExecutor(min(self._workers, len(pending))) as threads:
             running = [threads.submit(work) for _ in range(min(self._workers, len(pending)))]
             try:

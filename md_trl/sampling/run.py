@@ -15,9 +15,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
 
-from tqdm.auto import tqdm
-
 from ..errors import InputError
+from ..progress import progress_bar
 from ..prompts import Prompt
 from ..records import PATHS_AND_LABEL, Question, SamplingParams
 from ..store import Store
@@ -231,7 +230,7 @@ class SamplingRun:
         total = len(self._wanted) * self.n
         done = total - sum(missing.count for missing in self.missing())
         title = f"{self.model} (batch)" if self.batch else self.model
-        self.bar = tqdm(total=total, initial=done, unit="thought", desc=title, disable=not self.progress)
+        self.bar = progress_bar(show=self.progress, total=total, initial=done, unit="thought", desc=title)
         return self
 
     def __exit__(self, *exc_info: object) -> None:

@@ -17,8 +17,18 @@ from .claims import Claim, Granted
 from .merge import MergeSummary
 from .selection import Selection
 from .status import Spending, StatusRow
-from .store import Store
+from .store import Store, open_store
 from .transfer import ImportSummary
 
 
-__all__ = ["Claim", "Granted", "ImportSummary", "MergeSummary", "Selection", "Spending", "StatusRow", "Store"]
+__all__ = [
+    "Claim",
+    "Granted",
+    "ImportSummary",
+    "MergeSummary",
+    "Selection",
+    "Spending",
+    "StatusRow",
+    "Store",
+    "open_store",
+]

@@ -316,3 +316,10 @@ class Store:
                 ids. Nothing is added.
         """
         return self._merge.merge(Path(file))
+
+
+def open_store(file: str | Path) -> Store:
+    """Open a store that must exist already."""
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"There is no store at {file}. Create one with `md-trl sample --store {file}`.")
+    return Store(file)

@@ -9,6 +9,7 @@ import inspect
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeAlias
 
 import torch
@@ -113,7 +114,9 @@ class TransformersEngine:
             try:
                 self._model = _load(model, device or ("cuda" if torch.cuda.is_available() else "cpu"), dtype)
                 tokenizer = tokenizer or AutoTokenizer.from_pretrained(model)
-            except OSError as error:
+            except InputError:
+                raise
+            except (OSError, ValueError) as error:
                 reason = str(error).splitlines()[0]
                 raise FileNotFoundError(
                     f"Cannot load {model!r}: {reason} Name the folder or Hub id of a model or adapter that includes "
@@ -316,6 +319,8 @@ class _Requests:
 
 
 def _load(model: str, device: str, dtype: str | None) -> PreTrainedModel:
+    if Path(model).is_file():
+        raise InputError(f"{model} is a file. Name the folder of a model or adapter.")
     dtype = getattr(torch, dtype or ("bfloat16" if device.startswith("cuda") else "float32"))
     adapter = PeftConfig.from_pretrained(model) if find_adapter_config_file(model) is not None else None
     if adapter is not None and adapter.is_prompt_learning:
