@@ -317,7 +317,8 @@ def _shown(
     votes = {path: majority(thought.answer for thought in thoughts) for path, thoughts in sampled.items()}
     cot, pot = ([thought.correct for thought in by_path.get(path, ())] for path in PATHS)
     shown = ShownQuestion(
-        **vars(question) | {"question": question.question if has_texts else None},
+        **{name: getattr(question, name) for name in ("id", "task", "split", "answer")},
+        question=question.question if has_texts else None,
         type=None,
         lambda_=lambda_of(sum(cot), sum(pot)),
         repeat=None,
