@@ -15,7 +15,7 @@ ORDER = (
     "execution judging mixing weighting store sampling adaptive contamination mixed_rows thought_source flat_twin "
     "dataset_picture dataset_card dataset_folder dataset secret_search hub_repo hub trainer evaluation comparison "
     "student_evaluation launched_evaluation validation replay vote_settings curves training_runs stopping_report "
-    "report student_results reasoner server simulated_teacher metric harnesses cli __main__ __init__"
+    "report student_results reasoner server simulated_teacher metric harnesses explorer cli __main__ __init__"
 ).split()
 
 # Tables of data, which may be as long as they are

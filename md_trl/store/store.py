@@ -32,6 +32,8 @@ class Store:
     Args:
         file (`str` or [`~pathlib.Path`]):
             The file. It is created, with its folder, if it does not exist.
+        read_only (`bool`, *optional*, defaults to `False`):
+            Whether SQLite refuses to write to the file, which must exist.
 
     Attributes:
         file ([`~pathlib.Path`]):
@@ -59,9 +61,9 @@ class Store:
     ```
     """
 
-    def __init__(self, file: str | Path):
+    def __init__(self, file: str | Path, read_only: bool = False):
         self.file = Path(file)
-        self._db = open_database(self.file)
+        self._db = open_database(self.file, read_only)
         self._data_version = -1
         owner = new_owner()
         self.questions = Questions(self._db, self.file)
