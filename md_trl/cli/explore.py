@@ -46,7 +46,7 @@ def run(args: ExploreArguments) -> None:
     try:
         from ..explorer.app import explore
     except ModuleNotFoundError as error:
-        if error.name != "gradio":
+        if error.name not in ("gradio", "fastapi", "uvicorn", "starlette"):  # Gradio brings the others
             raise
         raise InputError('`md-trl explore` needs Gradio: pip install "md_trl[explore]"') from None
     from ..sampling.ledger import read_prices

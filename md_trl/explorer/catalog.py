@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from pyarrow.parquet import ParquetFile
 
-from ..answers import canonical, equal
+from ..answers import equal
 from ..mixing import lambda_of, type_of
 from ..records import PATHS
 from ..voting import majority, vote
@@ -106,8 +106,8 @@ def summarize(row: Mapping[str, Any]) -> dict[str, Any]:
         unusable = row.get(f"{path}_unusable") or []
         # In the order first seen, so that ties fall as they do among the samples themselves
         answers[path] = [thought["answer"] for thought in thoughts for _ in range(thought["count"])]
-        known_vote = f"{path}_vote" in row
-        summary[f"{path}_vote"] = canonical(row[f"{path}_vote"]) if known_vote else majority(answers[path])
+        # The vote over a known vote is that vote in canonical form
+        summary[f"{path}_vote"] = majority([row[f"{path}_vote"]] if f"{path}_vote" in row else answers[path])
         solved[path] = summary[f"{path}_vote"] is not None and equal(summary[f"{path}_vote"], gold)
         sampled = len(answers[path]) + sum(thought["count"] for thought in unusable)
         correct = sum(thought["count"] for thought in thoughts if thought["correct"])

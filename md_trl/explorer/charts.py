@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from ..mixing import SOLVED_BY
 from ..records import QuestionType
-from .explanation import MEANINGS
 from .markup import badge
 from .queries import Bin
 
@@ -17,7 +17,7 @@ def type_bars(types: Mapping[QuestionType, int]) -> str:
     """Draw the number of questions of each type."""
     total = max(sum(types.values()), 1)
     lines = [
-        f'<div class="mx-tally">{badge(type_)}<span class="mx-meaning">{MEANINGS[type_]}</span><span class="mx-track">'
+        f'<div class="mx-tally">{badge(type_)}<span>{SOLVED_BY[type_]}</span><span class="mx-track">'
         f'<span class="mx-fill mx-type{type_:d}" style="width:{100 * count / total:.2f}%"></span></span>'
         f'<span class="mx-small">{count:,} ({count / total:.1%})</span></div>'
         for type_, count in types.items()

@@ -92,7 +92,8 @@ def build(catalog: Catalog) -> gr.Blocks:
             return view.figures(view.filters(*values))
 
         quiet = {"queue": False, "show_progress": "hidden", "trigger_mode": "always_last", "api_visibility": "private"}
-        changes = [component.input for component in inputs]
+        # Pasting into a text box is a change, but no input
+        changes = [i.change if isinstance(i, gr.Textbox | gr.Number) else i.input for i in inputs]
         gr.on(changes, filtered, inputs, [listing, opened], **quiet)
         gr.on(changes, drawn, inputs, figures, **quiet)
         tab.select(drawn, inputs, figures, **quiet)

@@ -20,7 +20,7 @@ from ..errors import InputError
 from ..evaluation import EvaluationResult
 from ..execution import Executor, default_cache
 from ..judging import mark, read_answers
-from ..mixed_rows import CHUNK, chunks
+from ..mixed_rows import chunks
 from ..mixing import mix_question
 from ..records import PATHS, Question, QuestionType, Thought
 from ..report import load_results, with_distinct_names
@@ -29,6 +29,8 @@ from ..store import Selection, Store
 from .catalog import Catalog, Place
 
 
+CHUNK = 5_000
+"""Thoughts that are judged together: few enough that the progress bar moves."""
 GROUP_ROWS = 64
 """Rows of one row group of the explorer's own files: few enough to read one of them at once."""
 _REQUIRED = ("id", "question", "answer", "type", *PATHS)
@@ -141,7 +143,7 @@ def add_store(
             Prices by model, to state what a question cost without discounts for batches.
         progress (`bool`, *optional*, defaults to `False`):
             Whether to show a progress bar.
-        chunk (`int`, *optional*, defaults to `50_000`):
+        chunk (`int`, *optional*, defaults to `5_000`):
             Number of thoughts to judge at a time.
 
     Raises:
