@@ -164,6 +164,11 @@ def test_a_student_is_compared_with_its_teacher(page):
     found(page, len(wanted))
     playwright.expect(page.locator("#opened header")).to_contain_text(f"Ann has {wanted[0]} apples")
     playwright.expect(page.locator("#opened .mx-author h3")).to_have_text(["teacher", "student"])
+    # The menu that was used last loses the focus now
+    page.locator(".mx-row").nth(2).click()
+    playwright.expect(page.locator("#opened header")).to_contain_text(f"Ann has {wanted[2]} apples")
+    page.wait_for_timeout(500)
+    playwright.expect(page.locator("#opened header")).to_contain_text(f"Ann has {wanted[2]} apples")
 
 
 def test_the_export_follows_the_filters(page, url):

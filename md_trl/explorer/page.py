@@ -35,6 +35,8 @@ const act = (button) => {
   document.querySelectorAll('.mx-row').forEach((row) => {
     if (row.dataset.open === button.dataset.open) row.setAttribute('aria-current', 'true');
   });
+  const view = document.querySelector('#opened');
+  if (view.getBoundingClientRect().top < 0) view.scrollIntoView();
   trigger('open', {n: Number(button.dataset.open), thoughts: Number(button.dataset.page || 0)});
 };
 element.addEventListener('click', (event) => {
@@ -68,6 +70,7 @@ def build(catalog: Catalog) -> gr.Blocks:
     view = _View(catalog)
     first = view.show(view.first)
     with gr.Blocks(title="md-trl explore", analytics_enabled=False, fill_width=True) as page:
+        shown = gr.State(view.first)
         gr.HTML(_introduction(catalog))
         inputs = _filter_inputs(view)
         with gr.Tabs(selected="questions"):
@@ -79,8 +82,10 @@ def build(catalog: Catalog) -> gr.Blocks:
             with gr.Tab("Distributions", id="distributions") as tab:
                 figures = gr.HTML(elem_id="figures")
 
-        def filtered(*values: Any) -> tuple[str, str]:
-            return view.show(view.filters(*values))
+        def filtered(before: Filters, *values: Any) -> tuple[Any, ...]:
+            filters = view.filters(*values)
+            # Gradio reports an input once more when a menu loses the focus, which must not close the open question
+            return (gr.skip(),) * 3 if filters == before else (filters, *view.show(filters))
 
         def turned(event: gr.EventData, *values: Any) -> tuple[str, str]:
             return view.show(view.filters(*values), int(event.page))
@@ -94,7 +99,7 @@ def build(catalog: Catalog) -> gr.Blocks:
         quiet = {"queue": False, "show_progress": "hidden", "trigger_mode": "always_last", "api_visibility": "private"}
         # Pasting into a text box is a change, but no input
         changes = [i.change if isinstance(i, gr.Textbox | gr.Number) else i.input for i in inputs]
-        gr.on(changes, filtered, inputs, [listing, opened], **quiet)
+        gr.on(changes, filtered, [shown, *inputs], [shown, listing, opened], **quiet)
         gr.on(changes, drawn, inputs, figures, **quiet)
         tab.select(drawn, inputs, figures, **quiet)
         listing.turn(turned, inputs, [listing, opened], **quiet)
