@@ -35,11 +35,11 @@ MAX_PROCESSES = 64
 """Ranges of rows that [`MixedThoughts`] can prepare at the same time."""
 
 
-def open_store(file: str | Path) -> Store:
+def open_store(file: str | Path, read_only: bool = False) -> Store:
     """Open a store that must exist already."""
     if not Path(file).is_file():
         raise FileNotFoundError(f"There is no store at {file}. Create one with `md-trl sample --store {file}`.")
-    return Store(file)
+    return Store(file, read_only)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from pyarrow.parquet import ParquetFile, ParquetWriter
 from tqdm.auto import tqdm
 
 from ..answers import answer_of_value, equal
+from ..dataset import open_store
 from ..dataset_card import read_metadata
 from ..errors import InputError
 from ..evaluation import EvaluationResult
@@ -70,7 +71,9 @@ def add_dataset(catalog: Catalog, folder: str | Path, progress: bool = False) ->
             f"There is no dataset in {folder}. Write one with `md-trl mix --output {folder}`, or download one with "
             "`hf download --repo-type dataset`."
         )
-    files = [file for file in sorted(folder.glob("**/*.parquet")) if _has_mixed_rows(file)]
+    # Folders whose names start with a dot hold what is being written
+    found = (file for file in sorted(folder.glob("**/*.parquet")) if "/." not in f"/{file.relative_to(folder)}")
+    files = [file for file in found if _has_mixed_rows(file)]
     if not files:
         raise InputError(
             f"{folder} has no Parquet file with the columns {', '.join(_REQUIRED)} of mixed rows. Write one with "
@@ -151,12 +154,10 @@ def add_store(
         `InputError`: The file is not a store, or has no thoughts of either path.
     """
     file = Path(file)
-    if not file.is_file():
-        raise FileNotFoundError(f"There is no store at {file}. Create one with `md-trl sample --store {file}`.")
     cache = default_cache(file)
-    if not os.access(cache if cache.exists() else cache.parent, os.W_OK):
+    if not os.access(cache.parent, os.W_OK) or (cache.exists() and not os.access(cache, os.W_OK)):
         cache = catalog.folder / cache.name
-    with Store(file, read_only=True) as store, store.snapshot(), Executor(cache=cache) as executor:
+    with open_store(file, read_only=True) as store, store.snapshot(), Executor(cache=cache) as executor:
         authors = _authors_of_store(store)
         if not authors:
             raise InputError(f"{file} has no CoT or PoT thoughts. Sample some with `md-trl sample --store {file}`.")
@@ -167,7 +168,7 @@ def add_store(
             price = (prices or {}).get(model)
             total = sum(store.count_sampled(selection).values())
             with (
-                tqdm(total=total, desc=f"Judging {name}", unit="question", disable=not progress) as bar,
+                tqdm(total=total, desc=f"Judging {_printable(name)}", unit="question", disable=not progress) as bar,
                 _RowWriter(catalog) as writer,
             ):
                 for thoughts in chunks(store.iterate_thoughts(selection), chunk):
@@ -202,6 +203,11 @@ def _authors_of_store(store: Store) -> list[tuple[str, str, list[int]]]:
             short = f"{short} ({details})"
         named.append((short, model, numbers))
     return named
+
+
+def _printable(name: str) -> str:
+    """Replace characters that a terminal might obey."""
+    return "".join(c if c.isprintable() else "?" for c in name)
 
 
 def _short_name(model: str, others: Iterable[str]) -> str:
