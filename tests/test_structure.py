@@ -16,7 +16,7 @@ ORDER = (
     "thought_source flat_twin dataset_picture dataset_card dataset_folder dataset secret_search hub_repo hub trainer "
     "evaluation comparison show show_text student_evaluation launched_evaluation validation replay vote_settings "
     "curves training_runs student_tables paper_tables plots training_curves stopping_report report student_results "
-    "reasoner server simulated_teacher metric harnesses cli __main__ __init__"
+    "reasoner server simulated_teacher metric harnesses explorer cli __main__ __init__"
 ).split()
 
 # Tables of data, which may be as long as they are

@@ -24,6 +24,7 @@ VERBS = {
     "eval": "sample a student and score its votes",
     "calibrate": "learn the weights of paths and the confidence of votes on held-out questions",
     "serve": "answer questions with a student behind an OpenAI-compatible API",
+    "explore": "read and compare thoughts on a local page",
     "report": "compare evaluation results in tables and figures",
     "show": "show questions with their thoughts, answers and votes, from a store, a dataset or a result",
     "register": "make the metric `md_vote` loadable by its bare name",

@@ -76,3 +76,11 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def names_loopback(host_header: str) -> bool:
+    """Return whether the header `Host` of a request names this machine, which no website can do in a browser."""
+    try:
+        return is_loopback(urlsplit(f"//{host_header}").hostname or "")
+    except ValueError:
+        return False

@@ -7,7 +7,6 @@ import contextlib
 import hmac
 import socket
 from collections.abc import AsyncIterator
-from urllib.parse import urlsplit
 
 import uvicorn
 from starlette.applications import Starlette
@@ -21,7 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..openai_requests import RequestError, read_json
 from ..reasoner import MixedReasoner, Reasoned
-from ..sampling.api_keys import Key, is_loopback
+from ..sampling.api_keys import Key, names_loopback
 from .chat_requests import ChatRequest, check_model, read_chat_request
 from .replies import Reply, dumps, event
 from .worker import Job, Worker
@@ -239,7 +238,7 @@ class _Guard:
         app = self._app
         if scope["type"] == "http" and scope["path"] != "/health":
             headers = Headers(scope=scope)
-            if self._key is None and not _names_this_machine(headers.get("host", "")):
+            if self._key is None and not names_loopback(headers.get("host", "")):
                 message = "Without an API key, this server answers only on this machine, as 127.0.0.1 or localhost."
                 app = _error(RequestError(403, f"{message} Start it with `--api_key_env`."))
             elif self._key is not None and not self._matches(headers.get("authorization", "")):
@@ -252,13 +251,6 @@ class _Guard:
         # Headers are read as Latin-1, whatever bytes they hold.
         sent = key.strip().encode("latin-1", "replace")
         return scheme.lower() == "bearer" and hmac.compare_digest(sent, self._key.encode())
-
-
-def _names_this_machine(host: str) -> bool:
-    try:
-        return is_loopback(urlsplit(f"//{host}").hostname or "")
-    except ValueError:
-        return False
 
 
 async def _refused(request: Request, error: RequestError) -> Response:

@@ -6,6 +6,7 @@ can undo the last few transactions.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -60,13 +61,15 @@ CREATE TABLE thoughts (
 """
 
 
-def open_database(file: Path) -> sqlite3.Connection:
+def open_database(file: Path, read_only: bool = False) -> sqlite3.Connection:
     r"""
     Open the file of a store, and create it with its folder if it does not exist.
 
     Args:
         file ([`~pathlib.Path`]):
             The SQLite file.
+        read_only (`bool`, *optional*, defaults to `False`):
+            Whether SQLite refuses to write to the file, which must exist.
 
     Returns:
         `sqlite3.Connection`: A connection without implicit transactions, see [`transaction`].
@@ -76,6 +79,8 @@ def open_database(file: Path) -> sqlite3.Connection:
     """
     if file.exists():
         _check_header(file)
+    if read_only:
+        return _open_read_only(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     db = sqlite3.connect(file, timeout=60, isolation_level=None)
     try:
@@ -85,6 +90,22 @@ def open_database(file: Path) -> sqlite3.Connection:
         db.execute("PRAGMA foreign_keys=ON")
         if is_new:
             _create_tables(db)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _open_read_only(file: Path) -> sqlite3.Connection:
+    uri = f"{file.resolve().as_uri()}?mode=ro"
+    # Readers of a file in WAL mode share memory through a file beside it, which a folder that cannot be written to may
+    # lack. Nobody writes to the store there.
+    if not os.access(file.parent, os.W_OK) and not file.with_name(f"{file.name}-wal").exists():
+        uri += "&immutable=1"
+    db = sqlite3.connect(uri, uri=True, timeout=60, isolation_level=None)
+    try:
+        if _check_schema(db, file):
+            raise InputError(f"{file} is empty. Choose another `--store`.")
     except BaseException:
         db.close()
         raise

@@ -32,6 +32,8 @@ class Store:
     Args:
         file (`str` or [`~pathlib.Path`]):
             The file. It is created, with its folder, if it does not exist.
+        read_only (`bool`, *optional*, defaults to `False`):
+            Whether SQLite refuses to write to the file, which must exist.
 
     Attributes:
         file ([`~pathlib.Path`]):
@@ -59,9 +61,9 @@ class Store:
     ```
     """
 
-    def __init__(self, file: str | Path):
+    def __init__(self, file: str | Path, read_only: bool = False):
         self.file = Path(file)
-        self._db = open_database(self.file)
+        self._db = open_database(self.file, read_only)
         self._data_version = -1
         owner = new_owner()
         self.questions = Questions(self._db, self.file)
@@ -318,8 +320,8 @@ class Store:
         return self._merge.merge(Path(file))
 
 
-def open_store(file: str | Path) -> Store:
+def open_store(file: str | Path, read_only: bool = False) -> Store:
     """Open a store that must exist already."""
     if not Path(file).is_file():
         raise FileNotFoundError(f"There is no store at {file}. Create one with `md-trl sample --store {file}`.")
-    return Store(file)
+    return Store(file, read_only)
