@@ -1,7 +1,7 @@
 """Extension of Griffe: reads docstrings in TRL's grammar, which differs a little from Google's.
 
-TRL writes types in backticks with ``*optional*, defaults to`` behind them, documents several arguments in one entry, puts
-headings (`> Parameters that control ...`) between arguments, and refers to objects as [`~module.Name`].
+TRL writes types in backticks with ``*optional*, defaults to`` behind them, documents several arguments in one entry,
+puts headings (`> Parameters that control ...`) between arguments, and refers to objects as [`~module.Name`].
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ _TITLES = r"Args|Parameters|Attributes|Returns|Yields|Raises|Examples"
 _ENTRY = re.compile(r"^(?P<indent> +)(?P<entries>\*{0,2}\w+ \(.+\)):$")
 _ARGUMENT = re.compile(r"(\*{0,2}\w+) \((.+?)\)(?=, \*{0,2}\w+ \(|$)")
 _REFERENCE = re.compile(r"\[`(~?)([\w.]+)`\](?!\(|\[)")
-_RESULT = re.compile(r"^(?P<indent> +)(?P<type>`[^`]+`(?: or `[^`]+`)*|\[`[\w.~]+`\])(?P<more>, \*optional\*)?: ")
+_TYPE = r"(?:`[^`]+`|\[`[\w.~]+`\])"
+_RESULT = re.compile(rf"^(?P<indent> +)(?P<type>{_TYPE}(?: or {_TYPE})*)(?:, \*optional\*)?: ")
 
 
 def to_google(text: str, module: str = "") -> str:
