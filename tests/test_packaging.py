@@ -1,11 +1,14 @@
 """What `pip install md_trl` brings: the wheel holds all data files, and works where nothing else is installed."""
 
+import ast
+import itertools
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -99,3 +102,24 @@ def test_versions_agree():
     version = re.search(r'^__version__ = "(.+)"', (ROOT / "md_trl/__init__.py").read_text(), re.MULTILINE)[1]
     assert f'\nversion = "{version}"\n' in (ROOT / "pyproject.toml").read_text()
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+# Imported, but no dependency: modules that the jail loads beside itself, or preloads if they are there; anyio comes
+# with Inspect; lighteval needs an environment of its own
+UNDECLARED = {"anyio", "json_values", "lighteval", "mpmath", "seccomp", "sympy"}
+
+
+def test_every_import_is_a_declared_dependency():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    requirements = [*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())]
+    declared = {re.match(r"[\w-]+", requirement)[0].replace("-", "_").lower() for requirement in requirements}
+    names = {"yaml": "pyyaml"}  # where a module is not called like its distribution
+    imported = set()
+    for file in (ROOT / "md_trl").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                imported.add(node.module.split(".")[0])
+    imported = {names.get(name, name) for name in imported - set(sys.stdlib_module_names) - {"md_trl"}}
+    assert imported - declared == UNDECLARED
