@@ -16,6 +16,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 import threading
 from collections import Counter
 from contextlib import contextmanager
@@ -85,10 +86,10 @@ def blocks_of(page, *languages):
 
 def all_blocks(page):
     text = page.read_text()
-    pattern = r"(?:^<!-- test: (skip|run)(?:, (.+?))? -->\n+)?^```(\w*)\n(.*?)^```$"
+    pattern = r"(?:^ *<!-- test: (skip|run)(?:, (.+?))? -->\n+)?^( *)```(\w*)\n(.*?)^\3```$"
     found = [
-        Block(page, text.count("\n", 0, match.start(4)) + 1, match[3], match[4], match[1] or "", match[2] or "")
-        for match in re.finditer(pattern, text, re.MULTILINE | re.DOTALL)
+        Block(page, text.count("\n", 0, m.start(5)) + 1, m[4], textwrap.dedent(m[5]), m[1] or "", m[2] or "")
+        for m in re.finditer(pattern, text, re.MULTILINE | re.DOTALL)
     ]
     # Every fence and every marker was understood
     assert text.count("```") == 2 * len(found) and text.count("<!-- test:") == sum(bool(b.marker) for b in found)
@@ -127,6 +128,8 @@ def layout(tmp_path_factory):
         main(["store", "import", "--store", store, "--file", str(thoughts), "--task", task])
         for output in ("mixed", "md/mixed-thoughts"):
             main(["mix", "--store", store, "--task", task, "--output", str(folder / output)])
+    rows = [json.dumps({"question": f"What is {i} + {i}?", "answer": 2 * i}) for i in range(10)]
+    (folder / "my_questions.jsonl").write_text("\n".join(rows) + "\n")
     for name in ("HuggingFaceTB/SmolLM2-135M", "HuggingFaceTB/SmolLM2-135M-Instruct", "outputs/student"):
         brief_llama().save_pretrained(folder / name)
         byte_tokenizer().save_pretrained(folder / name)
@@ -294,7 +297,7 @@ def check_script(script, options):
 
 def anchors_of(file):
     """The anchors that GitHub gives to the headings of a page."""
-    text = re.sub(r"^```.*?^```$", "", file.read_text(), flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"^( *)```.*?^\1```$", "", file.read_text(), flags=re.MULTILINE | re.DOTALL)
     anchors = Counter()
     for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE):
         heading = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)
@@ -305,7 +308,7 @@ def anchors_of(file):
 
 @pytest.mark.parametrize("page", LINKING, ids=name_of)
 def test_links_lead_somewhere(page):
-    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"^( *)```.*?^\1```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     text = re.sub(r"`[^`\n]*`", "", text)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         url = urlparse(target)
