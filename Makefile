@@ -8,7 +8,7 @@ SEED ?= 42
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart test test-slow lint format bench clean
+.PHONY: quickstart test test-slow lint format bench docs clean
 
 quickstart: .venv/installed
 	$(BIN)/python recipes/quickstart.py --seed $(SEED)
@@ -30,8 +30,13 @@ format: .venv/installed
 bench: .venv/installed
 	for benchmark in tests/benchmarks/bench_*.py; do $(BIN)/python $$benchmark || exit 1; done
 
+# The site is written to site/. REPO_URL=https://github.com/... makes links to files outside docs/ work.
+docs: .venv/installed
+	$(BIN)/python -m pip install -qq -c constraints.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf .venv dist outputs *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv dist site outputs *.egg-info .pytest_cache .ruff_cache .hypothesis
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -257,7 +257,7 @@ class MixedReasoner:
 
     def stream(self, questions: Sequence[str], listener: Listener | None = None) -> Iterator[tuple[int, Reasoned]]:
         r"""
-        Answer questions, and yield each answer as soon as it is known.
+        Answer questions, and yield each answer as soon as it is known. Raises what [`MixedReasoner.__call__`] raises.
 
         Args:
             questions (`Sequence[str]`):
@@ -267,9 +267,6 @@ class MixedReasoner:
 
         Yields:
             `tuple[int, Reasoned]`: Index of the question and its answer.
-
-        Raises:
-            As [`MixedReasoner.__call__`].
         """
         listener = listener or Listener()
         joining, number, unfinished = _distinct(questions), len(questions), {}

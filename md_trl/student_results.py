@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import yaml
@@ -140,7 +140,7 @@ def _entries(result: EvaluationResult, repo: str | None) -> list[EvalResultEntry
             dataset_id=dataset.repo,
             task_id=dataset.benchmark,
             value=round(100 * result.accuracy(figure, votes), 2),
-            date=datetime.now(timezone.utc).date().isoformat(),
+            date=datetime.now(UTC).date().isoformat(),
             notes=f"{_how(result, figure)}; {len(result.questions):,} questions of split {result.split}; md_trl",
             **source,
         )

@@ -1,5 +1,5 @@
 # /// script
-# requires-python = ">=3.10"
+# requires-python = ">=3.11"
 # dependencies = [
 #     # Not on PyPI yet: until it is, put the address of a repository here, `md_trl @ git+https://...`
 #     "md_trl",

@@ -285,7 +285,7 @@ class OpenAIEngine:
         try:
             # The client's own timeout is the one between two packets.
             answer = await asyncio.wait_for(client.post(endpoint, cast_to=httpx2.Response, body=body), self.timeout)
-        except (asyncio.TimeoutError, openai.APITimeoutError):
+        except (TimeoutError, openai.APITimeoutError):
             return SampleResult(request, error=f"no answer within {self.timeout:g} s", lost=True)
         except openai.APIConnectionError as error:
             if not isinstance(error.__cause__, httpx2.ConnectError):
