@@ -1,0 +1,83 @@
+"""Few-shot examples from a file of the user's: read, and judged as thoughts are before a teacher learns from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .answers import equal
+from .errors import InputError
+from .execution import Executor
+from .judging import read_answers
+from .records import PATHS, Thought
+from .tasks.loading import Row, table_rows
+
+
+HINT = "A file of few-shot examples has the columns 'question', 'cot' and 'pot' (docs/own_task.md)."
+_ENDS = {
+    "cot": "End it with a sentence such as 'The answer is 5.'",
+    "pot": "Assign the answer to the variable `answer`.",
+}
+
+
+def load_few_shot(file: str | Path, executor: Executor) -> list[dict[str, str]]:
+    r"""
+    Load worked examples, and check that both thoughts of each reach the same answer.
+
+    Args:
+        file (`str` or `Path`):
+            A `.jsonl`, `.json`, `.csv` or `.parquet` file with these columns; others are ignored:
+
+            - `question`: a text, which no other row may have.
+            - `cot`: a chain of thought that states its answer.
+            - `pot`: a program, as a text or as a list of lines.
+            - `answer` (*optional*): the answer that both should reach.
+        executor ([`~md_trl.execution.Executor`]):
+            Runs the programs in the sandbox.
+
+    Returns:
+        `list[dict[str, str]]`: `question`, `cot` and `pot` of each example, in the order of the file.
+
+    Raises:
+        [`~md_trl.errors.InputError`]: The file or a row cannot be used.
+        `FileNotFoundError`: The file does not exist.
+    """
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"There is no file of few-shot examples {file}. {HINT}")
+    rows = table_rows(Path(file), HINT)
+    if not rows:
+        raise InputError(f"{file} holds no examples. {HINT}")
+    examples = [{"question": row.text("question"), "cot": row.text("cot"), "pot": _program(row)} for row in rows]
+    first_of_text: dict[str, Row] = {}
+    for row, example in zip(rows, examples, strict=True):
+        other = first_of_text.setdefault(example["question"], row)
+        if other is not row:
+            raise InputError(
+                f"{row.where}: the question {example['question']!r:.200} is also in {other.where}. Remove one of them."
+            )
+    for path in PATHS:
+        thoughts = [Thought(row.where, path, 0, example[path]) for row, example in zip(rows, examples, strict=True)]
+        for row, example, thought in zip(rows, examples, read_answers(thoughts, executor), strict=True):
+            if not thought.usable:
+                why = repr(thought.text[-200:]) if path == "cot" else executor.run_many([thought.text])[0].error
+                raise InputError(f"{row.where}: {path!r} reaches no answer ({why}). {_ENDS[path]}")
+            for column in ("answer", *PATHS[: PATHS.index(path)]):
+                _check_same(row, column, example, path, thought.answer)
+            example[f"{path} answer"] = thought.answer
+    return [{name: example[name] for name in ("question", *PATHS)} for example in examples]
+
+
+def _program(row: Row) -> str:
+    lines = row["pot"]
+    if isinstance(lines, list) and lines and all(isinstance(line, str) for line in lines):
+        return "\n".join(lines)
+    return row.text("pot")
+
+
+def _check_same(row: Row, column: str, example: dict[str, str], path: str, answer: str) -> None:
+    """Raise an error if a thought reaches another answer than the row gives, or than its other thought reaches."""
+    expected = row.values.get(column) if column == "answer" else example[f"{column} answer"]
+    if expected not in (None, "") and not equal(expected, answer):
+        raise InputError(
+            f"{row.where}: {path!r} reaches the answer {answer!r}, but {column!r} "
+            f"{'is' if column == 'answer' else 'reaches'} {expected!r}. Correct one of them."
+        )
