@@ -220,8 +220,9 @@ def run(args: SampleArguments) -> None:
     shard = (1, 1) if args.shard is None else _parse_shard(args.shard)
     questions = load_questions(args.task, args.split, args.source, args.data_seed, args.task_name)[: args.limit]
     questions = take_shard(questions, *shard)
+    examples = _examples(args)
     engine = make_engine(args, args.model)
-    prompt = _prompt(args, engine)
+    prompt = _prompt(args, engine, examples)
     with Store(args.store) as store:
         if args.dry_run:
             job = (questions, args.paths, args.n, engine, store, prompt)
@@ -267,13 +268,15 @@ def _sample(
     return sample(*job, **options)
 
 
-def _prompt(args: SampleArguments, engine: Engine) -> Callable[[Question, str], Prompt]:
+def _prompt(
+    args: SampleArguments, engine: Engine, examples: list[dict[str, str]] | None
+) -> Callable[[Question, str], Prompt]:
     kind = args.prompt
     if kind == "auto":
         kind = "few_shot" if args.engine == "openai" or args.few_shot is not None else "student"
     if kind != "student":
         build = teacher_messages if kind == "few_shot" else teacher_prompt
-        return partial(build, examples=_examples(args))
+        return partial(build, examples=examples)
     # A server does not tell whether its model has a chat template.
     prompt_format = "plain"
     if args.engine != "openai":
