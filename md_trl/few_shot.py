@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 from .answers import equal
 from .errors import InputError
 from .execution import Executor
 from .judging import read_answers
-from .records import PATHS, Thought
+from .records import PATHS, Question, Thought
 from .tasks.loading import Row, table_rows
 
+
+logger = logging.getLogger(__name__)
 
 HINT = "A file of few-shot examples has the columns 'question', 'cot' and 'pot' (docs/own_task.md)."
 _ENDS = {
@@ -19,7 +23,7 @@ _ENDS = {
 }
 
 
-def load_few_shot(file: str | Path, executor: Executor) -> list[dict[str, str]]:
+def load_few_shot(file: str | Path, executor: Executor, questions: Iterable[Question] = ()) -> list[dict[str, str]]:
     r"""
     Load worked examples, and check that both thoughts of each reach the same answer.
 
@@ -33,6 +37,8 @@ def load_few_shot(file: str | Path, executor: Executor) -> list[dict[str, str]]:
             - `answer` (*optional*): the answer that both should reach.
         executor ([`~md_trl.execution.Executor`]):
             Runs the programs in the sandbox.
+        questions (`Iterable[Question]`, *optional*, defaults to `()`):
+            Questions that will be asked. There is a warning if examples are among them.
 
     Returns:
         `list[dict[str, str]]`: `question`, `cot` and `pot` of each example, in the order of the file.
@@ -63,6 +69,13 @@ def load_few_shot(file: str | Path, executor: Executor) -> list[dict[str, str]]:
             for column in ("answer", *PATHS[: PATHS.index(path)]):
                 _check_same(row, column, example, path, thought.answer)
             example[f"{path} answer"] = thought.answer
+    asked = {question.question: question.id for question in questions}
+    if known := [row for row, example in zip(rows, examples, strict=True) if example["question"] in asked]:
+        logger.warning(
+            f"{known[0].where}: this example is the question {asked[known[0].text('question')]!r}"
+            f"{f', and {len(known) - 1:,} more are among the questions' if known[1:] else ''}. A model copies the "
+            "answer of an example: use others, or remove these questions."
+        )
     return [{name: example[name] for name in ("question", *PATHS)} for example in examples]
 
 

@@ -15,9 +15,6 @@ from .tasks import is_own_file, load_questions, task_name
 from .tasks.names import PATHS_ENDING, THOUGHTS_ENDING
 
 
-_MIX = "`md-trl mix` writes such a folder"
-
-
 def load_mixed_rows(dataset: str | Path, tasks: str | Sequence[str] = ()) -> datasets.Dataset:
     r"""
     Load the mixed rows to train on.
@@ -43,7 +40,8 @@ def load_mixed_rows(dataset: str | Path, tasks: str | Sequence[str] = ()) -> dat
     tasks = [tasks] if isinstance(tasks, str) else list(tasks)
     if not Path(dataset).exists() and not _is_hub_id(str(dataset)):
         raise FileNotFoundError(
-            f"There is no folder {dataset}. {_MIX}: name the right one, or the Hub id of a dataset, as in USER/NAME."
+            f"There is no {dataset}. Name a folder that `md-trl mix`, `save_to_disk` or `to_parquet` wrote, or the "
+            "Hub id of a dataset, as in USER/NAME."
         )
     if has_plain_rows(dataset):
         return _of_tasks(_load_plain(Path(dataset)), tasks, dataset)
@@ -62,10 +60,10 @@ def has_plain_rows(dataset: str | Path) -> bool:
             As in [`load_mixed_rows`].
 
     Returns:
-        `bool`: Whether it is such a folder or file.
+        `bool`: Whether it is such a folder or file, or the name of a Parquet file that may not exist.
     """
     path = Path(dataset)
-    return path.is_file() or _saved_to_disk(path) or bool(sorted(path.glob("*.parquet")))
+    return path.suffix == ".parquet" or path.is_file() or _saved_to_disk(path) or any(path.glob("*.parquet"))
 
 
 def _saved_to_disk(folder: Path) -> bool:
@@ -73,8 +71,12 @@ def _saved_to_disk(folder: Path) -> bool:
 
 
 def _load_plain(path: Path) -> datasets.Dataset:
+    nothing = InputError(f"{path} holds no rows. Filter less of them out.")
     if _saved_to_disk(path):
-        rows = datasets.load_from_disk(str(path))
+        try:
+            rows = datasets.load_from_disk(str(path))
+        except IndexError:  # `datasets` 5.2 saves a dataset without rows, but cannot load it
+            raise nothing from None
         if isinstance(rows, datasets.DatasetDict):
             if "train" not in rows:
                 raise InputError(f"{path} has no split 'train', only {', '.join(map(repr, rows))}. Save that split.")
@@ -89,7 +91,7 @@ def _load_plain(path: Path) -> datasets.Dataset:
             raise InputError(f"{path} has no Parquet files of the split 'train'. Write the rows to train on to it.")
         rows = _load_parquet(files)
     if not len(rows):
-        raise InputError(f"{path} holds no rows. Filter less of them out.")
+        raise nothing
     return rows
 
 
@@ -124,6 +126,8 @@ def _load_task(dataset: str, task: str) -> datasets.Dataset:
     try:
         return datasets.load_dataset(dataset, task, split="train")
     except FileNotFoundError as error:
+        if folder.exists():
+            raise InputError(f"{dataset} holds no mixed rows: {error}. Write some to it with `md-trl mix`.") from error
         raise FileNotFoundError(f"There is no folder {dataset}, nor such a dataset on the Hub: {error}") from error
     except ConnectionError as error:
         raise ConnectionError(f"There is no folder {dataset}, and the Hub is out of reach: {error}") from error
@@ -144,7 +148,7 @@ def _held(folder: Path) -> str:
 
 
 def _is_hub_id(dataset: str) -> bool:
-    """Whether a name can be the id of a dataset on the Hub: USER/NAME, and nothing that only paths have."""
+    """Return whether a name can be the id of a dataset on the Hub: USER/NAME, and nothing that only paths have."""
     return (
         dataset.count("/") == 1 and not dataset.startswith((".", "/", "~")) and not dataset.endswith(("/", ".parquet"))
     )

@@ -166,6 +166,8 @@ def test_a_built_in_task_is_itself_even_beside_a_file_or_folder_of_its_name(tmp_
     monkeypatch.chdir(tmp_path)
     Path("stories").mkdir()
     Path("svamp").write_text("")
+    Path("mine").write_text("")
+    assert task_name("mine") == "mine"  # a task of a store, not the file
     assert len(load_questions("stories", "test")) == 1200 and not is_own_file("svamp")
 
 
@@ -375,6 +377,14 @@ def test_each_mistake_in_few_shot_examples_is_found_before_anything_is_paid(tmp_
         # A program may be a list of lines, and `answer` any form of the answer
         write(file, [EXAMPLE | {"pot": ["x = 2", "answer = x + 3"], "answer": 5.0}])
         assert load_few_shot(file, executor)[0]["pot"] == "x = 2\nanswer = x + 3"
+
+
+def test_an_example_that_is_asked_itself_is_named(tmp_path, caplog):
+    file = write(tmp_path / "few.jsonl", [EXAMPLE])
+    questions = load_questions(write(tmp_path / "t.jsonl", [{"question": EXAMPLE["question"], "answer": 5}]), "train")
+    with Executor() as executor:
+        load_few_shot(file, executor, questions)
+    assert f"row 1: this example is the question {questions[0].id!r}" in caplog.text
 
 
 def test_the_sample_files_are_right(caplog):

@@ -105,7 +105,7 @@ def test_a_missing_folder_is_called_missing_and_the_hub_is_not_asked(mixed, monk
         str(Path("x").resolve()),
         "~/x",
     ):
-        with pytest.raises(FileNotFoundError, match=f"There is no folder {absent}. `md-trl mix` writes such a folder"):
+        with pytest.raises(FileNotFoundError, match=f"There is no {absent}. Name a folder"):
             load_mixed_rows(absent, "svamp")
 
 
@@ -134,6 +134,16 @@ def test_what_a_folder_holds_is_named(mixed):
     Path("broken.parquet").write_text("PAR1")
     with pytest.raises(InputError, match="Cannot read broken.parquet as Parquet"):
         load_mixed_rows("broken.parquet")
+
+
+def test_a_parquet_file_that_is_missing_is_not_built_from_the_store(mixed):
+    args = RecipeArguments(dataset="kept.parquet", task="svamp", store="svamp.db")
+    with pytest.raises(FileNotFoundError, match="There is no kept.parquet"):
+        _load_rows(args, config())
+    assert not Path("kept.parquet").exists()
+    Path("empty").mkdir()
+    with pytest.raises(InputError, match="empty holds no mixed rows"):
+        load_mixed_rows("empty", "svamp")
 
 
 def test_questions_of_several_tasks_are_those_of_each(mixed):
@@ -170,5 +180,5 @@ def test_a_student_learns_two_tasks_and_then_their_filtered_rows(mixed, capsys):
     main(["train", "--config", "recipe.yaml", "--dataset", "kept", "--task", "asdiv", "--output_dir", "one"])
     [logs, _] = json.loads(Path("one/trainer_state.json").read_text())["log_history"]
     assert logs["num_questions"] == 2
-    with pytest.raises(SystemExit, match="md-trl train: There is no folder ./absent"):
+    with pytest.raises(SystemExit, match="md-trl train: There is no ./absent"):
         main(["train", "--config", "recipe.yaml", "--dataset", "./absent"])

@@ -220,7 +220,7 @@ def run(args: SampleArguments) -> None:
     shard = (1, 1) if args.shard is None else _parse_shard(args.shard)
     questions = load_questions(args.task, args.split, args.source, args.data_seed, args.task_name)[: args.limit]
     questions = take_shard(questions, *shard)
-    examples = _examples(args)
+    examples = _examples(args, questions)
     engine = make_engine(args, args.model)
     prompt = _prompt(args, engine, examples)
     with Store(args.store) as store:
@@ -284,13 +284,13 @@ def _prompt(
     return lambda question, path: student_prompt(question.question, path, prompt_format)
 
 
-def _examples(args: SampleArguments) -> list[dict[str, str]] | None:
+def _examples(args: SampleArguments, questions: list[Question]) -> list[dict[str, str]] | None:
     if args.few_shot is None:
         return None
     from ..few_shot import load_few_shot
 
     with Executor() as executor:
-        return load_few_shot(args.few_shot, executor)
+        return load_few_shot(args.few_shot, executor, questions)
 
 
 def format_summary(summary: SampleSummary, store: str) -> str:

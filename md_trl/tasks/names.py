@@ -30,10 +30,10 @@ def is_own_file(task: str | Path) -> bool:
     Returns:
         `bool`: Whether it is the path of a file. The file may not exist.
     """
-    text = str(task)
+    text, ending = str(task), Path(task).suffix.lower()
     if text in TASKS:
         return False
-    return "/" in text or "\\" in text or Path(text).suffix.lower() in SUFFIXES or Path(text).is_file()
+    return "/" in text or "\\" in text or ending in SUFFIXES or (ending != "" and Path(task).is_file())
 
 
 def task_name(task: str | Path, name: str | None = None) -> str:

@@ -98,10 +98,11 @@ def _answer(row: Row) -> str:
 
 def _names(rows: list[Row], texts: list[str]) -> list[str]:
     """Name the questions by their ids, or by a digest of their texts. Both must be unique."""
-    columns = {column for row in rows for column in row.values}
-    # "ID" would silently be ignored.
-    if "id" not in columns and (question := did_you_mean("id", columns)):
-        raise InputError(f"{rows[0].where}: there is no column 'id'. {question}{HINT}")
+    columns = {str(column) for row in rows for column in row.values}
+    # "ID" would silently be ignored. "idx" may well be another column.
+    alike = [column for column in columns if column.strip().casefold() == "id"]
+    if alike and "id" not in columns:
+        raise InputError(f"{rows[0].where}: there is no column 'id'. {did_you_mean('id', alike)}{HINT}")
     names = []
     first_of_text: dict[str, Row] = {}
     first_of_name: dict[str, Row] = {}
