@@ -60,15 +60,9 @@ def load_few_shot(file: str | Path, executor: Executor, questions: Iterable[Ques
             raise InputError(
                 f"{row.where}: the question {example['question']!r:.200} is also in {other.where}. Remove one of them."
             )
-    for path in PATHS:
-        thoughts = [Thought(row.where, path, 0, example[path]) for row, example in zip(rows, examples, strict=True)]
-        for row, example, thought in zip(rows, examples, read_answers(thoughts, executor), strict=True):
-            if not thought.usable:
-                why = repr(thought.text[-200:]) if path == "cot" else executor.run_many([thought.text])[0].error
-                raise InputError(f"{row.where}: {path!r} reaches no answer ({why}). {_ENDS[path]}")
-            for column in ("answer", *PATHS[: PATHS.index(path)]):
-                _check_same(row, column, example, path, thought.answer)
-            example[f"{path} answer"] = thought.answer
+    answers = [_answers(rows, [example[path] for example in examples], path, executor) for path in PATHS]
+    for row, *reached in zip(rows, *answers, strict=True):
+        _check_same(row, dict(zip(PATHS, reached, strict=True)))
     asked = {question.question: question.id for question in questions}
     if known := [row for row, example in zip(rows, examples, strict=True) if example["question"] in asked]:
         logger.warning(
@@ -76,7 +70,7 @@ def load_few_shot(file: str | Path, executor: Executor, questions: Iterable[Ques
             f"{f', and {len(known) - 1:,} more are among the questions' if known[1:] else ''}. A model copies the "
             "answer of an example: use others, or remove these questions."
         )
-    return [{name: example[name] for name in ("question", *PATHS)} for example in examples]
+    return examples
 
 
 def _program(row: Row) -> str:
@@ -86,11 +80,26 @@ def _program(row: Row) -> str:
     return row.text("pot")
 
 
-def _check_same(row: Row, column: str, example: dict[str, str], path: str, answer: str) -> None:
-    """Raise an error if a thought reaches another answer than the row gives, or than its other thought reaches."""
-    expected = row.values.get(column) if column == "answer" else example[f"{column} answer"]
-    if expected not in (None, "") and not equal(expected, answer):
+def _answers(rows: list[Row], texts: list[str], path: str, executor: Executor) -> list[str]:
+    """Read the answers that the thoughts of a path reach. All must reach one."""
+    thoughts = read_answers([Thought("", path, 0, text) for text in texts], executor)
+    for row, thought in zip(rows, thoughts, strict=True):
+        if not thought.usable:
+            why = repr(thought.text[-200:]) if path == "cot" else executor.run_many([thought.text])[0].error
+            raise InputError(f"{row.where}: {path!r} reaches no answer ({why}). {_ENDS[path]}")
+    return [thought.answer for thought in thoughts]
+
+
+def _check_same(row: Row, answers: dict[str, str]) -> None:
+    """Raise an error if the thoughts of a row reach different answers, or another than the row gives."""
+    given = row.values.get("answer")
+    for path, answer in answers.items():
+        if given not in (None, "") and not equal(given, answer):
+            raise InputError(
+                f"{row.where}: {path!r} reaches the answer {answer!r}, but 'answer' is {given!r}. Correct one of them."
+            )
+    if not equal(answers["cot"], answers["pot"]):
         raise InputError(
-            f"{row.where}: {path!r} reaches the answer {answer!r}, but {column!r} "
-            f"{'is' if column == 'answer' else 'reaches'} {expected!r}. Correct one of them."
+            f"{row.where}: 'cot' reaches the answer {answers['cot']!r}, but 'pot' reaches {answers['pot']!r}. Correct "
+            "one of them."
         )

@@ -329,7 +329,7 @@ def test_one_warning_names_counts_and_rows(tmp_path, caplog):
     [record] = caplog.records
     for part in (
         "5 of 7 answers can only be compared in part",
-        "4 with a unit, which is dropped: '3 hours', '3 days' and '3' are equal",
+        "compared in part: 4 with a unit, which is dropped, so that '3 hours', '3 days' and '3' are equal",
         "(row 1: '5 km'; row 2: '5 m'; row 5: '6 m'; ...)",
         "1 with several parts",
         "(row 7: '1, 2 and 3')",
@@ -358,9 +358,10 @@ def test_each_mistake_in_few_shot_examples_is_found_before_anything_is_paid(tmp_
         ({"pot": "answer = ="}, r"row 2: 'pot' reaches no answer \(SyntaxError"),
         ({"pot": "answer = 1 / 0"}, r"row 2: 'pot' reaches no answer \(.*ZeroDivisionError"),
         ({"pot": "x = 5"}, "row 2: 'pot' reaches no answer .*Assign the answer to the variable"),
-        ({"pot": "answer = 6"}, "row 2: 'pot' reaches the answer '6', but 'cot' reaches '5'. Correct one"),
+        ({"pot": "answer = 6"}, "row 2: 'cot' reaches the answer '5', but 'pot' reaches '6'. Correct one"),
         ({"answer": "7"}, "row 2: 'cot' reaches the answer '5', but 'answer' is '7'"),
         ({"pot": ""}, "row 2: 'pot' is '', expected a text"),
+        ({"cot": "\ud800 The answer is 5."}, "row 2: 'cot' is .*expected valid Unicode"),
         ({"question": EXAMPLE["question"]}, "row 2: the question .* is also in .*row 1"),
     ]
     file = tmp_path / "few.jsonl"

@@ -41,7 +41,7 @@ def limitation(answer: str) -> str | None:
         return "without anything that can be compared, which no thought can reach"
     if _NUMBER.fullmatch(form):
         if read_unit(answer):
-            return "with a unit, which is dropped: '3 hours', '3 days' and '3' are equal"
+            return "with a unit, which is dropped, so that '3 hours', '3 days' and '3' are equal"
         if _is_rounded(answer, form):
             return "with more digits than are compared (2 decimals, or 4 digits below 1)"
     elif all(_NUMBER.match(part) for part in form.split(";")) and ";" in form:

@@ -55,11 +55,22 @@ class Row:
         """Return the text of a column without outer white space. It must not be empty."""
         if not isinstance(self[column], str) or not self[column].strip():
             raise self.error(column, "a text")
+        if not is_unicode(self[column]):
+            raise self.error(column, "valid Unicode")
         return self[column].strip()
 
     def error(self, column: str, expected: str) -> InputError:
         """Return the error to raise if a column has another value than expected."""
         return InputError(f"{self.where}: {column!r} is {self[column]!r:.200}, expected {expected}. {self.hint}")
+
+
+def is_unicode(text: str) -> bool:
+    """Return whether a text can be stored and sent. JSON may hold halves of a character, such as `"\\ud800"`."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def did_you_mean(column: str, columns: Iterable[str]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from ..answers.limits import limitation
 from ..errors import InputError
 from ..records import Question
-from .loading import Row, did_you_mean, table_rows
+from .loading import Row, did_you_mean, is_unicode, table_rows
 from .names import task_name
 
 
@@ -57,7 +57,7 @@ def load(file: str | Path, split: str | None = None, seed: int = 42, name: str |
     rows = table_rows(Path(file), HINT)
     if not rows:
         raise InputError(f"{file} holds no questions. {HINT}")
-    texts = [_question(row) for row in rows]
+    texts = [row.text("question") for row in rows]
     answers = [_answer(row) for row in rows]
     names = _names(rows, texts)
     splits = _splits(rows, texts, seed)
@@ -73,13 +73,6 @@ def load(file: str | Path, split: str | None = None, seed: int = 42, name: str |
             "the other split."
         )
     return questions
-
-
-def _question(row: Row) -> str:
-    text = row.text("question")
-    if not _is_unicode(text):
-        raise row.error("question", "valid Unicode")
-    return text
 
 
 def _answer(row: Row) -> str:
@@ -161,23 +154,14 @@ def _warn_of_limitations(file: str | Path, rows: list[Row], answers: list[str]) 
             for kind, shown in found.items()
         ]
         logger.warning(
-            f"{file}: {sum(map(len, found.values())):,} of {len(rows):,} answers can only be compared in part. There "
-            f"are answers {'; '.join(kinds)}. Where this matters, thoughts are marked wrongly: ask for plain numbers "
-            "and short texts, and name the unit in the question."
+            f"{file}: {sum(map(len, found.values())):,} of {len(rows):,} answers can only be compared in part: "
+            f"{'; '.join(kinds)}. Where this matters, thoughts are marked wrongly. Ask for plain numbers and short "
+            "texts, and name the unit in the question."
         )
 
 
 def _is_line(text: str) -> bool:
-    return text.strip() != "" and len(text.splitlines()) == 1 and _is_unicode(text)
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether a text can be stored. JSON may hold halves of a character, such as `"\ud800"`."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return text.strip() != "" and len(text.splitlines()) == 1 and is_unicode(text)
 
 
 def _normalize(text: str) -> str:
