@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pyarrow
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
@@ -397,6 +398,16 @@ def test_the_sample_files_are_right(caplog):
         examples = load_few_shot(RECIPE / "few_shot.jsonl", executor)
     assert not {example["question"] for example in examples} & {question.question for question in questions}
     assert all(canonical(question.answer) for question in questions)
+
+
+def test_the_sample_recipe_trains_as_the_one_it_is_made_from():
+    own = yaml.safe_load((RECIPE / "smollm2-135m.yaml").read_text())
+    svamp = yaml.safe_load((ROOT / "recipes" / "smollm2-135m" / "svamp.yaml").read_text())
+    data = {"dataset", "store", "task", "model_name_or_path", "output_dir", "eval_task", "eval_store", "eval_output"}
+    only_svamp = {"eval_source", "eval_limit", "validation"}
+    assert set(svamp) - set(own) == only_svamp and set(own) <= set(svamp)
+    assert {name for name in own if own[name] != svamp[name]} == data
+    assert (RECIPE / own["task"]).is_file() and own["eval_task"] == own["task"]
 
 
 # Stores
