@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import tempfile
@@ -25,7 +26,7 @@ from .mixing import REPEAT_CAP, MixStatistics, describe
 from .records import ALL_PATHS, COT_POT, PATHS, MixedRow
 from .sampling.ledger import Ledger, Price
 from .store import Selection, Store, open_store
-from .tasks import TASKS, load_questions
+from .tasks import TASKS, is_own_file, own_file, task_name
 from .thought_source import open_thoughts, thoughts_digest
 
 
@@ -37,7 +38,11 @@ MAX_PROCESSES = 64
 
 @contextmanager
 def open_source(
-    store: str | Path | None, thoughts: str | Path | None, task: str, folder: str | Path
+    store: str | Path | None,
+    thoughts: str | Path | None,
+    task: str | Path,
+    folder: str | Path,
+    name: str | None = None,
 ) -> Iterator[Store]:
     r"""
     Open the thoughts to mix, wherever they are.
@@ -47,10 +52,12 @@ def open_source(
             Store of the thoughts.
         thoughts (`str` or `Path`, *optional*):
             Raw thoughts, as in [`~md_trl.thought_source.open_thoughts`]. Either this or `store` must be given.
-        task (`str`):
-            Task of the raw thoughts.
+        task (`str` or `Path`):
+            Task of the raw thoughts. A file of one's own questions adds them, so that thoughts can refer to them.
         folder (`str` or `Path`):
             Folder on a disk that has room for them. It may not exist yet.
+        name (`str`, *optional*):
+            Name for the task of a file. Defaults to the file's name without its ending.
 
     Yields:
         [`~md_trl.store.Store`]: The store, or a temporary one that holds the raw thoughts.
@@ -60,7 +67,12 @@ def open_source(
         `ValueError`: Both or neither are given, or the raw thoughts cannot be used.
     """
     _check_one_source(store, thoughts)
-    with open_store(store) if store is not None else open_thoughts(thoughts, task, _existing(folder)) as opened:
+    if store is not None:
+        with open_store(store) as opened:
+            yield opened
+        return
+    questions = own_file.load(task, name=name) if is_own_file(task) else []
+    with open_thoughts(thoughts, task_name(task, name), _existing(folder), questions) as opened:
         yield opened
 
 
@@ -231,63 +243,6 @@ def ensure_dataset(folder: str | Path, task: str, store_file: str | Path) -> Bui
         return build_dataset(store, folder, selection, repeat_cap, progress=True)
 
 
-def load_mixed_rows(dataset: str, task: str) -> datasets.Dataset:
-    r"""
-    Load the mixed rows to train on.
-
-    Args:
-        dataset (`str`):
-            Folder or Hub id of the dataset.
-        task (`str`):
-            Task, a configuration of the dataset.
-
-    Returns:
-        [`~datasets.Dataset`]: Its split `train`.
-
-    Raises:
-        `ValueError`: The dataset has no such configuration or no split `train`.
-        `FileNotFoundError`: There is no such dataset.
-    """
-    files = sorted(map(str, Path(dataset).glob(f"{task}/train-*.parquet")))
-    try:
-        if files:
-            # By name, `datasets` would return what it cached of another folder of that name, or of an older file.
-            return datasets.load_dataset("parquet", data_files={"train": files}, split="train")
-        return datasets.load_dataset(dataset, task, split="train")
-    except ValueError as error:
-        raise InputError(f"Cannot load the split `train` of task {task!r} from {dataset}: {error}") from error
-
-
-def load_question_rows(task: str, source: str | None = None, store_file: str | None = None) -> datasets.Dataset:
-    r"""
-    Load every training question of a task, whichever paths solve it, for `objective="label_all"`.
-
-    Args:
-        task (`str`):
-            Name of the task.
-        source (`str`, *optional*):
-            Local copy of the task's original file.
-        store_file (`str`, *optional*):
-            Store whose questions to use if there is no `source`. Without either, the task is loaded from the Hub.
-
-    Returns:
-        [`~datasets.Dataset`]: `id`, `task`, `question` and `answer` of each question.
-
-    Raises:
-        `FileNotFoundError`: The source or the store does not exist.
-        `ValueError`: The store has no training questions of the task.
-    """
-    if source is None and store_file is not None:
-        with open_store(store_file) as store:
-            questions = store.questions.load(task, "train")
-        if not questions:
-            raise InputError(f"{store_file} has no questions of {task}/train. Name the original file with `source`.")
-    else:
-        questions = load_questions(task, "train", source=source)
-    columns = ("id", "task", "question", "answer")
-    return datasets.Dataset.from_list([{name: getattr(question, name) for name in columns} for question in questions])
-
-
 @dataclass
 class MixedThoughtsConfig(datasets.BuilderConfig):
     r"""
@@ -336,8 +291,8 @@ class MixedThoughts(datasets.ArrowBasedBuilder):
     ```
 
     Args:
-        config_name (`str`):
-            Name of the task.
+        config_name (`str` or `Path`):
+            Name of the task, or a file of questions of one's own, whose name without its ending is the task's.
         store (`str` or `Path`, *optional*):
             Store of the thoughts.
         cache_dir (`str`, *optional*):
@@ -364,7 +319,7 @@ class MixedThoughts(datasets.ArrowBasedBuilder):
 
     def __init__(
         self,
-        config_name: str,
+        config_name: str | Path,
         store: str | Path | None = None,
         cache_dir: str | None = None,
         models: str | dict[str, str] | None = None,
@@ -374,11 +329,15 @@ class MixedThoughts(datasets.ArrowBasedBuilder):
         **config_kwargs: Any,
     ):
         _check_one_source(store, thoughts)
-        self._store, self._thoughts, self._folder = store, thoughts, None
+        self._store, self._thoughts, self._folder, self._task = store, thoughts, None, config_name
+        config_name = task_name(config_name)
         paths = config_kwargs.get("paths")
         self._selection = Selection(config_name, paths=paths, models=models, settings=settings, combine=combine)
         if store is None:
             digest = thoughts_digest(thoughts, config_name)
+            if is_own_file(self._task):
+                questions = Path(self._task).read_bytes()
+                digest = hashlib.sha256(digest.encode() + questions).hexdigest()
         else:
             with open_store(store) as opened:
                 digest = opened.digest(self._selection)
@@ -419,7 +378,7 @@ class MixedThoughts(datasets.ArrowBasedBuilder):
                 "Thoughts cannot be mixed as a stream, because `repeat` depends on all of them. Call "
                 "`download_and_prepare` and `as_dataset`."
             )
-        with open_source(self._store, self._thoughts, self.config.name, self._folder) as store:
+        with open_source(self._store, self._thoughts, self._task, self._folder) as store:
             splits = mix_store(store, self._selection, self._folder, self.config.repeat_cap)
         for split in splits.values():
             if split.contamination is not None and split.contamination.found:

@@ -15,10 +15,10 @@ from datasets.info import DatasetInfosDict
 from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from .errors import InputError
 from .flat_twin import read_info, twin_of
 from .mixing import REPEAT_CAP
 from .records import ALL_PATHS, COT_POT, PATHS, MixedRow, SamplingParams
+from .tasks.names import DEFAULT_CONFIG
 from .thought_source import thoughts_of
 
 
@@ -26,8 +26,6 @@ METADATA_FILE = "mixing.json"
 """File beside the rows of a task: how they were made, and from what."""
 PICTURE_FILE = "mixing.png"
 """Picture of a published dataset."""
-DEFAULT_CONFIG = "default"
-"""Configuration of the rows of all tasks, if there are several. `load_dataset` opens it if none is named."""
 
 LICENSES = {
     "svamp": ("mit", "[SVAMP](https://huggingface.co/datasets/ChilleD/SVAMP)"),
@@ -63,15 +61,6 @@ def read_tasks(folder: str | Path) -> dict[str, dict[str, Any]]:
     tasks = sorted(file.parent.name for file in Path(folder).glob(f"*/{METADATA_FILE}"))
     read = {task: read_metadata(folder, task) for task in tasks if not task.startswith(".")}
     return {task: metadata for task, metadata in read.items() if metadata is not None}
-
-
-def check_task_name(task: str) -> None:
-    """Raise an error for a task whose name a configuration of the dataset needs."""
-    if task == DEFAULT_CONFIG or task.endswith((twin_of(""), thoughts_of(""))):
-        raise InputError(
-            f"A task cannot be named {task!r}: `{DEFAULT_CONFIG}`, `TASK-paths` and `TASK-thoughts` are names of "
-            "configurations of the dataset. Choose another name."
-        )
 
 
 def folder_card(folder: str | Path) -> DatasetCard:

@@ -12,11 +12,12 @@ from typing import Any
 
 from pyarrow.parquet import ParquetWriter
 
-from .dataset_card import METADATA_FILE, check_task_name, folder_card
+from .dataset_card import METADATA_FILE, folder_card
 from .flat_twin import twin_of, write_flat_twin
 from .mixed_rows import MixedSplit
 from .mixing import LAMBDA_BINS, describe
 from .records import QuestionType
+from .tasks import check_task_name
 
 
 MAX_SHARD_BYTES = 500_000_000

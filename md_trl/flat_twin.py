@@ -11,6 +11,7 @@ import pyarrow
 from pyarrow.parquet import ParquetFile, ParquetWriter
 
 from .records import path_row_features
+from .tasks.names import PATHS_ENDING
 from .weighting import path_rows
 
 
@@ -20,7 +21,7 @@ _BATCH_SIZE = 256
 
 def twin_of(task: str) -> str:
     """Return the name of the configuration that holds the path rows of a task."""
-    return f"{task}-paths"
+    return task + PATHS_ENDING
 
 
 def write_flat_twin(rows: str | Path, output: str | Path) -> None:

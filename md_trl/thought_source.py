@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ import pyarrow
 from pyarrow import parquet
 
 from .errors import InputError
+from .records import Question
 from .store import Store
 from .store.thought_file import COLUMNS, thought_rows
+from .tasks.names import THOUGHTS_ENDING
 
 
 REQUIRED = ("task", "question", "gold", "path", "text")
@@ -24,7 +26,7 @@ REQUIRED = ("task", "question", "gold", "path", "text")
 
 def thoughts_of(task: str) -> str:
     """Return the name of the configuration of a dataset that holds the raw thoughts of a task."""
-    return f"{task}-thoughts"
+    return task + THOUGHTS_ENDING
 
 
 def thoughts_digest(thoughts: str | Path, task: str) -> str:
@@ -55,7 +57,9 @@ def thoughts_digest(thoughts: str | Path, task: str) -> str:
 
 
 @contextmanager
-def open_thoughts(thoughts: str | Path, task: str, folder: str | Path) -> Iterator[Store]:
+def open_thoughts(
+    thoughts: str | Path, task: str, folder: str | Path, questions: Iterable[Question] = ()
+) -> Iterator[Store]:
     r"""
     Read the raw thoughts of a task into a temporary store.
 
@@ -67,6 +71,8 @@ def open_thoughts(thoughts: str | Path, task: str, folder: str | Path) -> Iterat
             Task of the thoughts. Those of other tasks are skipped.
         folder (`str` or `Path`):
             Existing folder to keep the store in for as long as it is open.
+        questions (`Iterable[Question]`, *optional*, defaults to `()`):
+            Questions that thoughts may refer to by id or text, without their gold answer.
 
     Yields:
         [`~md_trl.store.Store`]: The store.
@@ -80,6 +86,7 @@ def open_thoughts(thoughts: str | Path, task: str, folder: str | Path) -> Iterat
         file = Path(temporary) / "thoughts.db"
         with Store(file) as store:
             try:
+                store.questions.add(questions)
                 store.import_rows(_of_task(rows, task, thoughts), task)
                 yield store
             except InputError as error:

@@ -19,7 +19,7 @@ from servers.hub import running_hub
 
 from md_trl import MixedThoughts
 from md_trl.cli import main
-from md_trl.dataset import build_dataset, ensure_dataset, load_mixed_rows, load_question_rows
+from md_trl.dataset import build_dataset, ensure_dataset
 from md_trl.dataset_folder import write_folder
 from md_trl.execution import Executor, default_cache
 from md_trl.judging import mark, read_answers
@@ -28,6 +28,7 @@ from md_trl.mixing import describe, mix
 from md_trl.records import MixedRow, Question, QuestionType
 from md_trl.sampling.ledger import Price
 from md_trl.store import Selection, Store
+from md_trl.training_rows import load_mixed_rows, load_question_rows
 
 
 LINES = [

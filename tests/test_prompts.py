@@ -1,6 +1,7 @@
 import json
 import re
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tokenizers.processors import TemplateProcessing
 from md_trl import prompts
 from md_trl.errors import InputError
 from md_trl.prompts import (
+    OWN_TASK_EXAMPLES,
     STOP,
     TRIGGERS,
     encode,
@@ -183,14 +185,40 @@ def test_stop_cuts_a_completion_after_the_thought(task, path):
         assert completion.strip() == turn["content"]
 
 
-def test_unknown_path_or_task():
+def test_unknown_path():
     for path in ("label", "tot"):
         with pytest.raises(ValueError, match=f"'{path}'.*cot, pot"):
             teacher_messages(asked("svamp"), path)
         with pytest.raises(ValueError, match=f"'{path}'.*cot, pot"):
             teacher_prompt(asked("svamp"), path)
-    with pytest.raises(ValueError, match="'aqua'.*svamp, gsm8k, asdiv, strategyqa, stories"):
-        teacher_messages(asked("aqua"), "cot")
+
+
+def test_a_task_of_ones_own_is_asked_with_examples_of_three_kinds_of_answers():
+    for path in PATHS:
+        turns = [turn["content"] for turn in teacher_messages(asked("aqua"), path)]
+        known = {
+            turn["content"]
+            for task in ("gsm8k", "asdiv", "strategyqa")
+            for turn in teacher_messages(asked(task), path)
+        }
+        assert set(turns) <= known and len(turns) == 2 * 6 + 1
+    examples = [
+        example
+        for task, chosen in OWN_TASK_EXAMPLES.items()
+        for n, example in enumerate(EXAMPLES[task])
+        if n in chosen
+    ]
+    kinds = Counter("number" if example["answer"].isdigit() else example["answer"] for example in examples)
+    assert kinds == {"number": 3, "Vera": 1, "no": 1, "yes": 1}
+
+
+def test_examples_of_ones_own_take_the_place_of_those_of_the_task():
+    examples = [{"question": "How many legs has a cat?", "cot": "Four. The answer is 4.", "pot": "answer = 4"}]
+    for task in ("svamp", "aqua"):
+        question, thought, asked_last = teacher_messages(asked(task), "pot", examples)
+        assert question["content"] == f"How many legs has a cat?\n{TRIGGERS['pot']}"
+        assert thought["content"] == "answer = 4" and asked_last == teacher_messages(asked(task), "pot")[-1]
+        assert teacher_prompt(asked(task), "cot", examples).startswith("Question:\nHow many legs has a cat?\n")
 
 
 # Students

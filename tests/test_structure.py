@@ -12,11 +12,12 @@ FILES = sorted(file for file in PACKAGE.rglob("*.py") if "hub_cards" not in file
 # Each module imports only from those before it. The two packages of the command line and of the top level come last.
 ORDER = (
     "errors progress terminal openai_requests intervals records student_folder answers voting posterior stopping "
-    "tasks prompts execution judging mixing environment weighting store sampling adaptive contamination mixed_rows "
-    "thought_source flat_twin dataset_picture dataset_card dataset_folder dataset secret_search hub_repo hub trainer "
-    "evaluation comparison show show_text student_evaluation launched_evaluation validation replay vote_settings "
-    "curves training_runs student_tables paper_tables plots training_curves stopping_report report student_results "
-    "reasoner server simulated_teacher metric harnesses explorer cli __main__ __init__"
+    "tasks prompts execution judging few_shot mixing environment weighting store sampling adaptive contamination "
+    "mixed_rows thought_source flat_twin dataset_picture dataset_card dataset_folder dataset training_rows "
+    "secret_search hub_repo hub trainer evaluation comparison show show_text student_evaluation launched_evaluation "
+    "validation replay vote_settings curves training_runs student_tables paper_tables plots training_curves "
+    "stopping_report report student_results reasoner server simulated_teacher metric harnesses explorer cli __main__ "
+    "__init__"
 ).split()
 
 # Tables of data, which may be as long as they are

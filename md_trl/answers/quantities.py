@@ -108,6 +108,17 @@ def read_quantity(text: str) -> str | None:
     return format_fraction(value) if isinstance(value, Fraction) else format_decimal(value)
 
 
+def read_unit(text: str) -> str | None:
+    """Read what follows a number as its unit, which its canonical form drops: `km`, `%`. `None` if nothing does."""
+    match = _QUANTITY.match(strip_markup(text))
+    if not match or read_quantity(match.group()) is None:
+        return None
+    value, rest = _fraction(match) if match["top"] is not None else _number(match)
+    if isinstance(value, Fraction) and not _PERCENT.match(rest):
+        _, rest = _scaled(value, rest)
+    return rest.strip(" .,") or None
+
+
 def read_time(text: str) -> str | None:
     """Read a time of day: `5:15`, `3:30 p.m. on Monday`, `3 pm`."""
     match = _TIME.match(text)

@@ -26,11 +26,13 @@ class EvalArguments(EngineArguments):
         model (`str`):
             The student: a folder, a Hub id or an adapter; its name on the server for the engine `openai`.
         task (`str`):
-            Task to evaluate on.
+            Task to evaluate on, or a file of questions of your own.
         output (`str`):
             Folder for the results. The result of a different run is never overwritten.
         store (`str`):
             Store of the student's thoughts. Only what is missing from it is sampled.
+        task_name (`str`, *optional*):
+            Name for the task of a file. Defaults to the file's name without its ending.
         split (`str`, *optional*, defaults to `"test"`):
             Split to evaluate on.
         source (`str`, *optional*):
@@ -80,9 +82,13 @@ class EvalArguments(EngineArguments):
             "help": "The student: a folder, a Hub id or an adapter; for the engine `openai` its name on the server."
         }
     )
-    task: str = field(metadata={"help": "Task to evaluate on."})
+    task: str = field(metadata={"help": "Task to evaluate on, or a file of questions of your own."})
     output: str = field(metadata={"help": "Folder for the results."})
     store: str = field(metadata={"help": "Store of the student's thoughts. Only what is missing from it is sampled."})
+    task_name: str | None = field(
+        default=None,
+        metadata={"help": "Name for the task of a file. Defaults to the file's name without its ending."},
+    )
     split: str = field(default="test", metadata={"help": "Split to evaluate on."})
     source: str | None = field(
         default=None, metadata={"help": "Local copy of the task's original file. Defaults to the Hub."}
@@ -157,7 +163,7 @@ def run(args: EvalArguments) -> None:
     from ..tasks import load_questions
     from ..vote_settings import VoteSettings
 
-    questions = load_questions(args.task, args.split, source=args.source, seed=args.data_seed)
+    questions = load_questions(args.task, args.split, args.source, args.data_seed, args.task_name)
     if args.validation_file is not None:
         from ..validation import select_held_out
 

@@ -17,9 +17,12 @@ class MixArguments:
 
     Args:
         task (`str`):
-            Task to mix, which becomes a configuration of the dataset.
+            Task to mix, which becomes a configuration of the dataset. A file of questions of your own stands for the
+            task that is named after it.
         output (`str`):
             Folder to write, for `load_dataset(output, task)`.
+        task_name (`str`, *optional*):
+            Name for the task of a file. Defaults to the file's name without its ending.
         store (`str`, *optional*):
             Store of the thoughts. Either this or `thoughts` must be given.
         thoughts (`str`, *optional*):
@@ -42,8 +45,17 @@ class MixArguments:
             Maximum number of times that a question of type 1 or 2 counts per epoch.
     """
 
-    task: str = field(metadata={"help": "Task to mix, which becomes a configuration of the dataset."})
+    task: str = field(
+        metadata={
+            "help": "Task to mix, which becomes a configuration of the dataset. A file of questions of your own "
+            "stands for the task that is named after it."
+        }
+    )
     output: str = field(metadata={"help": "Folder to write, for `load_dataset(OUTPUT, TASK)`."})
+    task_name: str | None = field(
+        default=None,
+        metadata={"help": "Name for the task of a file. Defaults to the file's name without its ending."},
+    )
     store: str | None = field(
         default=None, metadata={"help": "Store of the thoughts. Either this or `--thoughts` must be given."}
     )
@@ -84,14 +96,16 @@ def run(args: MixArguments) -> None:
     from ..dataset import build_dataset, open_source
     from ..sampling.ledger import read_prices
     from ..store import Selection
+    from ..tasks import task_name
 
+    task = task_name(args.task, args.task_name)
     models = args.model if args.pick is None else _parse_pick(args.pick, args.model, args.paths or PATHS)
-    selection = Selection(args.task, args.splits, args.paths, models, args.settings, args.combine)
+    selection = Selection(task, args.splits, args.paths, models, args.settings, args.combine)
     prices = None if args.prices is None else read_prices(args.prices)
-    with open_source(args.store, args.thoughts, args.task, args.output) as store:
+    with open_source(args.store, args.thoughts, args.task, args.output, task) as store:
         summary = build_dataset(store, args.output, selection, args.repeat_cap, prices, progress=True)
     print(summary.format())
-    print(f"Wrote {args.output}. Open it with `load_dataset({args.output!r}, {args.task!r})`.")
+    print(f"Wrote {args.output}. Open it with `load_dataset({args.output!r}, {task!r})`.")
 
 
 def _parse_pick(pick: list[str], model: str | None, paths: Sequence[str]) -> dict[str, str]:

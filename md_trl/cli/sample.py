@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from ..adaptive import AdaptiveRule, sample_adaptively
 from ..errors import InputError
 from ..execution import Executor, default_cache
-from ..prompts import STOP, Prompt, student_prompt, teacher_messages, teacher_prompt
+from ..prompts import OWN_TASK_EXAMPLES, STOP, Prompt, student_prompt, teacher_messages, teacher_prompt
 from ..records import PATHS, TEACHER_THOUGHTS, Question, SamplingParams
 from ..sampling import SampleSummary, sample
 from ..sampling.dry_run import PROBES, dry_run
@@ -22,6 +23,7 @@ from .engine_arguments import EngineArguments, make_engine
 
 
 PROMPTS = ("auto", "few_shot", "few_shot_text", "student")
+_OWN_TASK_EXAMPLES = ", ".join(f"{len(chosen)} of `{task}`" for task, chosen in OWN_TASK_EXAMPLES.items())
 
 
 @dataclass(kw_only=True)
@@ -31,7 +33,9 @@ class SampleArguments(EngineArguments):
 
     Args:
         task (`str`, *optional*):
-            Task to sample, for example `svamp`.
+            Task to sample, for example `svamp`, or a file of questions of your own.
+        task_name (`str`, *optional*):
+            Name for the task of a file. Defaults to the file's name without its ending.
         split (`str`, *optional*, defaults to `"train"`):
             Split of the task.
         source (`str`, *optional*):
@@ -59,6 +63,9 @@ class SampleArguments(EngineArguments):
             `few_shot` (worked examples as a chat), `few_shot_text` (the same as text, for models without a chat
             template), `student` (question and trigger only), or `auto`: `few_shot` for the engine `openai`, `student`
             for local models.
+        few_shot (`str`, *optional*):
+            File of worked examples (JSONL, JSON, CSV or Parquet) with `question`, `cot` and `pot`. Defaults to those
+            of the task. A task of your own is asked with three of `gsm8k`, one of `asdiv` and two of `strategyqa`.
         model (`str`, *optional*):
             Name of the model on the server; folder or Hub id of a local model or PEFT adapter.
         prices (`str`, *optional*):
@@ -82,7 +89,17 @@ class SampleArguments(EngineArguments):
             File in which all thoughts are kept.
     """
 
-    task: str | None = field(default=None, metadata={"help": "Task to sample, for example `svamp`."})
+    task: str | None = field(
+        default=None,
+        metadata={
+            "help": "Task to sample, for example `svamp`, or a file of questions of your own (JSONL, JSON, CSV or "
+            "Parquet) with the columns `question`, `answer` and optionally `id` and `split`."
+        },
+    )
+    task_name: str | None = field(
+        default=None,
+        metadata={"help": "Name for the task of a file. Defaults to the file's name without its ending."},
+    )
     split: str = field(default="train", metadata={"help": "Split of the task."})
     source: str | None = field(
         default=None, metadata={"help": "Local copy of the task's original file. Loaded from the Hub by default."}
@@ -121,6 +138,13 @@ class SampleArguments(EngineArguments):
             "chat template), `student` (question and trigger only), or `auto`: `few_shot` for the engine `openai`, "
             "`student` for local models.",
             "choices": PROMPTS,
+        },
+    )
+    few_shot: str | None = field(
+        default=None,
+        metadata={
+            "help": "File of worked examples (JSONL, JSON, CSV or Parquet) with `question`, `cot` and `pot`. Defaults "
+            f"to those of the task. A task of your own is asked with {_OWN_TASK_EXAMPLES}."
         },
     )
     model: str | None = field(
@@ -186,16 +210,19 @@ def run(args: SampleArguments) -> None:
         raise InputError(f"`--adaptive` compares both paths, not {args.paths}. Use `--paths {' '.join(PATHS)}`.")
     if args.max_cost is not None and args.prices is None:
         raise InputError("`--max_cost` needs a price table: pass `--prices`.")
+    if args.few_shot is not None and args.prompt == "student":
+        raise InputError("`--prompt student` asks without worked examples. Leave out `--few_shot` or `--prompt`.")
     options = {
         "params": _params(args),
         "prices": None if args.prices is None else read_prices(args.prices),
         "max_cost": args.max_cost,
     }
     shard = (1, 1) if args.shard is None else _parse_shard(args.shard)
-    questions = load_questions(args.task, args.split, args.source, seed=args.data_seed)[: args.limit]
+    questions = load_questions(args.task, args.split, args.source, args.data_seed, args.task_name)[: args.limit]
     questions = take_shard(questions, *shard)
+    examples = _examples(args, questions)
     engine = make_engine(args, args.model)
-    prompt = _prompt(args, engine)
+    prompt = _prompt(args, engine, examples)
     with Store(args.store) as store:
         if args.dry_run:
             job = (questions, args.paths, args.n, engine, store, prompt)
@@ -241,17 +268,29 @@ def _sample(
     return sample(*job, **options)
 
 
-def _prompt(args: SampleArguments, engine: Engine) -> Callable[[Question, str], Prompt]:
+def _prompt(
+    args: SampleArguments, engine: Engine, examples: list[dict[str, str]] | None
+) -> Callable[[Question, str], Prompt]:
     kind = args.prompt
     if kind == "auto":
-        kind = "few_shot" if args.engine == "openai" else "student"
+        kind = "few_shot" if args.engine == "openai" or args.few_shot is not None else "student"
     if kind != "student":
-        return teacher_messages if kind == "few_shot" else teacher_prompt
+        build = teacher_messages if kind == "few_shot" else teacher_prompt
+        return partial(build, examples=examples)
     # A server does not tell whether its model has a chat template.
     prompt_format = "plain"
     if args.engine != "openai":
         prompt_format = engine.student_prompt_format()
     return lambda question, path: student_prompt(question.question, path, prompt_format)
+
+
+def _examples(args: SampleArguments, questions: list[Question]) -> list[dict[str, str]] | None:
+    if args.few_shot is None:
+        return None
+    from ..few_shot import load_few_shot
+
+    with Executor() as executor:
+        return load_few_shot(args.few_shot, executor, questions)
 
 
 def format_summary(summary: SampleSummary, store: str) -> str:

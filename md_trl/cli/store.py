@@ -9,7 +9,7 @@ from ..errors import InputError
 from ..sampling.ledger import Ledger, read_prices
 from ..store import StatusRow, Store
 from ..store.settings import describe_setting
-from ..tasks import load_questions
+from ..tasks import is_own_file, load_questions, own_file, task_name
 
 
 ACTIONS = ("status", "import", "export", "merge")
@@ -32,14 +32,17 @@ class StoreArguments:
             tokens.
         task (`str`, *optional*):
             Task that every row of an import must have, which may be a task of your own. By default every known task.
+            The questions of a file are added before the import.
+        task_name (`str`, *optional*):
+            Name for the task of a file. Defaults to the file's name without its ending.
         split (`str`, *optional*, defaults to `"train"`):
             Split of questions that an import adds.
         source (`str`, *optional*):
             Local copy of the task's original file, whose questions are added before the import.
         limit (`int`, *optional*):
-            Add only this many questions of `source`.
+            Add only this many questions of `source` or of the file `task`.
         data_seed (`int`, *optional*, defaults to `42`):
-            Seed of splits drawn from `source`.
+            Seed of splits drawn from `source` or from the file `task`.
     """
 
     store: str = field(metadata={"help": "Store to use. `import` and `merge` create it if it does not exist."})
@@ -60,15 +63,22 @@ class StoreArguments:
     )
     task: str | None = field(
         default=None,
-        metadata={"help": "import: task that every row must have, which may be a task of your own."},
+        metadata={
+            "help": "import: task that every row must have, which may be one of your own. The questions of a file "
+            "are added first."
+        },
+    )
+    task_name: str | None = field(
+        default=None,
+        metadata={"help": "import: name for the task of a file. Defaults to the file's name without its ending."},
     )
     split: str = field(default="train", metadata={"help": "import: split of the questions that it adds."})
     source: str | None = field(
         default=None,
         metadata={"help": "import: local copy of the task's original file, whose questions are added first."},
     )
-    limit: int | None = field(default=None, metadata={"help": "import: add only this many questions of `source`."})
-    data_seed: int = field(default=42, metadata={"help": "import: seed of splits drawn from `source`."})
+    limit: int | None = field(default=None, metadata={"help": "import: add only this many questions."})
+    data_seed: int = field(default=42, metadata={"help": "import: seed of splits that are drawn."})
 
 
 ARGUMENTS = StoreArguments
@@ -94,16 +104,18 @@ def _status(args: StoreArguments) -> None:
 
 
 def _import(args: StoreArguments) -> None:
-    questions = []
+    questions, task = [], None if args.task is None else task_name(args.task, args.task_name)
+    if args.limit is not None and args.limit < 1:
+        raise InputError(f"`--limit` is {args.limit}. Use 1 or more, or leave it out.")
     if args.source is not None:
-        if args.task is None:
+        if task is None:
             raise InputError("`--source` needs `--task`: name the task of its questions, for example `--task svamp`.")
-        if args.limit is not None and args.limit < 1:
-            raise InputError(f"`--limit` is {args.limit}. Use 1 or more, or leave it out.")
-        questions = load_questions(args.task, args.split, args.source, seed=args.data_seed)[: args.limit]
+        questions = load_questions(args.task, args.split, args.source, args.data_seed, args.task_name)
+    elif task is not None and is_own_file(args.task):
+        questions = own_file.load(args.task, seed=args.data_seed, name=args.task_name)
     with Store(args.store) as store:
-        store.questions.add(questions)
-        summary = store.import_thoughts(args.file, args.task, args.split)
+        store.questions.add(questions[: args.limit])
+        summary = store.import_thoughts(args.file, task, args.split)
     print(
         f"{summary.thoughts:,} thoughts and {summary.questions:,} questions added to {args.store}; "
         f"{summary.known:,} thoughts were there already"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..records import PATHS, STUDENT_MAX_TOKENS, STUDENT_THOUGHTS, VALIDATION_QUESTIONS, QuestionType, SamplingParams
+from ..tasks import is_own_file, task_name
 
 
 if TYPE_CHECKING:
@@ -27,15 +28,19 @@ class RecipeArguments:
 
     Args:
         dataset (`str`):
-            Folder or Hub id of mixed thoughts.
-        task (`str`):
-            Task to train on, a configuration of the dataset.
+            Folder or Hub id of mixed thoughts, or filtered rows: a folder of `save_to_disk`, or Parquet.
+        task (`list[str]`, *optional*):
+            Tasks to train on, configurations of the dataset. A file of questions of your own stands for the task that
+            is named after it. May be left out for filtered rows.
+        task_name (`str`, *optional*):
+            Name for the task of a file in `task` or `eval_task`. Defaults to the file's name without its ending.
         store (`str`, *optional*):
             Store of teacher thoughts. The dataset is built from it if it is missing or was built from other thoughts.
+            Filtered rows are used as they are.
         source (`str`, *optional*):
             Local copy of the task's original file, for `objective: label_all`. Defaults to the questions in the store.
         train_limit (`int`, *optional*):
-            Train only on this many questions, the first ones.
+            Train only on this many questions of each task, the first ones.
         validation (`float`, *optional*):
             Share of the training questions to hold out, for example 0.1. Evaluations during training (`eval_strategy`)
             and after it use them. They are drawn with `data_seed`, or `seed` without one, and written to
@@ -43,7 +48,8 @@ class RecipeArguments:
         validation_questions (`int`, *optional*, defaults to `100`):
             Maximum number of the held-out questions that the student answers in each evaluation, `0` for none.
         eval_task (`str`, *optional*):
-            Task to evaluate the student on after training. There is no evaluation without it.
+            Task to evaluate the student on after training, or a file of questions of your own. There is no evaluation
+            without it.
         eval_split (`str`, *optional*, defaults to `"test"`):
             Split to evaluate on.
         eval_source (`str`, *optional*):
@@ -64,8 +70,25 @@ class RecipeArguments:
             Folder for the results. Defaults to `results` in the output folder.
     """
 
-    dataset: str = field(metadata={"help": "Folder or Hub id of mixed thoughts."})
-    task: str = field(metadata={"help": "Task to train on, a configuration of the dataset."})
+    dataset: str = field(
+        metadata={
+            "help": "Folder or Hub id of mixed thoughts, or filtered rows: a folder of `save_to_disk`, or Parquet."
+        }
+    )
+    task: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Tasks to train on, configurations of the dataset. A file of questions of your own stands for the "
+            "task that is named after it. May be left out for filtered rows."
+        },
+    )
+    task_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Name for the task of a file in `task` or `eval_task`. Defaults to the file's name without its "
+            "ending."
+        },
+    )
     store: str | None = field(
         default=None,
         metadata={
@@ -80,7 +103,7 @@ class RecipeArguments:
         },
     )
     train_limit: int | None = field(
-        default=None, metadata={"help": "Train only on this many questions, the first ones."}
+        default=None, metadata={"help": "Train only on this many questions of each task, the first ones."}
     )
     validation: float | None = field(
         default=None,
@@ -93,7 +116,8 @@ class RecipeArguments:
         },
     )
     eval_task: str | None = field(
-        default=None, metadata={"help": "Task to evaluate the student on after training, if any."}
+        default=None,
+        metadata={"help": "Task, or file of questions, to evaluate the student on after training, if any."},
     )
     eval_split: str = field(default="test", metadata={"help": "Split to evaluate on."})
     eval_source: str | None = field(
@@ -121,12 +145,31 @@ class RecipeArguments:
     )
 
     def __post_init__(self):
+        if isinstance(self.task, str):  # a recipe with one task
+            self.task = [self.task]
+        self.task = self.task or []
+        if len(set(self.task)) < len(self.task):
+            raise InputError(f"`task` is {self.task}. Name each task once.")
+        files = {task for task in [*self.task, self.eval_task or ""] if is_own_file(task)}
+        if self.task_name is not None and len(files) != 1:
+            raise InputError(
+                f"`task_name` is {self.task_name!r}, but `task` and `eval_task` name {len(files)} files of questions. "
+                "It names the task of a single one: leave it out, and rename the files instead."
+            )
+        if self.source is not None and len(self.task) > 1:
+            raise InputError(
+                f"`source` is {self.source!r}, but there are {len(self.task)} tasks. Use `store` instead."
+            )
         if self.validation is not None:
             from ..validation import check_share
 
             check_share(self.validation)
         if self.validation_questions < 0:
             raise InputError(f"`validation_questions` must not be negative, got {self.validation_questions}.")
+
+    def name_of(self, task: str) -> str:
+        """Return the name of a task that may be given as a file."""
+        return task_name(task, self.task_name if is_own_file(task) else None)
 
 
 ARGUMENTS = RecipeArguments
@@ -166,7 +209,7 @@ def run(args: RecipeArguments, training_args: MDConfig, model_args: ModelConfig)
     trainer.save_state()
     trainer.accelerator.print(f"Saved the student to {training_args.output_dir}.")
     if training_args.push_to_hub:
-        trainer.push_to_hub(dataset_name=None if Path(args.dataset).is_dir() else args.dataset)
+        trainer.push_to_hub(dataset_name=None if Path(args.dataset).exists() else args.dataset)
 
     trainer.accelerator.wait_for_everyone()
     # Ends the process group, whose collectives would time out in a long evaluation.
@@ -186,11 +229,13 @@ def _prepare_evaluation(args: RecipeArguments, prompt_format: str) -> StudentEva
     from ..student_evaluation import StudentEvaluation
     from ..tasks import load_questions
 
+    name = args.name_of(args.eval_task)
+    questions = load_questions(args.eval_task, args.eval_split, args.eval_source, name=name)
     Path(args.eval_output).mkdir(parents=True, exist_ok=True)
     if Path(args.eval_store).exists():
         Store(args.eval_store).close()
     return StudentEvaluation(
-        load_questions(args.eval_task, args.eval_split, source=args.eval_source)[: args.eval_limit],
+        questions[: args.eval_limit],
         SamplingParams(temperature=args.eval_temperature, max_tokens=args.eval_max_tokens),
         paths=args.eval_paths,
         n=args.eval_n,
@@ -294,17 +339,21 @@ def _callbacks(args: RecipeArguments, training_args: MDConfig, eval_dataset: Dat
 
 
 def _load_rows(args: RecipeArguments, training_args: MDConfig) -> Dataset:
-    """Load what the objective trains on: mixed rows, or for `label_all` every training question of the task."""
-    from ..dataset import ensure_dataset, load_mixed_rows, load_question_rows
+    """Load what the objective trains on: mixed rows, or for `label_all` every training question of the tasks."""
+    from ..dataset import ensure_dataset
+    from ..training_rows import first_rows, has_plain_rows, load_mixed_rows, load_question_rows
 
+    names = [args.name_of(task) for task in args.task]
     if training_args.objective == "label_all":
-        rows = load_question_rows(args.task, args.source, args.store)
+        rows = load_question_rows(args.task, args.source, args.store, names)
     else:
         with training_args.main_process_first(local=False, desc="building the dataset"):
-            if args.store is not None and (summary := ensure_dataset(args.dataset, args.task, args.store)):
-                print(summary.format())
-        rows = load_mixed_rows(args.dataset, args.task)
-    return rows if args.train_limit is None else rows.select(range(min(args.train_limit, len(rows))))
+            if args.store is not None and not has_plain_rows(args.dataset):
+                for name in names:
+                    if summary := ensure_dataset(args.dataset, name, args.store):
+                        print(summary.format())
+        rows = load_mixed_rows(args.dataset, names)
+    return rows if args.train_limit is None else first_rows(rows, args.train_limit)
 
 
 def _evaluate(evaluation: StudentEvaluation, args: RecipeArguments, student: str) -> EvaluationResult | None:

@@ -28,7 +28,7 @@ from ..errors import InputError
 from ..prompts import Prompt, named_prompt_format, student_prompt
 from ..records import PATHS, STUDENT_MAX_TOKENS, STUDENT_THOUGHTS, Choice, SamplingParams
 from ..sampling.engines import check_params, derive_seed
-from ..tasks import load_questions
+from ..tasks import load_questions, task_name
 from ..voting import tally
 from .thoughts import figures, read_texts
 
@@ -59,7 +59,7 @@ def mixed(
 
     Args:
         task (`str`, *optional*, defaults to `"svamp"`):
-            Task to evaluate on, see [`~md_trl.tasks.load_questions`].
+            Task to evaluate on, or a file of one's own questions, see [`~md_trl.tasks.load_questions`].
         split (`str`, *optional*, defaults to `"test"`):
             Split to evaluate on.
         source (`str`, *optional*):
@@ -89,7 +89,7 @@ def mixed(
     questions = load_questions(task, split, source=source, seed=data_seed)
     return Task(
         dataset=MemoryDataset(
-            [Sample(q.question, target=q.answer, id=q.id) for q in questions], name=f"{task}/{split}"
+            [Sample(q.question, target=q.answer, id=q.id) for q in questions], name=f"{task_name(task)}/{split}"
         ),
         solver=mixed_thoughts(n=n, prompt_format=prompt_format, extract=extract, seed=seed),
         scorer=votes(),

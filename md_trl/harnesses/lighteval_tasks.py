@@ -29,7 +29,7 @@ from lighteval.tasks.requests import Doc, SamplingMethod
 from ..errors import InputError
 from ..prompts import student_prompt
 from ..records import PATHS, STUDENT_MAX_TOKENS, STUDENT_THOUGHTS, Choice
-from ..tasks import load_questions
+from ..tasks import load_questions, task_name
 from .thoughts import Answers, figures, read_texts
 
 
@@ -111,7 +111,7 @@ def mixed_task(
 
     Args:
         task (`str`):
-            Task to evaluate on, see [`~md_trl.tasks.load_questions`].
+            Task to evaluate on, or a file of one's own questions, see [`~md_trl.tasks.load_questions`].
         split (`str`, *optional*, defaults to `"test"`):
             Split to evaluate on.
         source (`str`, *optional*):
@@ -153,7 +153,7 @@ def mixed_task(
         batched_compute=True,
     )
     return LightevalTaskConfig(
-        name=f"md_{task}",
+        name=f"md_{task_name(task)}",
         prompt_function=_document,
         hf_repo=str(_write(rows)),
         hf_subset="default",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..records import Question
+from ..tasks import SPLITS, TASKS
 from .schema import transaction
 
 
@@ -37,7 +38,8 @@ class Questions:
             `int`: The number of questions added.
 
         Raises:
-            `InputError`: The store holds another question, answer or split under one of the ids. Nothing is added.
+            `InputError`: The store holds another question, answer or split under one of the ids, or a question of
+                one's own that was in the other split before. Nothing is added.
         """
         added = 0
         with transaction(self._db):
@@ -48,6 +50,8 @@ class Questions:
                 ).rowcount
                 if not is_new:
                     self._check_same(question)
+                elif question.task not in TASKS:
+                    self._check_split(question)
                 added += is_new
         return added
 
@@ -62,6 +66,22 @@ class Questions:
                 f"{known.split!r}), but now it is {question.question!r} with {question.answer!r} (split "
                 f"{question.split!r}). Use the data the store was created with, or another `--store`."
             )
+
+    def _check_split(self, question: Question) -> None:
+        """Raise an error if a question of one's own has moved to another split, because its file has grown."""
+        name = question.id.removeprefix(f"{question.task}/{question.split}/")
+        for split in SPLITS:
+            row = self._db.execute(
+                "SELECT question FROM questions WHERE id = ? AND id != ?",
+                (f"{question.task}/{split}/{name}", question.id),
+            ).fetchone()
+            if row == (question.question,):
+                raise InputError(
+                    f"{self._file} holds the question {name!r} of {question.task} in the split {split!r}, but now it "
+                    f"is in {question.split!r}: {question.question!r:.200}. A split that is drawn changes with the "
+                    "seed and as questions are added. Write the split of each question into the column `split` of "
+                    "its file, or use another `--store`."
+                )
 
     def load(self, task: str | None = None, split: str | None = None) -> list[Question]:
         r"""

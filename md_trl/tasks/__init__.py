@@ -7,25 +7,40 @@
 | `asdiv` | 1,610 / 695 | `EleutherAI/asdiv`, or `ASDiv.xml` |
 | `strategyqa` | 2,061 / 229, or 1,603 / 687 | `tasksource/strategy-qa`, or `train.json`, `dev.json` |
 | `stories` | any size | generated |
+| a file | any size, 20% of it `test` | questions of one's own, see [`~md_trl.tasks.own_file.load`] |
 
 To add a task, write a module beside this one with a function `load(split, source, seed)` that returns
-[`~md_trl.records.Question`]s and the constants `HUB` and `BENCHMARK`, add its name to `TASKS`, and add few-shot
-examples in `md_trl/prompts/examples`.
+[`~md_trl.records.Question`]s and the constants `HUB` and `BENCHMARK`, add its name to `TASKS` in `names.py`, and add
+few-shot examples in `md_trl/prompts/examples`.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import InputError
 from ..records import Question
+from . import own_file
+from .names import TASKS, check_task_name, is_own_file, task_name
+from .own_file import SPLITS
 
 
-TASKS = ("svamp", "gsm8k", "asdiv", "strategyqa", "stories")
+__all__ = [
+    "GENERATED",
+    "SPLITS",
+    "TASKS",
+    "HubDataset",
+    "check_task_name",
+    "hub_dataset",
+    "is_own_file",
+    "load_questions",
+    "task_name",
+]
+
 GENERATED = ("stories",)
 """Tasks without a dataset on the Hub."""
-SPLITS = ("train", "test")
 
 
 class HubDataset(NamedTuple):
@@ -62,7 +77,12 @@ def hub_dataset(task: str) -> HubDataset | None:
 
 
 def load_questions(
-    task: str, split: str, source: str | None = None, seed: int = 42, **task_options: Any
+    task: str | Path,
+    split: str,
+    source: str | None = None,
+    seed: int = 42,
+    name: str | None = None,
+    **task_options: Any,
 ) -> list[Question]:
     r"""
     Load one split of a task.
@@ -71,8 +91,9 @@ def load_questions(
     a question contains its split but not how the split was drawn, so a store should hold one way of splitting only.
 
     Args:
-        task (`str`):
-            One of `svamp`, `gsm8k`, `asdiv`, `strategyqa`, `stories`.
+        task (`str` or `Path`):
+            One of `svamp`, `gsm8k`, `asdiv`, `strategyqa`, `stories`, or a file of questions of one's own, as in
+            [`~md_trl.tasks.own_file.load`].
         split (`str`):
             `train` or `test`.
         source (`str`, *optional*):
@@ -80,6 +101,8 @@ def load_questions(
             Hub.
         seed (`int`, *optional*, defaults to `42`):
             Seed of splits that are not published, and of generated stories.
+        name (`str`, *optional*):
+            Name for the task of a file. Defaults to the file's name without its ending.
         **task_options:
             Other arguments of the task's own `load`: `protocol` of [`~md_trl.tasks.strategyqa.load`], `size` of
             [`~md_trl.tasks.stories.load`].
@@ -101,8 +124,16 @@ def load_questions(
     'svamp/test/chal-6'
     ```
     """
-    if task not in TASKS:
-        raise InputError(f"Unknown task {task!r}. Choose one of {', '.join(TASKS)}.")
     if split not in SPLITS:
-        raise InputError(f"Unknown split {split!r} of task {task!r}. Choose one of {', '.join(SPLITS)}.")
+        raise InputError(f"Unknown split {split!r} of task {str(task)!r}. Choose one of {', '.join(SPLITS)}.")
+    if is_own_file(task):
+        if source is not None or task_options:
+            given = ", ".join([*(["source"] if source is not None else []), *task_options])
+            raise InputError(f"{task} is the file of the task's questions. Leave out {given}.")
+        return own_file.load(task, split, seed, name)
+    task = task_name(task, name)
+    if task not in TASKS:
+        raise InputError(
+            f"Unknown task {task!r}. Choose one of {', '.join(TASKS)}, or name a file of questions of your own."
+        )
     return import_module(f".{task}", __name__).load(split, source=source, seed=seed, **task_options)

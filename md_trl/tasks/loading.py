@@ -1,10 +1,13 @@
-"""What the loaders of published datasets share: rows that know where they come from, and seeded splits."""
+"""What the loaders of tasks share: rows that know where they come from, and seeded splits."""
 
 from __future__ import annotations
 
+import csv
+import difflib
+import io
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+"""Endings of the files that [`table_rows`] reads."""
 CONVERTED = "refs/convert/parquet"
 """Branch of a dataset on the Hub that holds what the Hub has converted to Parquet."""
 
@@ -41,7 +46,8 @@ class Row:
     def __getitem__(self, column: str) -> Any:
         if column not in self.values:
             raise InputError(
-                f"{self.where}: there is no column {column!r}, only {', '.join(map(repr, self.values))}. {self.hint}"
+                f"{self.where}: there is no column {column!r}, only {', '.join(map(repr, self.values))}. "
+                f"{did_you_mean(column, self.values)}{self.hint}"
             )
         return self.values[column]
 
@@ -49,11 +55,29 @@ class Row:
         """Return the text of a column without outer white space. It must not be empty."""
         if not isinstance(self[column], str) or not self[column].strip():
             raise self.error(column, "a text")
+        if not is_unicode(self[column]):
+            raise self.error(column, "valid Unicode")
         return self[column].strip()
 
     def error(self, column: str, expected: str) -> InputError:
         """Return the error to raise if a column has another value than expected."""
         return InputError(f"{self.where}: {column!r} is {self[column]!r:.200}, expected {expected}. {self.hint}")
+
+
+def is_unicode(text: str) -> bool:
+    """Return whether a text can be stored and sent. JSON may hold halves of a character, such as `"\\ud800"`."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def did_you_mean(column: str, columns: Iterable[str]) -> str:
+    """Return a question that names the column which looks like the one wanted, and a space. Empty if none does."""
+    by_form = {str(name).strip().casefold(): name for name in columns}
+    close = difflib.get_close_matches(column, by_form, n=1, cutoff=0.75)
+    return f"Did you mean {column!r} by {by_form[close[0]]!r}? " if close else ""
 
 
 def hub_rows(repo: str, config: str | None, split: str, hint: str) -> list[Row]:
@@ -110,11 +134,34 @@ def find_file(source: str | Path, names: Sequence[str], hint: str) -> Path:
     raise FileNotFoundError(f"{source} {problem}. {hint}")
 
 
+def table_rows(file: Path, hint: str) -> list[Row]:
+    r"""
+    Load the rows of a JSONL, JSON, CSV or Parquet file. The ending of its name decides which of them it is.
+
+    Args:
+        file (`Path`):
+            The file. Values of a CSV file are strings, and its first row names the columns.
+        hint (`str`):
+            Sentence that says what the file should hold.
+
+    Returns:
+        `list[Row]`: The rows in order. Blank lines are skipped.
+
+    Raises:
+        [`~md_trl.errors.InputError`]: The ending is another one, or the file cannot be read as what it says.
+        `OSError`: The file cannot be opened.
+    """
+    readers = dict(zip(SUFFIXES, (jsonl_rows, json_rows, csv_rows, parquet_rows), strict=True))
+    if file.suffix.lower() not in readers:
+        raise InputError(f"{file} ends in {file.suffix!r}, expected one of {', '.join(SUFFIXES)}. {hint}")
+    return readers[file.suffix.lower()](file, hint)
+
+
 def json_rows(file: Path, hint: str) -> list[Row]:
     """Load the rows of a JSON file that holds one list of objects."""
     try:
-        rows = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        rows = json.loads(_text(file, hint))
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{file} is not a JSON file: {error}. {hint}") from error
     if not isinstance(rows, list):
         raise InputError(f"{file} holds {rows!r:.80}, expected a list of objects. {hint}")
@@ -122,15 +169,58 @@ def json_rows(file: Path, hint: str) -> list[Row]:
 
 
 def jsonl_rows(file: Path, hint: str) -> list[Row]:
-    """Load the rows of a file with one JSON object per line."""
+    """Load the rows of a file with one JSON object per line. Blank lines are skipped, but counted."""
     rows = []
-    with file.open(encoding="utf-8") as lines:
-        try:
-            for line in lines:
-                rows.append(_row(json.loads(line), f"{file}, row {len(rows) + 1}", hint))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise InputError(f"{file}, row {len(rows) + 1} is not JSON: {error}. {hint}") from error
+    # Lines end at "\n" only: a text may contain other line separators, such as U+2028.
+    for number, line in enumerate(_text(file, hint).split("\n"), 1):
+        if line.strip():
+            try:
+                rows.append(_row(json.loads(line), f"{file}, row {number}", hint))
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise InputError(f"{file}, row {number} is not JSON: {error}. {hint}") from error
     return rows
+
+
+def csv_rows(file: Path, hint: str) -> list[Row]:
+    """Load the rows of a CSV file, as strings. The first row names the columns and is not counted."""
+    reader = csv.DictReader(io.StringIO(_text(file, hint), newline=""), strict=True)
+    rows: list[Row] = []
+    try:
+        columns = reader.fieldnames or []
+        if len(columns) == 1 and any(separator in columns[0] for separator in ";\t"):
+            raise InputError(f"{file} is separated by {columns[0]!r:.80}. Save it with commas between columns. {hint}")
+        if doubled := [column for n, column in enumerate(columns) if column in columns[:n]]:
+            raise InputError(f"{file} has two columns {doubled[0]!r}. Rename one of them. {hint}")
+        for number, values in enumerate(reader, 1):
+            if None in values:
+                raise InputError(
+                    f"{file}, row {number} has more values than there are columns: {values[None]!r:.80}. Put texts "
+                    f"with commas in double quotes. {hint}"
+                )
+            rows.append(_row(values, f"{file}, row {number}", hint))
+    except csv.Error as error:
+        raise InputError(f"{file}, row {len(rows) + 1} cannot be read as CSV: {error}. {hint}") from error
+    return rows
+
+
+def parquet_rows(file: Path, hint: str) -> list[Row]:
+    """Load the rows of a Parquet file."""
+    import pyarrow
+    from pyarrow import parquet
+
+    with file.open("rb") as stream:
+        try:
+            rows = parquet.read_table(stream).to_pylist()
+        except pyarrow.ArrowException as error:
+            raise InputError(f"{file} cannot be read as Parquet: {error}. {hint}") from error
+    return [_row(values, f"{file}, row {n}", hint) for n, values in enumerate(rows, 1)]
+
+
+def _text(file: Path, hint: str) -> str:
+    try:
+        return file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is not UTF-8 text: {error}. Save it in this encoding. {hint}") from error
 
 
 def _row(values: Any, where: str, hint: str) -> Row:
