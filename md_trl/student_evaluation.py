@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from .errors import InputError
@@ -17,7 +17,7 @@ from .evaluation import EvaluationResult, collect_answers
 from .execution import Executor, default_cache
 from .judging import read_answers
 from .progress import progress_bar
-from .prompts import Prompt, student_prompt
+from .prompts import STOP, Prompt, student_prompt, teacher_messages, teacher_prompt
 from .records import ALL_PATHS, LABEL, PATHS, PATHS_AND_LABEL, STUDENT_THOUGHTS, Question, SamplingParams, Thought
 from .sampling import SampleSummary, sample
 from .sampling.engines import Engine, check_params
@@ -27,6 +27,8 @@ from .store import Selection, Store
 from .voting import VoteWeights
 
 
+PROMPTS = ("student", "few_shot", "few_shot_text")
+"""How a model can be asked, see [`StudentEvaluation`]."""
 POLL_SECONDS = 1.0
 """Pause between two checks for samples that another process is still drawing."""
 
@@ -55,6 +57,10 @@ class StudentEvaluation:
             and no other.
         weights (`str` or [`~md_trl.voting.VoteWeights`], *optional*, defaults to `"none"`):
             Weight of a vote: `"none"` for Eq. 5, or `"likelihood"`.
+        prompt (`str`, *optional*, defaults to `"student"`):
+            `"student"` for the question and the trigger, as students are trained. `"few_shot"` asks as a teacher is
+            asked, with worked examples as a chat, and `"few_shot_text"` with the same as text: for models that were
+            not trained on thoughts.
 
     Raises:
         `ValueError`: A setting is invalid, or there are no questions.
@@ -83,8 +89,15 @@ class StudentEvaluation:
     strict: bool = True
     rule: str = "fixed"
     weights: str | VoteWeights = "none"
+    prompt: str = "student"
 
     def __post_init__(self):
+        if self.prompt not in PROMPTS:
+            raise InputError(f"Unknown prompt {self.prompt!r}. Choose one of {', '.join(PROMPTS)}.")
+        if self.prompt != "student" and LABEL in self.paths:
+            raise InputError(f"There are no worked examples for the path {LABEL!r}. Leave it out of `--paths`.")
+        if self.prompt == "few_shot_text":
+            object.__setattr__(self, "params", replace(self.params, stop=(*self.params.stop, *STOP)))
         if unknown := sorted(set(self.paths) - set(PATHS_AND_LABEL)):
             raise InputError(f"Unknown path {unknown[0]!r} in `--paths`. Choose from {', '.join(PATHS_AND_LABEL)}.")
         if not self.questions or not self.paths:
@@ -109,11 +122,7 @@ class StudentEvaluation:
         Returns:
             [`~md_trl.sampling.SampleSummary`]: What this process sampled, and the settings of all samples.
         """
-        prompt_format = engine.student_prompt_format(self.prompt_format)
-
-        def prompt(question: Question, path: str):
-            return student_prompt(question.question, path, prompt_format)
-
+        prompt = self._prompt(engine)
         summary = SampleSummary()
         reasoning = [path for path in ALL_PATHS if path in self.paths]
         if self._stopping_rule():
@@ -125,6 +134,12 @@ class StudentEvaluation:
             job = (self.questions, [LABEL], 1, engine, store, prompt)
             summary.add(sample(*job, params=self.params.greedy(), progress=progress))
         return summary
+
+    def _prompt(self, engine: Engine) -> Callable[[Question, str], Prompt]:
+        if self.prompt != "student":
+            return teacher_messages if self.prompt == "few_shot" else teacher_prompt
+        prompt_format = engine.student_prompt_format(self.prompt_format)
+        return lambda question, path: student_prompt(question.question, path, prompt_format)
 
     def _stopping_rule(self) -> StoppingRule | None:
         rule = rule_named(self.rule, len(PATHS) * self.n)
@@ -256,11 +271,16 @@ class StudentEvaluation:
             "paths": [path for path in PATHS_AND_LABEL if path in self.paths],
             "n": self.n,
             **asdict(self.params),
-            "prompt_format": engine.student_prompt_format(self.prompt_format),
+            **self._prompt_settings(engine),
             "extract": "strict" if self.strict else "flexible",
             **({} if self.rule == "fixed" else {"rule": self.rule}),
             **VoteWeights.of(self.weights).to_settings(),
         }
+
+    def _prompt_settings(self, engine: Engine) -> dict[str, str]:
+        if self.prompt != "student":
+            return {"prompt": self.prompt}
+        return {"prompt_format": engine.student_prompt_format(self.prompt_format)}
 
     def _drawn_elsewhere(self, store: Store, settings: Sequence[int]) -> bool:
         """Return whether another running process is drawing some of the samples."""

@@ -39,12 +39,10 @@ VALIDATION_FILE = "validation.json"
 """File in the output folder of a training that lists the questions held out."""
 
 
-def check_share(share: float) -> None:
+def check_share(share: float, name: str = "validation") -> None:
     """Raise a `ValueError` unless `share` is between 0 and 1."""
     if not 0 < share < 1:
-        raise InputError(
-            f"The share of validation questions must be between 0 and 1, got {share}. Use 0.1, for example."
-        )
+        raise InputError(f"`{name}` is a share of the questions between 0 and 1, got {share}. Use 0.1, for example.")
 
 
 def split_validation(rows: Dataset, share: float, seed: int = 42) -> tuple[Dataset, Dataset]:

@@ -21,8 +21,8 @@ def make_student(mixed: Path, output: Path, seed: int, size: str = "0.6M") -> No
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    from md_trl.dataset import load_mixed_rows
     from md_trl.prompts import student_prompt
+    from md_trl.training_rows import load_mixed_rows
 
     rows = load_mixed_rows(str(mixed), "stories")
     texts = [student_prompt(row["question"], path) for row in rows for path in ("cot", "pot", "label")]

@@ -45,7 +45,6 @@ LINKING += [*sorted((ROOT / "recipes").rglob("*.md")), *sorted((ROOT / ".github"
 SKIPPED = {
     ("docs/harnesses.md", "needs lighteval, which has an environment of its own"): 1,
     ("docs/hub.md", "needs the Hub"): 1,
-    ("docs/tutorial.md", "needs `--few_shot`"): 1,
 }
 
 # Programs of others, whose arguments are not checked

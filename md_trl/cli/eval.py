@@ -50,6 +50,9 @@ class EvalArguments(EngineArguments):
             Sampling temperature; `0` is greedy and needs `n=1`.
         max_tokens (`int`, *optional*, defaults to `256`):
             Maximum length of a thought in tokens.
+        prompt (`str`, *optional*, defaults to `"student"`):
+            `student` (question and trigger only), or for models that were not trained on thoughts `few_shot` (worked
+            examples as a chat) or `few_shot_text` (the same as text).
         prompt_format (`str`, *optional*, defaults to `"auto"`):
             Format of the prompts: `plain`, `chat`, or `auto` for the one in the student's `md_trl.json`, else chat if
             the tokenizer has a chat template. Another one than in `md_trl.json` is refused.
@@ -112,6 +115,14 @@ class EvalArguments(EngineArguments):
         default=SamplingParams.temperature, metadata={"help": "Sampling temperature; 0 is greedy and needs n=1."}
     )
     max_tokens: int = field(default=STUDENT_MAX_TOKENS, metadata={"help": "Maximum length of a thought in tokens."})
+    prompt: str = field(
+        default="student",
+        metadata={
+            "help": "`student` (question and trigger), or for models that were not trained on thoughts `few_shot` "
+            "(worked examples as a chat) or `few_shot_text`.",
+            "choices": ["student", "few_shot", "few_shot_text"],
+        },
+    )
     prompt_format: str = field(
         default="auto",
         metadata={
@@ -177,6 +188,7 @@ def run(args: EvalArguments) -> None:
         strict=args.extract == "strict",
         rule=args.stop,
         weights=VoteSettings.of(args.weights).weights,
+        prompt=args.prompt,
     )
     process = Process.from_environment()
     process.use_own_device()

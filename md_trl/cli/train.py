@@ -41,6 +41,9 @@ class RecipeArguments:
             Local copy of the task's original file, for `objective: label_all`. Defaults to the questions in the store.
         train_limit (`int`, *optional*):
             Train only on this many questions of each task, the first ones.
+        train_share (`float`, *optional*):
+            Train only on this share of the questions, drawn with `data_seed` or `seed`; each type keeps its share. A
+            larger share contains a smaller one, up to rounding.
         validation (`float`, *optional*):
             Share of the training questions to hold out, for example 0.1. Evaluations during training (`eval_strategy`)
             and after it use them. They are drawn with `data_seed`, or `seed` without one, and written to
@@ -105,6 +108,9 @@ class RecipeArguments:
     train_limit: int | None = field(
         default=None, metadata={"help": "Train only on this many questions of each task, the first ones."}
     )
+    train_share: float | None = field(
+        default=None, metadata={"help": "Train only on this share of the questions, drawn at random, like 0.2."}
+    )
     validation: float | None = field(
         default=None,
         metadata={"help": "Share of the training questions to hold out for evaluations during training, like 0.1."},
@@ -160,10 +166,11 @@ class RecipeArguments:
             raise InputError(
                 f"`source` is {self.source!r}, but there are {len(self.task)} tasks. Use `store` instead."
             )
-        if self.validation is not None:
-            from ..validation import check_share
+        for name in ("train_share", "validation"):
+            if (share := getattr(self, name)) is not None:
+                from ..validation import check_share
 
-            check_share(self.validation)
+                check_share(share, name)
         if self.validation_questions < 0:
             raise InputError(f"`validation_questions` must not be negative, got {self.validation_questions}.")
 
@@ -176,12 +183,12 @@ ARGUMENTS = RecipeArguments
 MORE_ARGUMENTS = (("md_trl.trainer", "MDConfig"), ("trl", "ModelConfig"))
 SHOWN = (
     # the model
-    *("model_name_or_path", "use_peft", "lora_r", "load_in_4bit"),
+    *("model_name_or_path", "use_peft", "load_in_4bit"),
     # what Mixed Distillation adds to `SFTConfig`
     *("objective", "unsolved_path", "rationale_weight", "token_reduction", "rationales_per_path", "weight_normalizer"),
     *("max_target_tokens", "prompt_format", "layout", "check_layout", "max_row_tokens"),
     # of `SFTConfig`, what most recipes set
-    *("output_dir", "max_length", "num_train_epochs", "max_steps", "learning_rate", "per_device_train_batch_size"),
+    *("output_dir", "max_length", "max_steps", "learning_rate", "per_device_train_batch_size"),
     *("gradient_accumulation_steps", "resume_from_checkpoint", "push_to_hub"),
 )
 """Fields of [`MDConfig`] and [`~trl.ModelConfig`] that `--help` shows. `--help-all` shows all of them."""
@@ -284,6 +291,8 @@ def _make_trainer(
     eval_dataset = None
     if args.validation is not None:
         train_dataset, eval_dataset = split_validation(train_dataset, args.validation, _split_seed(training_args))
+    if args.train_share is not None:
+        _, train_dataset = split_validation(train_dataset, args.train_share, _split_seed(training_args))
     _keep_split(args, training_args, eval_dataset)
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
