@@ -6,7 +6,6 @@ A comment right before a block changes what is done with it:
 - `<!-- test: run -->`: commands that are run, and not only parsed.
 """
 
-import importlib
 import json
 import os
 import re
@@ -27,11 +26,12 @@ import pytest
 import torch
 import yaml
 from accelerate.commands.launch import launch_command_parser
+from commands import ON_CPU, parse_verb, recorded
 from students import byte_tokenizer, tiny_llama
 from test_server import served
 
 from md_trl import MixedReasoner
-from md_trl.cli import VERBS, main
+from md_trl.cli import main
 from md_trl.evaluation import EvaluationResult, QuestionResult
 from md_trl.simulated_teacher import TeacherServer
 
@@ -49,9 +49,6 @@ SKIPPED = {
 
 # Programs of others, whose arguments are not checked
 OTHERS = "export hf inspect lighteval lm_eval sbatch sed".split()
-
-# What a machine without a GPU needs to accept the arguments
-ON_CPU = {"train": ["--use_cpu", "true"]}
 
 # Pages whose blocks ask a server at 127.0.0.1:8000
 ASKS_TEACHER, ASKS_STUDENT = ("docs/concepts.md",), ("docs/serving.md",)
@@ -265,23 +262,6 @@ def check_command(words, monkeypatch):
         assert arguments[1] in ("llama_cpp.server", "venv")
     else:
         assert program in (*OTHERS, "."), f"unknown program {program}"
-
-
-def parse_verb(arguments, monkeypatch):
-    verb = arguments[0]
-    assert verb in VERBS
-    with recorded(verb, monkeypatch):
-        main([*arguments, *ON_CPU.get(verb, ())])
-
-
-@contextmanager
-def recorded(verb, monkeypatch):
-    """The verb's arguments are parsed and checked as ever, but what it would do with them is not done."""
-    runs = []
-    with monkeypatch.context() as patch:
-        patch.setattr(importlib.import_module(f"md_trl.cli.{verb}"), "run", lambda *arguments: runs.append(arguments))
-        yield
-    assert len(runs) == 1
 
 
 def check_script(script, options):
