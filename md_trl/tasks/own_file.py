@@ -21,7 +21,10 @@ logger = logging.getLogger(__name__)
 SPLITS = ("train", "test")
 TEST_SHARE = 0.2
 """Share of the questions that become `test` if the file has no column `split`."""
-HINT = "A file of questions has the columns 'question' and 'answer', and may have 'id' and 'split' (docs/own_task.md)."
+HINT = (
+    "A file of questions has the columns 'question' and 'answer', and may have 'id', 'split' and 'group' "
+    "(docs/own_task.md)."
+)
 SHOWN_ROWS = 3
 
 
@@ -38,6 +41,7 @@ def load(file: str | Path, split: str | None = None, seed: int = 42, name: str |
             - `id` (*optional*): a text or an integer, which no other row may have. A question without an id is named
               by a digest of its text, so that other rows and the order of the rows do not matter.
             - `split` (*optional*): `train` or `test`. Without it, 20% of the questions are drawn as `test`.
+            - `group` (*optional*): kind of the question, by which results are also reported.
         split (`str`, *optional*):
             Split to return. Both by default.
         seed (`int`, *optional*, defaults to `42`):
@@ -63,8 +67,8 @@ def load(file: str | Path, split: str | None = None, seed: int = 42, name: str |
     splits = _splits(rows, texts, seed)
     _warn_of_limitations(file, rows, answers)
     questions = [
-        Question(f"{task}/{of_split}/{name}", task, of_split, text, answer)
-        for text, answer, name, of_split in zip(texts, answers, names, splits, strict=True)
+        Question(f"{task}/{of_split}/{name}", task, of_split, text, answer, _group(row))
+        for row, text, answer, name, of_split in zip(rows, texts, answers, names, splits, strict=True)
         if split in (None, of_split)
     ]
     if not questions:
@@ -124,6 +128,12 @@ def _id(row: Row) -> str | None:
     if not _is_line(name):
         raise row.error("id", "a text of one line")
     return name
+
+
+def _group(row: Row) -> str | None:
+    """Return the kind of a question that its row names, for accuracies by kind."""
+    value = row.values.get("group")
+    return None if value in (None, "") else str(value)
 
 
 def _splits(rows: list[Row], texts: list[str], seed: int) -> list[str]:

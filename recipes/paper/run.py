@@ -264,8 +264,8 @@ def make_student(
     if "recipe" in experiment:
         recipe = yaml.safe_load(Path(fill(experiment["recipe"], place)).read_text())
     evaluation = {key.removeprefix("eval_"): value for key, value in recipe.items() if key.startswith("eval_")}
-    evaluation = {key: value for key, value in evaluation.items() if key in EVALUATION} | own.get("eval", {})
-    evaluation |= {"limit": args.limit} if args.limit else {}
+    evaluation = {key: value for key, value in evaluation.items() if key in EVALUATION}
+    of_student = own.get("eval", {}) | ({"limit": args.limit} if args.limit else {})
     train = None
     if "objective" in own:
         train = {key: value for key, value in recipe.items() if not key.startswith("eval_") and key != "store"}
@@ -273,14 +273,14 @@ def make_student(
         train |= {"max_steps": args.steps} if args.steps else {}
         train |= {"model_name_or_path": args.model} if args.model else {}
         train |= {"train_limit": args.train_limit} if args.train_limit else {}
-    evaluations = tuple(fill(fields | evaluation, place) for fields in experiment["eval"])
+    evaluations = tuple(fill(evaluation | fields | of_student, place) for fields in experiment["eval"])
     return Student(name, place["task"], place["seed"], fill(train, place), evaluations, place["output"])
 
 
 def fill(value: Any, place: dict[str, Any]) -> Any:
-    """Fill in `{output}`, `{base}`, `{task}` and `{seed}` everywhere in a value."""
+    """Fill in `{output}`, `{base}`, `{task}` and `{seed}` everywhere in a value. `null` takes a field away."""
     if isinstance(value, dict):
-        return {name: fill(item, place) for name, item in value.items()}
+        return {name: fill(item, place) for name, item in value.items() if item is not None}
     return value.format(**place) if isinstance(value, str) else value
 
 
