@@ -164,7 +164,7 @@ def mix_store(
         thoughts = store.iterate_thoughts(selection)
         bar = tqdm(total=sum(counts.values()), desc="Mixing", unit="question", disable=not progress)
         with Executor(cache=default_cache(store.file)) as executor, bar:
-            for group in _chunks(thoughts, chunk):
+            for group in chunks_of_questions(thoughts, chunk):
                 rows = _mix_chunk(group, questions, executor)
                 for split in dict.fromkeys(questions[row.id].split for row in rows):
                     splits[split].add([row for row in rows if questions[row.id].split == split])
@@ -196,7 +196,7 @@ def _count_sampled(store: Store, selection: Selection) -> dict[str, int]:
     return {split: counts[split] for split in splits}
 
 
-def _chunks(thoughts: Iterator[Thought], size: int) -> Iterator[list[Thought]]:
+def chunks_of_questions(thoughts: Iterator[Thought], size: int) -> Iterator[list[Thought]]:
     """Group thoughts into lists of at least this size that hold whole questions."""
     chunk: list[Thought] = []
     for _, of_question in itertools.groupby(thoughts, key=lambda thought: thought.question_id):

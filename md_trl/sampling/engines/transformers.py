@@ -72,6 +72,8 @@ class TransformersEngine:
             the memory of the device that is free when sampling begins.
         device (`str`, *optional*):
             Device of the model. `cuda` if available, else `cpu`, by default.
+        dtype (`torch.dtype`, *optional*):
+            Type to load the weights in. bf16 on a GPU and fp32 on a CPU, by default.
 
     Raises:
         `ValueError`: A loaded model without its tokenizer, or a model with recurrent states only, such as Mamba.
@@ -99,12 +101,13 @@ class TransformersEngine:
         batch_size: int = BATCH_SIZE,
         cache_gb: float | None = None,
         device: str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         if batch_size < 1:
             raise InputError(f"`batch_size` is {batch_size}. Use 1 or more.")
         if isinstance(model, str):
             try:
-                self._model = _load(model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+                self._model = _load(model, device or ("cuda" if torch.cuda.is_available() else "cpu"), dtype)
                 tokenizer = tokenizer or AutoTokenizer.from_pretrained(model)
             except OSError as error:
                 reason = str(error).splitlines()[0]
@@ -308,9 +311,9 @@ class _Requests:
         return refused
 
 
-def _load(model: str, device: str) -> PreTrainedModel:
+def _load(model: str, device: str, dtype: torch.dtype | None) -> PreTrainedModel:
     # bf16 is several times slower than fp32 on a CPU.
-    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+    dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
     adapter = PeftConfig.from_pretrained(model) if find_adapter_config_file(model) is not None else None
     if adapter is not None and adapter.is_prompt_learning:
         raise InputError(
