@@ -18,7 +18,7 @@ from .execution.source import InvalidProgramError, find_source
 _ENUMERATION = re.compile(r"^[ \t]*(?:[-*][ \t]+)?(?:\*\*)?(?:step[ \t]*\d+[.):]*|\d+[.):](?=\s))", re.I | re.M)
 # A number, or an operator before one. "=" counts wherever it is.
 _TOKEN = re.compile(
-    r"(?P<number>\d[\d,]*(?:\.\d+)?|\.\d+)"
+    r"(?P<number>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
     r"|(?P<equals>=)"
     r"|(?P<operator>[-+*/×÷·^−–]|(?<=[\d)\s])[xX](?=\s*\d))(?=\s*[($€£]*\s*\.?\d)"
 )

@@ -14,6 +14,7 @@ from .errors import InputError
 from .evaluation import FIGURES, EvaluationResult
 from .mixing import SOLVED_BY
 from .records import LABEL, PATHS
+from .rounds_figure import plot_rounds
 from .stopping_report import plot_calibration, plot_stopping, stopping_tables, study_stopping
 from .training_runs import compare_runs, runs_table, split_seed, training_runs
 
@@ -312,7 +313,7 @@ def write_report(
 
     If students were trained with several seeds (`NAME@SEED`), `report.json` gets the key `seeds` with their means.
     With `stopping`, it gets the key `stopping`, and the figures `stopping` and `calibration` are written as PNG and
-    SVG.
+    SVG. Students named `NAME-round-R` are drawn by round in `rounds.png` and `rounds.svg`.
 
     Args:
         results (`Sequence[EvaluationResult]`):
@@ -357,6 +358,8 @@ def write_report(
     tables = [runs_table(runs), comparison_table(over_seeds)]
     tables += [accuracy_table(results), solved_table(results), comparison_table(comparisons)]
     images = "![Accuracy against the number of samples](report.png)\n"
+    if plot_rounds(students, [folder / "rounds.png", folder / "rounds.svg"]):
+        images += "\n![Accuracy of a refined student by round](rounds.png)\n"
     if studies:
         tables.append(stopping_tables(studies))
         plot_stopping(studies, [folder / "stopping.png", folder / "stopping.svg"])

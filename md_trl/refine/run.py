@@ -19,7 +19,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from transformers import AutoConfig
 from trl import ModelConfig
@@ -234,12 +233,12 @@ class Refinement:
         folder = self._folder(round_)
         if folder not in self._engines:
             self._engines.clear()
-            dtype = (self.args.model_init_kwargs or {}).get("dtype")
+            as_saved = (self.args.model_init_kwargs or {}).get("dtype", self.model_args.dtype) == "auto"
             self._engines[folder] = TransformersEngine(
                 folder,
                 batch_size=self.options.batch_size,
                 device="cpu" if self.args.use_cpu else None,
-                dtype=getattr(torch, dtype) if isinstance(dtype, str) and dtype != "auto" else dtype,
+                dtype="auto" if as_saved else None,
             )
         return NamedEngine(self._engines[folder], self._student(round_))
 

@@ -72,8 +72,9 @@ class TransformersEngine:
             the memory of the device that is free when sampling begins.
         device (`str`, *optional*):
             Device of the model. `cuda` if available, else `cpu`, by default.
-        dtype (`torch.dtype`, *optional*):
-            Type to load the weights in. bf16 on a GPU and fp32 on a CPU, by default.
+        dtype (`torch.dtype` or `str`, *optional*):
+            Type to load the weights in, or `"auto"` for the one they were saved in. bf16 on a GPU and fp32 on a CPU,
+            by default.
 
     Raises:
         `ValueError`: A loaded model without its tokenizer, or a model with recurrent states only, such as Mamba.
@@ -101,7 +102,7 @@ class TransformersEngine:
         batch_size: int = BATCH_SIZE,
         cache_gb: float | None = None,
         device: str | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
     ):
         if batch_size < 1:
             raise InputError(f"`batch_size` is {batch_size}. Use 1 or more.")
@@ -311,7 +312,7 @@ class _Requests:
         return refused
 
 
-def _load(model: str, device: str, dtype: torch.dtype | None) -> PreTrainedModel:
+def _load(model: str, device: str, dtype: torch.dtype | str | None) -> PreTrainedModel:
     # bf16 is several times slower than fp32 on a CPU.
     dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
     adapter = PeftConfig.from_pretrained(model) if find_adapter_config_file(model) is not None else None
