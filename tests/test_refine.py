@@ -83,7 +83,7 @@ def test_the_share_of_own_thoughts_is_never_above_the_rate(teacher, own, share, 
             (a, b)
             for a in range(min(new, per_path) + 1)
             for b in range(min(len(set(teacher)), per_path - a) + 1)
-            if a <= share * (a + b) and a <= round(per_path * share)
+            if a <= share * (a + b)
         ]
         assert chosen == max(a for a, _ in possible)
         assert of == max(b for a, b in possible if a == chosen)

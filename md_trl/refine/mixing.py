@@ -102,18 +102,15 @@ def choose(
     """
     of_teacher = distinct(teacher, path)
     of_student = {key: thought for key, thought in distinct(own, path).items() if key not in of_teacher}
-    if own_share == 0:
-        most = 0
-    elif own_share == 1 or not of_teacher:
-        most = per_path
+    most = min(len(of_student), per_path)
+    if own_share in (0, 1) or not of_teacher:
+        own_count = most if own_share else 0
+        rest = 0 if own_share == 1 and own_count else per_path - own_count
     else:
-        slots = round(per_path * own_share)
-        beside = min(len(of_teacher), per_path - slots)
-        # One part in a billion, because 3 / (1 - 0.25) is no round number
-        most = min(slots, int(beside * own_share / (1 - own_share) + 1e-9))
-    chosen = list(of_student.values())[:most]
-    rest = 0 if own_share == 1 and chosen else per_path - len(chosen)
-    return list(of_teacher.values())[:rest], chosen
+        # As many own thoughts as the share allows beside the teacher's; 1e-9, because 0.1 * 30 is above 3
+        sizes = ((count, min(len(of_teacher), per_path - count)) for count in range(most, -1, -1))
+        own_count, rest = next(size for size in sizes if size[0] <= own_share * sum(size) + 1e-9)
+    return list(of_teacher.values())[:rest], list(of_student.values())[:own_count]
 
 
 def distinct(thoughts: Sequence[Thought], path: str) -> dict[str, dict[str, Any]]:
@@ -130,9 +127,12 @@ def distinct(thoughts: Sequence[Thought], path: str) -> dict[str, dict[str, Any]
         `dict[str, dict]`: By [`~md_trl.distinct.thought_key`], the first thought of each kind as in a mixed row, and
         how many were of its kind.
     """
+    keys: dict[str, str] = {}  # Many samples of one question are the same text
     found: dict[str, dict[str, Any]] = {}
     for thought in thoughts:
         if thought.correct:
+            if thought.text not in keys:
+                keys[thought.text] = thought_key(thought.text, path)
             new = {"text": thought.text, "answer": thought.answer, "correct": True, "count": 0}
-            found.setdefault(thought_key(thought.text, path), new)["count"] += 1
+            found.setdefault(keys[thought.text], new)["count"] += 1
     return found

@@ -37,7 +37,8 @@ class RefineOptions:
         own_share (`list[float]`, *optional*, defaults to `[0.5]`):
             Share of the student's own thoughts among those of a question and path, one for each round; the last one
             stands for all later rounds. Where one of the two has too few, the share is lower, never higher. Where the
-            teacher has none, all are the student's own, unless the share is 0.
+            teacher has none, all are the student's own, unless the share is 0. With a share of 1, the teacher's are
+            learned only where the student has none.
         per_path (`int`, *optional*, defaults to `10`):
             Maximum number of distinct thoughts of a question and path.
         start_from (`str`, *optional*, defaults to `"last"`):
