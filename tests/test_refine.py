@@ -117,11 +117,10 @@ def test_types_are_those_of_whom_they_are_asked_of(types_by, by_teacher, by_stud
     found = mix_refined(QUESTION, teacher, student, {}, types_by, 0.5, 10)
     assert (found.by_teacher, found.by_student) == (by_teacher, by_student)
     joint = mix_question(QUESTION, *([*teacher[path], *student[path]] for path in PATHS))
-    first, second = {"teacher": (by_teacher, by_student), "student": (by_student, by_teacher)}.get(
-        types_by, (joint.type, by_teacher)
-    )
-    assert found.row.type == (first if first != 4 else second)
-    if types_by == "both":
+    asked = {"teacher": (by_teacher, by_student), "student": (by_student, by_teacher)}
+    asked = asked.get(types_by, (joint.type, by_teacher, by_student))
+    assert found.row.type == next((type_ for type_ in asked if type_ != 4), 4)
+    if types_by == "both" and joint.type != 4:
         assert found.row.lambda_ == joint.lambda_
     for path in PATHS:
         assert all(t["correct"] for t in getattr(found.row, path))

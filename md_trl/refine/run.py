@@ -156,6 +156,7 @@ class Refinement:
                 raise InputError("`start_from='base'` needs the base model. Name it as `model_name_or_path`.")
             AutoConfig.from_pretrained(model_args.model_name_or_path, revision=model_args.model_revision)
         self._model, self._name = _local(model)
+        self._names = {self._model: f"{self._name}@{weights_digest(self._model)}"}
         self._engines: dict[str, TransformersEngine] = {}
         if options.unlabelled is not None:
             store.questions.add(read_unlabelled(options.unlabelled, task))
@@ -226,7 +227,10 @@ class Refinement:
 
     def _student(self, round_: int) -> str:
         """Name of the student of a round, with the digest of its weights."""
-        return model_name(self._folder(round_)) if round_ else f"{self._name}@{weights_digest(self._model)}"
+        folder = self._folder(round_)
+        if folder not in self._names:
+            self._names[folder] = model_name(folder)
+        return self._names[folder]
 
     def _engine(self, round_: int) -> NamedEngine:
         """The student of a round, loaded once."""
@@ -366,6 +370,7 @@ class Refinement:
         model = self.model_args.model_name_or_path if base else self._folder(self.state.values["best"])
         print(f"Round {round_}: training {model} on {len(rows):,} questions", flush=True)
         folder = Path(self._folder(round_))
+        self._engines.clear()  # A GPU may hold one model only
         figures = train_round(model, self.args, self.model_args, rows, folder, round_, self.prompt_format)
         return {"training": {"from": model, "questions": len(rows), **figures}}
 
