@@ -31,7 +31,7 @@ from md_trl.refine.mixing import choose, mix_refined
 from md_trl.refine.rows import moved_types
 from md_trl.refine.writers import round_of, writer_name
 from md_trl.report import load_results, write_report
-from md_trl.rounds_figure import rounds_of
+from md_trl.rounds_figure import plot_rounds, rounds_of
 from md_trl.store import Selection, Store
 from md_trl.student_folder import weights_digest
 
@@ -265,7 +265,10 @@ def test_the_card_says_what_the_student_wrote_and_how_it_was_judged(finished):
     card = (folder / "refined" / "round-2" / "mixed" / "README.md").read_text()
     counts = found["rounds"][1]["thoughts"]
     assert f"{counts['own']} of {counts['own'] + counts['teacher']} thoughts were written by the student" in card
-    assert found["rounds"][1]["sampled"]["writer"] in card and "equal the gold answer" in card
+    for entry in found["rounds"]:
+        student, _, number = entry["sampled"]["writer"].rpartition("/")
+        assert f"`{Path(student).name}/{number}`" in card
+    assert "equal the gold answer" in card
     assert "md-trl refine --model md --task toy --store t.db" in card
     # `md-trl train --store` takes the dataset as it is
     assert ensure_dataset(folder / "refined" / "round-2" / "mixed", TASK, folder / "t.db") is None
@@ -275,12 +278,13 @@ def test_a_report_draws_accuracy_by_round(finished, tmp_path):
     folder, _ = finished
     results = load_results(folder / "refined" / "validation")
     assert {r: len(of) for r, of in rounds_of(results)["md", "toy", "train"].items()} == {0: 1, 1: 1, 2: 1}
-    seeds = [replace(result, name=f"{result.name}@{seed}") for result in results for seed in (1, 2)]
-    write_report(seeds, tmp_path)
+    results = [result for result in results if not result.name.endswith("-2")]
+    write_report(results, tmp_path)
     assert (tmp_path / "rounds.png").stat().st_size > 5000 and "](rounds.png)" in (tmp_path / "report.md").read_text()
-    (tmp_path / "other").mkdir()
-    write_report([replace(results[0], name="md")], tmp_path / "other")
-    assert not (tmp_path / "other" / "rounds.png").exists()
+    seeds = [replace(result, name=f"{result.name}@{seed}") for result in results for seed in (1, 2)]
+    assert plot_rounds(seeds, [tmp_path / "seeds.svg"]) and "2 seeds" in (tmp_path / "seeds.svg").read_text()
+    assert not plot_rounds([replace(results[0], name="md")], [tmp_path / "none.png"])
+    assert not (tmp_path / "none.png").exists()
 
 
 def test_an_interrupted_refinement_goes_on_and_ends_with_the_same_students(here, finished, monkeypatch):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -350,8 +351,11 @@ class Refinement:
             "repeat_cap": options.repeat_cap,
             "md_trl": __version__,
         }
-        command = ["md-trl", "refine", "--model", self._name, "--task", self.task, "--store", self.store.file.name]
-        return {"settings": settings, "refine": {"writers": writers, "labels": labels, "command": command}}
+        # A card may be published, so it names no local folder
+        own = self._name if self._name != self._model else Path(self._model).name
+        command = ["md-trl", "refine", "--model", own, "--task", self.task, "--store", self.store.file.name]
+        written = [re.sub(r".*/(?=[^/]*@)", "", writer) for writer in writers]
+        return {"settings": settings, "refine": {"writers": written, "labels": labels, "command": command}}
 
     def _write_types(self, round_: int, types: dict[str, judged.Types]) -> None:
         file = self.output / f"round-{round_}" / TYPES_FILE
