@@ -13,10 +13,14 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from datasets import load_dataset
+from datasets import Dataset, load_dataset
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
 from refined_students import TASK, TEACHER, TRAINING, make_toy, toy_rows
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import ModelConfig
 
 from md_trl import MDConfig
 from md_trl.cli import run_verb
@@ -34,6 +38,7 @@ from md_trl.report import load_results, write_report
 from md_trl.rounds_figure import plot_rounds, rounds_of
 from md_trl.store import Selection, Store
 from md_trl.student_folder import weights_digest
+from md_trl.trainer.making import make_trainer
 
 
 PARAMS = SamplingParams(max_tokens=20)
@@ -337,8 +342,6 @@ def test_a_finished_refinement_may_get_more_rounds_but_no_other_settings(here, f
 
 def test_a_round_may_start_from_the_base_model_and_types_be_the_students(here):
     args = MDConfig("unused", max_steps=3, **TRAINING)
-    from trl import ModelConfig
-
     options = RefineOptions(
         **OPTIONS | {"rounds": 1}, start_from="base", types_by="student", own_share=[1.0], keep_by="greedy"
     )
@@ -439,6 +442,24 @@ def test_the_command_reads_a_recipe(here, capsys):
     with Store("t.db") as store:
         selection = Selection(TASK, models=next(iter(writers())))
         assert store.thoughts(selection)
+
+
+def test_an_adapter_is_trained_on(toy, tmp_path):
+    base = AutoModelForCausalLM.from_pretrained(toy / "base")
+    adapter = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    adapter.save_pretrained(tmp_path / "adapter")
+    AutoTokenizer.from_pretrained(toy / "base").save_pretrained(tmp_path / "adapter")
+    before = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    thoughts = {"type": 3, "lambda": 0.5, "repeat": 1, "cot": ["1 + 2 = 3 ."], "pot": ["answer = 1 + 2"]}
+    rows = Dataset.from_list([{"question": "Ann 1 : 1 + 2 ?", **thoughts}])
+    args = MDConfig(str(tmp_path / "student"), max_steps=2, **TRAINING)
+    trainer = make_trainer(str(tmp_path / "adapter"), args, ModelConfig(), rows)
+    trainer.train()
+    trainer.save_model()
+    after = load_file(tmp_path / "student" / "adapter_model.safetensors")
+    assert before.keys() == after.keys() and all((before[name] != after[name]).any() for name in before)
+    trained = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+    assert trained and all("lora_" in name for name in trained)
 
 
 # Killed
