@@ -32,7 +32,7 @@ from ..evaluation import EvaluationResult
 from ..execution import Executor, default_cache
 from ..launched_evaluation import Process
 from ..prompts import Prompt, student_prompt
-from ..records import PATHS, STUDENT_MAX_TOKENS, Question, SamplingParams
+from ..records import PATHS, Question, SamplingParams
 from ..sampling import sample
 from ..sampling.engines import check_params, model_name
 from ..sampling.engines.transformers import TransformersEngine
@@ -64,7 +64,7 @@ def refine(
     output: str | Path,
     args: MDConfig | None = None,
     options: RefineOptions | None = None,
-    params: SamplingParams | None = None,
+    params: SamplingParams = SamplingParams(),
     model_args: ModelConfig | None = None,
 ) -> dict[str, Any]:
     r"""
@@ -87,7 +87,7 @@ def refine(
             Configuration of the training of one round. Its `seed` is that of the samples, too.
         options ([`RefineOptions`], *optional*):
             Everything else.
-        params ([`~md_trl.records.SamplingParams`], *optional*):
+        params ([`~md_trl.records.SamplingParams`], *optional*, defaults to `SamplingParams()`):
             How to sample the student. Its seed is that of `args`.
         model_args ([`~trl.ModelConfig`], *optional*):
             How to load a model for training. Its `model_name_or_path` is the base model.
@@ -112,7 +112,6 @@ def refine(
     ```
     """
     args = args or MDConfig(str(output))
-    params = params or SamplingParams(max_tokens=STUDENT_MAX_TOKENS)
     with (
         open_store(store) as opened,
         Executor(cache=default_cache(opened.file)) as executor,
