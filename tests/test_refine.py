@@ -20,7 +20,7 @@ from peft import LoraConfig, get_peft_model
 from refined_students import TASK, TEACHER, TRAINING, make_toy, toy_rows
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import ModelConfig
+from trl import ModelConfig, TrlParser
 
 from md_trl import MDConfig
 from md_trl.cli import run_verb
@@ -33,6 +33,7 @@ from md_trl.refine import RefineOptions, refine
 from md_trl.refine.labels import Agreement, agreement, label_figures, learn_threshold
 from md_trl.refine.mixing import choose, mix_refined
 from md_trl.refine.rows import moved_types
+from md_trl.refine.training import check_training
 from md_trl.refine.writers import round_of, writer_name
 from md_trl.report import load_results, write_report
 from md_trl.rounds_figure import plot_rounds, rounds_of
@@ -442,6 +443,17 @@ def test_the_command_reads_a_recipe(here, capsys):
     with Store("t.db") as store:
         selection = Selection(TASK, models=next(iter(writers())))
         assert store.thoughts(selection)
+
+
+@pytest.mark.parametrize("recipe", ["stories", "smollm2-135m"])
+def test_the_recipes_are_read(recipe):
+    from md_trl.cli.refine import ARGUMENTS
+
+    file = Path(__file__).parents[1] / "recipes" / "refine" / f"{recipe}.yaml"
+    given = [] if recipe == "smollm2-135m" else ["--model", "m", "--store", "s.db", "--output", "o"]
+    options, training, _ = TrlParser(ARGUMENTS).parse_args_and_config(["--config", str(file), *given])
+    assert options.share_of(5) == options.own_share[-1] and training.max_steps > 0
+    check_training(training)
 
 
 def test_an_adapter_is_trained_on(toy, tmp_path):
