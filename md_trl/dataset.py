@@ -283,7 +283,8 @@ def load_question_rows(task: str, source: str | None = None, store_file: str | N
     """
     if source is None and store_file is not None:
         with open_store(store_file) as store:
-            questions = store.questions.load(task, "train")
+            # `md-trl refine --unlabelled` adds questions without a gold answer
+            questions = [question for question in store.questions.load(task, "train") if question.answer]
         if not questions:
             raise InputError(f"{store_file} has no questions of {task}/train. Name the original file with `source`.")
     else:
