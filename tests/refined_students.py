@@ -29,7 +29,7 @@ def toy_rows(count=24, seed=0):
     """Sums with thoughts of a teacher that makes mistakes: its questions are of all four types."""
     rng = random.Random(seed)
     for i in range(count):
-        a, b = rng.randint(0, 9), rng.randint(0, 9)
+        a, b = rng.randint(0, 2), rng.randint(0, 2)
         cot_slip, pot_slip = ((0, 0), (0, 0), (0, 1), (1, 0), (1, 1), (0, 0))[i % 6]
         texts = {
             "cot": [f"{a} + {b} = {a + b + cot_slip} . The answer is {a + b + cot_slip} ."],

@@ -356,6 +356,22 @@ def test_a_round_may_start_from_the_base_model_and_types_be_the_students(here):
     assert {writer: round_of(writer) for writer in writers()} == {entry["sampled"]["writer"]: 1}
 
 
+def test_a_round_that_helps_is_kept_and_sampled_next(here):
+    """An untrained student learns from the teacher in round 1 and from itself in round 2."""
+    args = MDConfig("unused", max_steps=40, **TRAINING | {"learning_rate": 1e-2})
+    found = refine("base", TASK, "t.db", "refined", args, RefineOptions(**OPTIONS), PARAMS)
+    first, second = found["rounds"]
+    assert first["kept"] and first["validation"]["accuracy"] > found["validation"]["accuracy"] == 0
+    assert first["thoughts"]["own"] == 0 and first["types"]["student"] == {"1": 0, "2": 0, "3": 0, "4": 18}
+    student = weights_digest("refined/round-1/student")
+    assert second["sampled"]["writer"] == f"refined/round-1/student@{student}/round-2"
+    assert second["training"]["from"] == "refined/round-1/student"
+    assert first["after"]["types"] == second["types"]["student"] != first["types"]["student"]
+    assert first["after"]["moved_to_3"] == {"1": 0, "2": 0, "4": first["after"]["types"]["3"]}
+    assert second["kept"] == ("after" in second)
+    assert weights_digest("refined/student") == weights_digest(f"refined/round-{found['best']}/student")
+
+
 def hide(file, first):
     """Replace the gold answers of all but the first questions by wrong ones."""
     with sqlite3.connect(file) as db:
