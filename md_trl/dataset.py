@@ -234,6 +234,8 @@ def ensure_dataset(folder: str | Path, task: str, store_file: str | Path) -> Bui
     if (Path(folder) / task).is_dir() and not Path(store_file).is_file():
         return None
     source = metadata and metadata.get("source")
+    if source is not None and "refine" in source:
+        return None  # `md-trl refine` alone can mix it again
     selection, repeat_cap = Selection(task, ["train"]), REPEAT_CAP
     if source is not None:
         selection, repeat_cap = Selection(**source["selection"]), source["repeat_cap"]

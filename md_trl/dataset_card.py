@@ -202,6 +202,9 @@ def _section(task: str, metadata: Mapping[str, Any], has_thoughts: bool, repo: s
     parts += [f"### {task}, {split}\n\n{summary}" for split, summary in metadata["summary"].items()]
     if metadata.get("contamination"):
         parts.append(_contamination(metadata["contamination"]))
+    if refined := (metadata["source"] or {}).get("refine"):
+        parts.append(own_thoughts(refined))
+        return "\n\n".join([*parts, f"Written by a round of:\n\n```bash\n{shlex.join(refined['command'])}\n```"])
     commands = _commands(task, metadata, has_thoughts, repo)
     return "\n\n".join([*parts, f"To build it again:\n\n```bash\n{commands}\n```"])
 
@@ -209,6 +212,41 @@ def _section(task: str, metadata: Mapping[str, Any], has_thoughts: bool, repo: s
 def _selection(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return which thoughts a task was mixed from, as far as that is known."""
     return (metadata["source"] or {}).get("selection") or {}
+
+
+def own_thoughts(refined: Mapping[str, Any]) -> str:
+    r"""
+    Say which thoughts of a dataset a student wrote itself, and how they were judged.
+
+    Args:
+        refined (`Mapping[str, Any]`):
+            What `md-trl refine` notes as the source of a dataset: the `writers` of own thoughts by round, the number
+            of `thoughts` by `teacher` and student (`own`), and `labels`, the figures of labels that stand in for gold
+            answers, if there are any.
+
+    Returns:
+        `str`: A paragraph.
+    """
+    own, of_teacher, labels = *(refined["thoughts"][name] for name in ("own", "teacher")), refined["labels"]
+    writers = ", ".join(f"`{name}`" for name in refined["writers"])
+    text = (
+        f"**A student's own thoughts.** {own:,} of {own + of_teacher:,} thoughts were written by the student that is "
+        f"trained on them, not by the teacher: {writers}, named by its weights and the round. Only distinct correct "
+        "thoughts are kept: "
+    )
+    if labels is None:
+        return text + "their answers equal the gold answer of the question."
+    text += "their answers equal the gold answer of the question, or where it has none, a label. "
+    if labels["threshold"] is None:
+        return text + "No question got a label, because votes were not right often enough on validation questions."
+    text += (
+        f"{labels['labelled']:,} of {labels['questions']:,} such questions have one, which is their `answer` here: "
+        "the vote of both paths of the student, where they agree and the joint vote has a share of at least "
+        f"{labels['threshold']:.2f}. "
+    )
+    if labels["precision"] is None:
+        return text + "How many of these labels are right is not known."
+    return text + f"Of {labels['known']:,} labels whose gold answer was hidden, {labels['precision']:.1%} are right."
 
 
 def _cell(value: Any) -> str:

@@ -16,6 +16,7 @@ from .mixing import SOLVED_BY
 from .paper_tables import paper_tables
 from .plots import plot_lines, plot_points, plot_solved, plot_students
 from .records import ALL_PATHS, COT_POT, LABEL
+from .rounds_figure import plot_rounds
 from .stopping_report import plot_calibration, plot_stopping, stopping_tables, study_stopping
 from .student_tables import StudentTable
 from .training_runs import compare_runs, runs_table, split_seed, training_runs
@@ -285,7 +286,7 @@ def write_report(
     `report.json`, and their figures are `tasks`, `samples`, `training_set`, `groups` and `solved`, as far as there
     are results for them. If students were trained with several seeds (`NAME@SEED`), `report.json` gets the key `seeds`
     with their means. With `stopping`, it gets the key `stopping`, and there are the figures `stopping` and
-    `calibration`.
+    `calibration`. Students named `NAME-round-R` are drawn by round in `rounds`.
 
     Args:
         results (`Sequence[EvaluationResult]`):
@@ -336,6 +337,8 @@ def write_report(
     images = ["![Accuracy against the number of samples, by student](report.png)", *_plot_tables(paper, folder)]
     if (folder / "training.png").exists():
         images.append("![Losses of each path during training](training.png)")
+    if plot_rounds(students, _files(folder, "rounds")):
+        images.append("![Accuracy of a refined student by round](rounds.png)")
     if studies:
         tables.append(stopping_tables(studies))
         plot_stopping(studies, _files(folder, "stopping"))

@@ -188,7 +188,8 @@ def load_question_rows(
     for task, name in zip(tasks, names or map(task_name, tasks), strict=True):
         if source is None and store_file is not None and not is_own_file(task):
             with open_store(store_file) as store:
-                found = store.questions.load(name, "train")
+                # `md-trl refine --unlabelled` adds questions without a gold answer
+                found = [question for question in store.questions.load(name, "train") if question.answer]
             if not found:
                 raise InputError(
                     f"{store_file} has no questions of {name}/train. Name the original file with `source`."

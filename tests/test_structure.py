@@ -12,12 +12,12 @@ FILES = sorted(file for file in PACKAGE.rglob("*.py") if "hub_cards" not in file
 # Each module imports only from those before it. The two packages of the command line and of the top level come last.
 ORDER = (
     "errors progress terminal openai_requests intervals records student_folder answers voting posterior stopping "
-    "tasks prompts execution judging few_shot mixing environment weighting store sampling adaptive contamination "
-    "mixed_rows thought_source flat_twin dataset_picture dataset_card dataset_folder dataset training_rows "
-    "secret_search hub_repo hub trainer evaluation comparison show show_text student_evaluation launched_evaluation "
-    "validation replay vote_settings curves training_runs student_tables paper_tables plots training_curves "
-    "stopping_report report student_results reasoner server simulated_teacher metric harnesses explorer cli __main__ "
-    "__init__"
+    "tasks prompts execution distinct judging few_shot mixing environment weighting store sampling adaptive "
+    "contamination mixed_rows thought_source flat_twin dataset_picture dataset_card dataset_folder dataset "
+    "training_rows secret_search hub_repo hub trainer evaluation comparison show show_text student_evaluation "
+    "launched_evaluation validation replay vote_settings curves training_runs student_tables paper_tables plots "
+    "training_curves stopping_report rounds_figure report student_results reasoner refine server simulated_teacher "
+    "metric harnesses explorer cli __main__ __init__"
 ).split()
 
 # Tables of data, which may be as long as they are
@@ -111,4 +111,5 @@ def test_sampling_parameters_are_carried_as_one():
     translating = ("sampling/engines/", "simulated_teacher", "server/", "harnesses/")
     translated = {name for name in found if name.startswith(translating)}
     # `MixedReasoner` takes two of them as its own arguments, `md-trl train` hands two on to the evaluation
-    assert found - translated == {"records", "cli/sample", "cli/eval", "cli/serve", "cli/train", "reasoner"}
+    on_the_command_line = {f"cli/{verb}" for verb in ("sample", "eval", "refine", "serve", "train")}
+    assert found - translated == on_the_command_line | {"records", "reasoner"}

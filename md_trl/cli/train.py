@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -273,16 +273,16 @@ def _make_trainer(
 ) -> MDTrainer | MDSeq2SeqTrainer:
     """Create the trainer of a causal or an encoder-decoder student."""
     from transformers import AutoConfig
-    from trl import get_peft_config, get_quantization_config
 
-    from ..trainer import MDSeq2SeqConfig, MDSeq2SeqTrainer, MDTrainer
+    from ..trainer.making import make_trainer
     from ..validation import split_validation
 
     if model_args.model_name_or_path is None:
         raise InputError("`model_name_or_path` is missing. Give the student's folder or Hub id.")
     if (model_args.load_in_4bit or model_args.load_in_8bit) and not model_args.use_peft:
         raise InputError("Quantized weights cannot be trained. Add `use_peft`, or leave `load_in_4bit` out.")
-    config = AutoConfig.from_pretrained(
+    # A model that cannot be loaded fails before the dataset is built.
+    AutoConfig.from_pretrained(
         model_args.model_name_or_path,
         revision=model_args.model_revision,
         trust_remote_code=training_args.trust_remote_code,
@@ -294,26 +294,13 @@ def _make_trainer(
     if args.train_share is not None:
         _, train_dataset = split_validation(train_dataset, args.train_share, _split_seed(training_args))
     _keep_split(args, training_args, eval_dataset)
-    training_args.model_init_kwargs = {
-        "revision": model_args.model_revision,
-        "attn_implementation": model_args.attn_implementation,
-        "dtype": model_args.dtype,
-    } | (training_args.model_init_kwargs or {})
-    trainer_class = MDTrainer
-    if config.is_encoder_decoder:
-        # `to_dict` would mask the values of all fields whose names end in `_token`.
-        training_args = MDSeq2SeqConfig(
-            **{f.name: getattr(training_args, f.name) for f in fields(training_args) if f.init}
-        )
-        trainer_class = MDSeq2SeqTrainer
-    return trainer_class(
-        model=model_args.model_name_or_path,
-        args=training_args,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        callbacks=_callbacks(args, training_args, eval_dataset),
-        quantization_config=get_quantization_config(model_args),
-        peft_config=get_peft_config(model_args),
+    return make_trainer(
+        model_args.model_name_or_path,
+        training_args,
+        model_args,
+        train_dataset,
+        eval_dataset,
+        _callbacks(args, training_args, eval_dataset),
     )
 
 

@@ -24,7 +24,7 @@ from ...student_folder import weights_digest
 # Defaults that the command line shows too. The engines' own files import large libraries.
 CONCURRENCY, MAX_RETRIES, TIMEOUT, POLL_SECONDS = 16, 6, 300.0, 60.0
 BATCH_SIZE = 128
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 # Rounding may lift the log-probability of a certain token above 0.
 LARGEST_LOGPROB = 1e-3

@@ -74,8 +74,9 @@ class TransformersEngine:
         device (`str`, *optional*):
             Device of the model. `cuda` if available, else `cpu`, by default.
         dtype (`str`, *optional*):
-            Data type of the weights: `float32`, `bfloat16` or `float16`. `bfloat16` on GPUs and `float32` on CPUs by
-            default, since most CPUs are slower in `bfloat16`. A loaded model keeps its own.
+            Data type of the weights: `float32`, `bfloat16` or `float16`, or `auto` for the one they were saved in.
+            `bfloat16` on GPUs and `float32` on CPUs by default, since most CPUs are slower in `bfloat16`. A loaded
+            model keeps its own.
 
     Raises:
         `ValueError`: An unknown `dtype`, a loaded model without its tokenizer, or a model with recurrent states only,
@@ -321,7 +322,7 @@ class _Requests:
 def _load(model: str, device: str, dtype: str | None) -> PreTrainedModel:
     if Path(model).is_file():
         raise InputError(f"{model} is a file. Name the folder of a model or adapter.")
-    dtype = getattr(torch, dtype or ("bfloat16" if device.startswith("cuda") else "float32"))
+    dtype = dtype or ("bfloat16" if device.startswith("cuda") else "float32")
     adapter = PeftConfig.from_pretrained(model) if find_adapter_config_file(model) is not None else None
     if adapter is not None and adapter.is_prompt_learning:
         raise InputError(
