@@ -353,6 +353,22 @@ def test_few_shot_examples_are_read_from_all_formats(tmp_path, ending):
         assert load_few_shot(file, executor) == [EXAMPLE, EXAMPLE | {"question": "And 3 plus 2?"}]
 
 
+def test_a_plan_is_an_example_of_the_third_path(tmp_path):
+    file = write(tmp_path / "few.jsonl", [EXAMPLE | {"plan": "We add three to two."}])
+    with Executor() as executor:
+        [example] = load_few_shot(file, executor)
+    assert example["cot_pot"] == f"We add three to two.\n```python\n{example['pot']}\n```"
+    [question] = own_file.load(write(tmp_path / "t.jsonl", [{"question": "1 + 1?", "answer": 2, "split": "test"}]))
+    assert teacher_messages(question, "cot_pot", [example])[1]["content"] == example["cot_pot"]
+    with pytest.raises(InputError, match="has no 'cot_pot'. Add a `plan` to it"):
+        teacher_messages(question, "cot_pot", [EXAMPLE])
+
+
+def test_a_group_is_kept(tmp_path):
+    rows = [{"question": f"{i} + 1?", "answer": i + 1, "group": group} for i, group in enumerate(["sums", "", None])]
+    assert [q.group for q in own_file.load(write(tmp_path / "t.jsonl", rows))] == ["sums", None, None]
+
+
 def test_each_mistake_in_few_shot_examples_is_found_before_anything_is_paid(tmp_path):
     mistakes = [
         ({"cot": "It is five."}, r"row 2: 'cot' reaches no answer \('It is five.'\). End it with"),

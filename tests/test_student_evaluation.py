@@ -14,7 +14,8 @@ from md_trl import student_evaluation
 from md_trl.answers import equal
 from md_trl.cli import main
 from md_trl.evaluation import EvaluationResult
-from md_trl.records import Choice, Question, SamplingParams
+from md_trl.prompts import teacher_messages, teacher_prompt
+from md_trl.records import PATHS, Choice, Question, SamplingParams
 from md_trl.report import accuracy_table
 from md_trl.sampling.engines import SampleResult, derive_seed
 from md_trl.sampling.engines.transformers import TransformersEngine
@@ -41,12 +42,45 @@ def engine():
         ({"paths": ["prose"]}, "Unknown path 'prose'"),
         ({"questions": []}, "nothing to evaluate"),
         ({"n": 0}, "`n` is 0"),
+        ({"prompt": "zero_shot"}, "Unknown prompt 'zero_shot'"),
+        ({"prompt": "few_shot", "paths": ["cot", "label"]}, "no worked examples for the path 'label'"),
         ({"params": SamplingParams().greedy()}, "gives one text, not n=10"),
     ],
 )
 def test_settings_are_checked_before_anything_is_sampled(change, message):
     with pytest.raises(ValueError, match=message):
         StudentEvaluation(**{"questions": QUESTIONS, "params": PARAMS} | change)
+
+
+def test_a_model_that_was_not_trained_is_asked_as_a_teacher(tmp_path):
+    asked = []
+
+    class Engine:
+        model, tokenizer = "base", None
+
+        def generate(self, requests):
+            for request in requests:
+                asked.append(request)
+                yield SampleResult(request, [Choice("The answer is 5.", "stop")] * request.n)
+
+    questions = load_questions("stories", "test")[:2]
+    with Store(tmp_path / "s.db") as store:
+        result = StudentEvaluation(questions, PARAMS, n=1, prompt="few_shot_text").run("base", Engine(), store)
+        StudentEvaluation(questions, PARAMS, n=1, prompt="few_shot").run("base", Engine(), store)
+    text, chat = asked[:4], asked[4:]
+    expected = {
+        (q.id, path): (teacher_prompt(q, path), teacher_messages(q, path)) for q in questions for path in PATHS
+    }
+    assert {(r.question_id, r.path): r.prompt for r in text} == {
+        key: of_text for key, (of_text, _) in expected.items()
+    }
+    assert {(r.question_id, r.path): r.prompt for r in chat} == {
+        key: of_chat for key, (_, of_chat) in expected.items()
+    }
+    # A completion model would go on to invent the next question
+    assert all(r.params.stop == ("\nQuestion:",) for r in text) and not any(r.params.stop for r in chat)
+    assert result.settings["prompt"] == "few_shot_text" and "prompt_format" not in result.settings
+    assert result.questions[0].cot == ["5"]
 
 
 def test_what_is_stored_is_not_sampled_again(engine, tmp_path):

@@ -273,3 +273,14 @@ def test_the_oldest_prompts_are_forgotten_first():
     assert known.get([5] * 10) == ("second", 0) and known.get([6] * 5) == ("third", 0)
     known.add([[7] * 21], "fourth")
     assert known.get([7] * 21) is None and known.get([6] * 5) is None
+
+
+def test_the_data_type_of_the_weights(tmp_path):
+    tiny_llama().to(torch.bfloat16).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    loaded = {
+        dtype: TransformersEngine(str(tmp_path), dtype=dtype)._model.dtype for dtype in (None, "auto", "float16")
+    }
+    assert loaded == {None: torch.float32, "auto": torch.bfloat16, "float16": torch.float16}
+    with pytest.raises(ValueError, match="Unknown `dtype` 'int8'. Choose one of auto, float32, bfloat16, float16"):
+        TransformersEngine(str(tmp_path), dtype="int8")

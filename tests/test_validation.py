@@ -25,6 +25,7 @@ from md_trl.cli import run_verb
 from md_trl.errors import InputError
 from md_trl.records import SamplingParams
 from md_trl.tasks import load_questions
+from md_trl.trainer import making
 from md_trl.validation import GreedyAccuracy, keep_split, select_held_out, split_validation, validation_questions
 
 
@@ -342,10 +343,9 @@ def test_the_command_line_holds_questions_out(tmp_path):
     with pytest.raises(SystemExit, match="Resume with the same `validation`, `seed` and dataset"):
         command(tmp_path, "seed", 1, "resume_from_checkpoint", tmp_path / "student" / "checkpoint-4")
     for value in (0, 1.5):
-        with pytest.raises(
-            SystemExit, match=f"share of validation questions must be between 0 and 1, got {float(value)}"
-        ):
-            command(tmp_path, "validation", value)
+        for name in ("validation", "train_share"):
+            with pytest.raises(SystemExit, match=f"`{name}` is a share .* between 0 and 1, got {float(value)}"):
+                command(tmp_path, name, value)
 
 
 def test_baselines_are_asked_for_what_they_learn(tmp_path):
@@ -366,3 +366,23 @@ def test_held_out_questions_are_selected_by_their_file(tmp_path):
     file.write_text("[]")
     with pytest.raises(InputError, match="not a file of `md-trl train --validation`"):
         select_held_out(questions, file)
+
+
+def test_a_share_of_the_training_questions(monkeypatch, tmp_path):
+    """It is drawn from what validation leaves, each type keeps its share, and a larger share holds a smaller one."""
+    trained = {}
+
+    def keep(model, args, model_args, train_dataset, *others):
+        trained[len(trained)] = train_dataset
+        raise InputError("only the rows are wanted")
+
+    monkeypatch.setattr(making, "make_trainer", keep)
+    for share in (0.2, 0.4):
+        with pytest.raises(SystemExit, match="only the rows are wanted"):
+            command(tmp_path, "train_share", share)
+    left, held_out = split_validation(Dataset.from_list(sums(20)), 0.25, 42)
+    types = Counter(left["type"])
+    for share, rows in zip((0.2, 0.4), trained.values(), strict=True):
+        assert len(rows) == round(share * len(left)) and not set(rows["id"]) & set(held_out["id"])
+        assert all(abs(Counter(rows["type"])[type_] - share * types[type_]) < 1 for type_ in types)
+    assert set(trained[0]["id"]) <= set(trained[1]["id"])
