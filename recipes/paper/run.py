@@ -95,7 +95,9 @@ class Student:
 
     def finish(self, step: str) -> None:
         record = {"train": self.train, "finished": [*self.finished(), step]}
-        self.record.write_text(json.dumps(record, indent=2) + "\n")
+        written = self.record.with_suffix(".new")
+        written.write_text(json.dumps(record, indent=2) + "\n")
+        written.replace(self.record)
 
     def steps(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
         """Name, verb and fields of each step that is not finished."""
@@ -149,9 +151,7 @@ class Runner:
         self.launcher = launcher
         self.workers = workers
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(
-            ["md_trl.cli.train", "md_trl.cli.eval", "md_trl.sampling.engines.transformers"]
-        )
+        self.context.set_forkserver_preload(["md_trl.trainer", "md_trl.sampling.engines.transformers"])
 
     def run_student(self, student: Student) -> None:
         for step, verb, fields in student.steps():
