@@ -125,6 +125,9 @@ def layout(tmp_path_factory):
             main(["mix", "--store", store, "--task", task, "--output", str(folder / output)])
     rows = [json.dumps({"question": f"What is {i} + {i}?", "answer": 2 * i}) for i in range(10)]
     (folder / "my_questions.jsonl").write_text("\n".join(rows) + "\n")
+    texts = {"cot": "The answer is 4.", "pot": "answer = 2 + 2"}
+    thoughts = [{"task": "my_questions", "question": "What is 2 + 2?", "path": p, "text": t} for p, t in texts.items()]
+    (folder / "thoughts.jsonl").write_text("".join(json.dumps(thought) + "\n" for thought in thoughts))
     for name in ("HuggingFaceTB/SmolLM2-135M", "HuggingFaceTB/SmolLM2-135M-Instruct", "outputs/student"):
         brief_llama().save_pretrained(folder / name)
         byte_tokenizer().save_pretrained(folder / name)

@@ -321,7 +321,8 @@ class TestExecutor:
     def test_no_program(self, executor):
         assert executor.run_many([]) == []
 
-    def test_progress_bar(self, executor, capsys):
+    def test_progress_bar(self, executor, capsys, monkeypatch):
+        monkeypatch.setattr("md_trl.progress.LOG_SECONDS", 0.0)
         executor.run_many([f"answer = {n}  # shown" for n in range(3)], progress=True)
         assert "3/3" in capsys.readouterr().err
 

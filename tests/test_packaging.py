@@ -105,8 +105,8 @@ def test_versions_agree():
 
 
 # Imported, but no dependency: modules that the jail loads beside itself, or preloads if they are there; anyio comes
-# with Inspect; lighteval needs an environment of its own
-UNDECLARED = {"anyio", "json_values", "lighteval", "mpmath", "seccomp", "sympy"}
+# with Inspect and FastAPI with Gradio; lighteval needs an environment of its own
+UNDECLARED = {"anyio", "fastapi", "json_values", "lighteval", "mpmath", "seccomp", "sympy"}
 
 
 def test_every_import_is_a_declared_dependency():

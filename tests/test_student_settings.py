@@ -85,7 +85,7 @@ def test_sampling_obeys(student, monkeypatch, name):
     args = SampleArguments(model=student, engine=name)
     engine = make_engine(args, args.model)
     assert engine.student_settings["prompt_format"] == "plain"
-    assert _prompt(args, engine)(QUESTIONS[0], "cot") == "What is 1 plus 1?\nLet's think step by step.\n"
+    assert _prompt(args, engine, None)(QUESTIONS[0], "cot") == "What is 1 plus 1?\nLet's think step by step.\n"
 
 
 def test_a_student_on_the_hub_is_asked_as_its_repository_says(student, tmp_path, monkeypatch):
