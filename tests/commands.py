@@ -1,7 +1,9 @@
 """Parse the commands of pages and recipes for real, without doing what they would do."""
 
 import importlib
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+
+import pytest
 
 from md_trl.cli import VERBS, main
 
@@ -11,12 +13,16 @@ ON_CPU = {"train": ["--use_cpu", "true"]}
 
 
 def parse_verb(arguments, monkeypatch):
+    """Parse a command and return what its verb would be run with, or `None` if it only prints help."""
     verb = arguments[0]
-    if verb in ("--help", "--version"):
-        return
+    if {"--help", "--help-all", "--version"} & set(arguments):
+        with pytest.raises(SystemExit) if verb in VERBS else nullcontext():
+            main(arguments)
+        return None
     assert verb in VERBS
-    with recorded(verb, monkeypatch):
+    with recorded(verb, monkeypatch) as runs:
         main([*arguments, *ON_CPU.get(verb, ())])
+    return runs[0]
 
 
 @contextmanager
@@ -25,5 +31,5 @@ def recorded(verb, monkeypatch):
     runs = []
     with monkeypatch.context() as patch:
         patch.setattr(importlib.import_module(f"md_trl.cli.{verb}"), "run", lambda *arguments: runs.append(arguments))
-        yield
+        yield runs
     assert len(runs) == 1

@@ -13,6 +13,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from commands import parse_verb
 from datasets import Dataset, load_dataset
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +21,7 @@ from peft import LoraConfig, get_peft_model
 from refined_students import TASK, TEACHER, TRAINING, make_toy, toy_rows
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import ModelConfig, TrlParser
+from trl import ModelConfig
 
 from md_trl import MDConfig
 from md_trl.cli import run_verb
@@ -462,12 +463,10 @@ def test_the_command_reads_a_recipe(here, capsys):
 
 
 @pytest.mark.parametrize("recipe", ["stories", "smollm2-135m"])
-def test_the_recipes_are_read(recipe):
-    from md_trl.cli.refine import ARGUMENTS
-
+def test_the_recipes_are_read(recipe, monkeypatch):
     file = Path(__file__).parents[1] / "recipes" / "refine" / f"{recipe}.yaml"
     given = [] if recipe == "smollm2-135m" else ["--model", "m", "--store", "s.db", "--output", "o"]
-    options, training, _ = TrlParser(ARGUMENTS).parse_args_and_config(["--config", str(file), *given])
+    options, training, _ = parse_verb(["refine", "--config", str(file), *given], monkeypatch)
     assert options.share_of(5) == options.own_share[-1] and training.max_steps > 0
     check_training(training)
 
