@@ -16,6 +16,8 @@ from .training_runs import TrainingRuns, training_runs
 
 MAX_COLUMNS = 4
 """Panels side by side; more are wrapped into rows."""
+MAX_WIDTH = 13.0
+"""Width in inches of the panels of a table whose columns are names; wider ones are drawn below each other."""
 
 COLORS = {LABEL: "tab:gray", "cot": "tab:blue", "pot": "tab:orange", "joint": "tab:green"}
 COLORS |= {COT_POT: "tab:purple", JOINT_ALL: "tab:red"}
@@ -191,7 +193,9 @@ def plot_points(tables: Sequence[StudentTable], files: Sequence[str | Path]) -> 
     """
     most = max(len(table.columns) * (len(table.accuracies) + 2) for table in tables)
     titles = [title for table in tables for title in (table.title, "Differences (points)")]
-    pyplot, figure, axes = panels(titles, max(4.2, 0.13 * most), 3.8, legend=3.4, columns=2, share="none")
+    width = min(max(4.2, 0.13 * most), MAX_WIDTH)
+    columns = 1 if 2 * width > MAX_WIDTH else 2
+    pyplot, figure, axes = panels(titles, width, 3.8, legend=3.4, columns=columns, share="none")
     for place, axis in enumerate(axes):
         table = tables[place // 2]
         rows = [row for row in table.rows if (row.against is None) == (place % 2 == 0)]

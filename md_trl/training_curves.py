@@ -168,6 +168,8 @@ def plot_training(curves: Sequence[TrainingCurve], files: Sequence[str | Path]) 
             if curve.seeds > 1:
                 low, high = ([getattr(point, end) for point in curve.points] for end in ("low", "high"))
                 axis.fill_between(places, low, high, color=color, alpha=0.15, linewidth=0)
+    for axis in axes:
+        axis.set_yscale("log")
     label_axes(axes[: len(losses)], "optimizer steps", "loss")
     label_axes(axes[len(losses) :], "target tokens", "loss")
     common_legend(figure, axes)
