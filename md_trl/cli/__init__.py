@@ -23,7 +23,7 @@ VERBS = {
     "train": "run a recipe: load or build mixed thoughts, train a student, evaluate it",
     "eval": "sample a student and score its votes",
     "calibrate": "learn the weights of paths and the confidence of votes on held-out questions",
-    "refine": "let a student go on learning from its own two paths, in rounds",
+    "refine": "keep training a student on its own thoughts of both paths, in rounds",
     "serve": "answer questions with a student behind an OpenAI-compatible API",
     "explore": "read and compare thoughts on a local page",
     "report": "compare evaluation results in tables and figures",
