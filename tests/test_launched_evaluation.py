@@ -74,6 +74,7 @@ def test_more_machines_than_questions(tmp_path, alone):
     assert questions == alone[0][:1] and len(texts) == 6 and set(texts) <= set(alone[1])
 
 
+@pytest.mark.slow
 def test_a_killed_launch_goes_on_with_what_was_stored(tmp_path):
     size, store_file = {"questions": 60, "max_tokens": 60}, tmp_path / "killed" / "student.db"
     launched = launch(store_file.parent, processes=2, **size)

@@ -82,6 +82,7 @@ def experiment(tmp_path):
     return write
 
 
+@pytest.mark.slow
 def test_an_experiment_from_its_file_to_its_report(experiment, tmp_path):
     file = experiment()
     printed = run(file, "--workers", 2)
