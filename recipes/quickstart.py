@@ -89,6 +89,8 @@ def main() -> None:
     started = time.time()
     # One core per student: the threads of PyTorch only get in each other's way on models this small
     os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
+    # Logs have progress once a minute by default; here it is read from them
+    os.environ.update(TQDM_MININTERVAL="1", TQDM_MAXINTERVAL="1")
     output = args.output / f"{time.strftime('%Y%m%d-%H%M%S')}-seed{args.seed}"
     mixed, store = output / "mixed", output / "teacher.db"
     output.mkdir(parents=True)
