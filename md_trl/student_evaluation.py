@@ -17,7 +17,7 @@ from .evaluation import EvaluationResult, collect_answers
 from .execution import Executor, default_cache
 from .judging import read_answers
 from .progress import progress_bar
-from .prompts import STOP, Prompt, student_prompt, teacher_messages, teacher_prompt
+from .prompts import FEW_SHOT_PROMPTS, STOP, Prompt, student_prompt
 from .records import ALL_PATHS, LABEL, PATHS, PATHS_AND_LABEL, STUDENT_THOUGHTS, Question, SamplingParams, Thought
 from .sampling import SampleSummary, sample
 from .sampling.engines import Engine, check_params
@@ -27,7 +27,7 @@ from .store import Selection, Store
 from .voting import VoteWeights
 
 
-PROMPTS = ("student", "few_shot", "few_shot_text")
+PROMPTS = ("student", *FEW_SHOT_PROMPTS)
 """How a model can be asked, see [`StudentEvaluation`]."""
 POLL_SECONDS = 1.0
 """Pause between two checks for samples that another process is still drawing."""
@@ -137,7 +137,7 @@ class StudentEvaluation:
 
     def _prompt(self, engine: Engine) -> Callable[[Question, str], Prompt]:
         if self.prompt != "student":
-            return teacher_messages if self.prompt == "few_shot" else teacher_prompt
+            return FEW_SHOT_PROMPTS[self.prompt]
         prompt_format = engine.student_prompt_format(self.prompt_format)
         return lambda question, path: student_prompt(question.question, path, prompt_format)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ..prompts import FEW_SHOT_PROMPTS
 from ..records import PATHS, STUDENT_MAX_TOKENS, STUDENT_THOUGHTS, SamplingParams
 from ..stopping import RULES
 from .engine_arguments import ENGINES, EngineArguments, make_engine
@@ -120,7 +121,7 @@ class EvalArguments(EngineArguments):
         metadata={
             "help": "`student` (question and trigger), or for models that were not trained on thoughts `few_shot` "
             "(worked examples as a chat) or `few_shot_text`.",
-            "choices": ["student", "few_shot", "few_shot_text"],
+            "choices": ["student", *FEW_SHOT_PROMPTS],
         },
     )
     prompt_format: str = field(

@@ -10,7 +10,7 @@ from typing import Any
 from ..adaptive import AdaptiveRule, sample_adaptively
 from ..errors import InputError
 from ..execution import Executor, default_cache
-from ..prompts import OWN_TASK_EXAMPLES, STOP, Prompt, student_prompt, teacher_messages, teacher_prompt
+from ..prompts import FEW_SHOT_PROMPTS, OWN_TASK_EXAMPLES, STOP, Prompt, student_prompt
 from ..records import PATHS, TEACHER_THOUGHTS, Question, SamplingParams
 from ..sampling import SampleSummary, sample
 from ..sampling.dry_run import PROBES, dry_run
@@ -22,7 +22,7 @@ from ..tasks import load_questions
 from .engine_arguments import EngineArguments, make_engine
 
 
-PROMPTS = ("auto", "few_shot", "few_shot_text", "student")
+PROMPTS = ("auto", *FEW_SHOT_PROMPTS, "student")
 _OWN_TASK_EXAMPLES = ", ".join(f"{len(chosen)} of `{task}`" for task, chosen in OWN_TASK_EXAMPLES.items())
 
 
@@ -275,8 +275,7 @@ def _prompt(
     if kind == "auto":
         kind = "few_shot" if args.engine == "openai" or args.few_shot is not None else "student"
     if kind != "student":
-        build = teacher_messages if kind == "few_shot" else teacher_prompt
-        return partial(build, examples=examples)
+        return partial(FEW_SHOT_PROMPTS[kind], examples=examples)
     # A server does not tell whether its model has a chat template.
     prompt_format = "plain"
     if args.engine != "openai":

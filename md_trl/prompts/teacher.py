@@ -104,6 +104,10 @@ def planned_program(plan: str, program: str) -> str:
     return f"{plan}\n```python\n{program}\n```"
 
 
+FEW_SHOT_PROMPTS = {"few_shot": teacher_messages, "few_shot_text": teacher_prompt}
+"""What builds a prompt with worked examples, by its name on the command line: as a chat, or as text."""
+
+
 @cache
 def _examples(task: str) -> tuple[dict[str, str], ...]:
     if task not in TASKS:
