@@ -368,6 +368,7 @@ TRAIN = "train --dataset absent --task svamp --model_name_or_path absent --outpu
 )
 def test_every_mistake_in_the_arguments_is_explained(tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "vllm", None)  # Another test may have imported the stand-in
     Path("bad.yaml").write_text("results: [")
     Path("empty.yaml").touch()
     Path("list.yaml").write_text("- results")
