@@ -54,7 +54,10 @@ def experiment(tmp_path):
         "prepare": [
             {
                 "creates": "{output}/prepared-{seed}",
-                "run": "python -c \"open('{output}/prepared-{seed}', 'x').close()\"",
+                "run": [
+                    "python -c \"open('{output}/begun-{seed}', 'x').close()\"",
+                    "python -c \"open('{output}/prepared-{seed}', 'x').close()\"",
+                ],
             }
         ],
         "seeds": [1, 2],
@@ -69,6 +72,7 @@ def experiment(tmp_path):
             "cot": {"objective": "cot"},
             "pot": {"objective": "pot"},
             "pot-tokens": {"objective": "pot", "max_target_tokens": "as md", "max_steps": -1},
+            "warm": {"objective": "md", "model_name_or_path": "{output}/students/{task}-cot@{seed}"},
         },
         "eval": [{"task": str(tmp_path / "toy.jsonl"), "split": "test", "n": 2, "max_tokens": 8}],
         "report": {"ensemble": ["ensemble=cot+pot"]},
@@ -89,7 +93,7 @@ def test_an_experiment_from_its_file_to_its_report(experiment, tmp_path):
     assert printed.returncode == 0, printed.stderr[-3000:]
     out = tmp_path / "out"
     results = [EvaluationResult.load(path) for path in (out / "results").glob("*-toy-test-*.json")]
-    names = [f"{name}@{seed}" for name in ("md", "cot", "pot", "pot-tokens") for seed in (1, 2)]
+    names = [f"{name}@{seed}" for name in ("md", "cot", "pot", "pot-tokens", "warm") for seed in (1, 2)]
     assert sorted(result.name for result in results) == sorted(names)
     of_name = {r.name: r for r in results}
     assert of_name["md@1"].settings["paths"] == ["cot", "pot"] and of_name["cot@2"].settings["paths"] == ["cot"]
@@ -103,7 +107,7 @@ def test_an_experiment_from_its_file_to_its_report(experiment, tmp_path):
         (of_md, steps), (of_pot, more) = tokens(f"toy-md@{seed}"), tokens(f"toy-pot-tokens@{seed}")
         assert steps == 3 < more and of_md <= of_pot
     report = json.loads((out / "results" / "report.json").read_text())
-    assert {row["name"] for row in report["seeds"]["students"]} == {"md", "cot", "pot", "pot-tokens", "ensemble"}
+    assert {row["name"] for row in report["seeds"]["students"]} == {"md", "cot", "pot", "pot-tokens", "warm", "ensemble"}
     # Nothing is run again
 
     def written():
@@ -151,8 +155,9 @@ def test_a_failed_student_is_named_and_others_go_on(experiment, tmp_path):
     ("change", "options", "message"),
     [
         ({"studens": {}}, [], "unknown key 'studens'"),
-        ({}, ["--only", "nobody"], "has no student nobody. Its students are md, cot, pot, pot-tokens"),
-        ({}, ["--only", "pot-tokens"], "trained on as many tokens as toy-md@1: train that first"),
+        ({}, ["--only", "nobody"], "has no student nobody. Its students are md, cot, pot, pot-tokens, warm"),
+        ({}, ["--only", "pot-tokens"], "toy-pot-tokens@1 needs toy-md@1: train that first"),
+        ({}, ["--only", "warm"], "toy-warm@1 needs toy-cot@1: train that first"),
     ],
 )
 def test_mistakes_are_found_before_anything_begins(experiment, tmp_path, change, options, message):

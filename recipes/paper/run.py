@@ -75,10 +75,16 @@ class Student:
         return self.output / "students" / f"{self.key}.json"
 
     @property
-    def needs(self) -> str | None:
+    def tokens_of(self) -> str | None:
         """The student whose number of target tokens ends this one's training."""
         limit = (self.train or {}).get("max_target_tokens")
         return f"{self.task}-{limit.removeprefix('as ')}@{self.seed}" if isinstance(limit, str) else None
+
+    @property
+    def needs(self) -> set[str]:
+        """The students that must be trained before this one: it starts from one, or takes its number of tokens."""
+        base = Path((self.train or {}).get("model_name_or_path", ""))
+        return {key for key in (self.tokens_of, base.name if base.parent == self.folder.parent else None) if key}
 
     def finished(self) -> list[str]:
         """Return the steps that are finished. Settings that have changed since are an error."""
@@ -104,8 +110,8 @@ class Student:
         finished = self.finished()
         if self.train is not None and "train" not in finished:
             fields = self.train | {"output_dir": self.folder, "seed": self.seed}
-            if self.needs is not None:
-                fields["max_target_tokens"] = target_tokens(self.output / "students" / self.needs)
+            if self.tokens_of is not None:
+                fields["max_target_tokens"] = target_tokens(self.output / "students" / self.tokens_of)
             if checkpoints := sorted(self.folder.glob("checkpoint-*/trainer_state.json"), key=os.path.getmtime):
                 fields["resume_from_checkpoint"] = checkpoints[-1].parent
             yield "train", "train", fields
@@ -172,7 +178,7 @@ class Runner:
             student.finish(step)
 
     def run(self, students: list[Student]) -> None:
-        """Run all students. One that needs another's number of tokens waits for it; others go on if one fails."""
+        """Run all students. One that needs another waits for it; others go on if one fails."""
         waiting, failed = list(students), []
         running: dict[Future, Student] = {}
         interval = 1 if sys.stderr.isatty() else 30
@@ -182,7 +188,7 @@ class Runner:
         ):
             while waiting or running:
                 names = {student.key for student in (*waiting, *running.values())}
-                ready = [student for student in waiting if student.needs not in names]
+                ready = [student for student in waiting if not student.needs & names]
                 for student in ready[: self.workers - len(running)]:
                     waiting.remove(student)
                     running[pool.submit(self.run_student, student)] = student
@@ -199,8 +205,8 @@ class Runner:
             sys.exit(f"{len(failed)} of {len(students)} students failed: {', '.join(failed)}. Run the command again.")
 
 
-def prepare(steps: list[dict[str, str]], places: list[dict[str, Any]]) -> None:
-    """Run the commands that make the data for each task and seed, unless what a command creates is there."""
+def prepare(steps: list[dict[str, Any]], places: list[dict[str, Any]]) -> None:
+    """Run the commands that make the data for each task and seed, unless what the last of a step creates is there."""
     for step, place in itertools.product(steps, places):
         if Path(step["creates"].format(**place)).exists():
             continue
@@ -209,9 +215,10 @@ def prepare(steps: list[dict[str, str]], places: list[dict[str, Any]]) -> None:
             if "server" in step:
                 server = subprocess.Popen(md_trl_command(step["server"]), stdout=subprocess.PIPE, text=True)
                 url = server.stdout.readline().split(maxsplit=1)[0]
-            command = step["run"].format(**place, url=url)
-            print(f"\n$ {command}", flush=True)
-            subprocess.run(md_trl_command(command), check=True)
+            for command in [step["run"]] if isinstance(step["run"], str) else step["run"]:
+                command = command.format(**place, url=url)
+                print(f"\n$ {command}", flush=True)
+                subprocess.run(md_trl_command(command), check=True)
         finally:
             if server is not None:
                 server.terminate()
@@ -247,12 +254,9 @@ def load(file: Path, args: argparse.Namespace) -> tuple[dict[str, Any], list[Stu
     students = chosen if args.only else students
     keys = {student.key for student in students}
     for student in students:
-        if (
-            student.needs is not None
-            and student.needs not in keys
-            and not (output / "students" / student.needs).exists()
-        ):
-            sys.exit(f"{student.key} is trained on as many tokens as {student.needs}: train that first.")
+        for needed in sorted(student.needs - keys):
+            if not (output / "students" / needed).exists():
+                sys.exit(f"{student.key} needs {needed}: train that first, or name it in `--only` too.")
     return experiment, students
 
 
@@ -312,7 +316,7 @@ def main() -> None:
     output = experiment["output"]
     if args.dry_run:
         for student in students:
-            for _, verb, fields in student.steps() if student.needs is None else ():
+            for _, verb, fields in student.steps() if student.tokens_of is None else ():
                 print(f"md-trl {verb} {shlex.join(command_line(fields))}")
         return
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core per student
