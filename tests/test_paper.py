@@ -93,8 +93,8 @@ def test_an_experiment_from_its_file_to_its_report(experiment, tmp_path):
     assert printed.returncode == 0, printed.stderr[-3000:]
     out = tmp_path / "out"
     results = [EvaluationResult.load(path) for path in (out / "results").glob("*-toy-test-*.json")]
-    names = [f"{name}@{seed}" for name in ("md", "cot", "pot", "pot-tokens", "warm") for seed in (1, 2)]
-    assert sorted(result.name for result in results) == sorted(names)
+    students = ["md", "cot", "pot", "pot-tokens", "warm"]
+    assert sorted(result.name for result in results) == sorted(f"{name}@{seed}" for name in students for seed in (1, 2))
     of_name = {r.name: r for r in results}
     assert of_name["md@1"].settings["paths"] == ["cot", "pot"] and of_name["cot@2"].settings["paths"] == ["cot"]
     assert of_name["md@2"].settings["seed"] == 2
@@ -107,7 +107,7 @@ def test_an_experiment_from_its_file_to_its_report(experiment, tmp_path):
         (of_md, steps), (of_pot, more) = tokens(f"toy-md@{seed}"), tokens(f"toy-pot-tokens@{seed}")
         assert steps == 3 < more and of_md <= of_pot
     report = json.loads((out / "results" / "report.json").read_text())
-    assert {row["name"] for row in report["seeds"]["students"]} == {"md", "cot", "pot", "pot-tokens", "warm", "ensemble"}
+    assert {row["name"] for row in report["seeds"]["students"]} == {*students, "ensemble"}
     # Nothing is run again
 
     def written():
