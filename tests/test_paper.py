@@ -94,7 +94,8 @@ def test_an_experiment_from_its_file_to_its_report(experiment, tmp_path):
     out = tmp_path / "out"
     results = [EvaluationResult.load(path) for path in (out / "results").glob("*-toy-test-*.json")]
     students = ["md", "cot", "pot", "pot-tokens", "warm"]
-    assert sorted(result.name for result in results) == sorted(f"{name}@{seed}" for name in students for seed in (1, 2))
+    names = [f"{name}@{seed}" for name in students for seed in (1, 2)]
+    assert sorted(result.name for result in results) == sorted(names)
     of_name = {r.name: r for r in results}
     assert of_name["md@1"].settings["paths"] == ["cot", "pot"] and of_name["cot@2"].settings["paths"] == ["cot"]
     assert of_name["md@2"].settings["seed"] == 2
