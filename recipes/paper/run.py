@@ -2,8 +2,9 @@
 
     python recipes/paper/run.py recipes/paper/stories.yaml --workers 2
 
-An experiment is a YAML file: what prepares its data, what all students share (fields of `md-trl train` and `md-trl
-eval`, or a recipe that has both), and how each student differs. Everything is written below its `output` folder:
+An experiment is a YAML file: what prepares its data, what all students share (fields of `md-trl train`, `md-trl refine`
+and `md-trl eval`, or a recipe that has the first and the last), and how each student differs: it has an `objective` and
+is trained, has `refine` and refines another, or has neither and is a model as it is. Everything is written below its `output` folder:
 
     students/NAME@SEED/        the student, its checkpoints and logs of its training
     stores/NAME@SEED.db        its thoughts
@@ -38,7 +39,7 @@ import yaml
 from tqdm.auto import tqdm
 
 
-KEYS = {"output", "base", "tasks", "recipe", "prepare", "train", "eval", "students", "seeds", "report"}
+KEYS = {"output", "base", "tasks", "recipe", "prepare", "train", "refine", "eval", "students", "seeds", "report"}
 PATHS = {"label": ["label"], "label_all": ["label"], "cot": ["cot"], "pot": ["pot"]}
 """What to sample from the students of objectives that learn only that."""
 EVALUATION = {"source", "n", "temperature", "max_tokens"}
@@ -47,11 +48,15 @@ EVALUATION = {"source", "n", "temperature", "max_tokens"}
 
 @dataclass(frozen=True)
 class Student:
-    """One student of one task with one seed: a cell of the tables. Without `train`, it is a model as it is."""
+    """One student of one task with one seed: a cell of the tables.
+
+    `verb` is what makes it, `train` or `refine`, with the fields `train`. Without these, it is a model as it is.
+    """
 
     name: str
     task: str
     seed: int
+    verb: str
     train: dict[str, Any] | None
     evaluations: tuple[dict[str, Any], ...]
     output: Path
@@ -83,7 +88,7 @@ class Student:
     @property
     def needs(self) -> set[str]:
         """The students that must be trained before this one: it starts from one, or takes its number of tokens."""
-        base = Path((self.train or {}).get("model_name_or_path", ""))
+        base = Path((self.train or {}).get("model" if self.verb == "refine" else "model_name_or_path", ""))
         return {key for key in (self.tokens_of, base.name if base.parent == self.folder.parent else None) if key}
 
     def finished(self) -> list[str]:
@@ -109,16 +114,18 @@ class Student:
         """Name, verb and fields of each step that is not finished."""
         finished = self.finished()
         if self.train is not None and "train" not in finished:
-            fields = self.train | {"output_dir": self.folder, "seed": self.seed}
+            output = "output" if self.verb == "refine" else "output_dir"
+            fields = self.train | {output: self.folder, "seed": self.seed}
             if self.tokens_of is not None:
                 fields["max_target_tokens"] = target_tokens(self.output / "students" / self.tokens_of)
             if checkpoints := sorted(self.folder.glob("checkpoint-*/trainer_state.json"), key=os.path.getmtime):
                 fields["resume_from_checkpoint"] = checkpoints[-1].parent
-            yield "train", "train", fields
+            yield "train", self.verb, fields
         for evaluation in self.evaluations:
             step = "eval " + json.dumps(evaluation, sort_keys=True)
             if step not in finished:
-                fields = {"model": self.folder, "name": f"{self.name}@{self.seed}", "seed": self.seed}
+                model = self.folder / "student" if self.verb == "refine" else self.folder
+                fields = {"model": model, "name": f"{self.name}@{self.seed}", "seed": self.seed}
                 fields["paths"] = PATHS.get((self.train or {}).get("objective", "md"), ["cot", "pot"])
                 fields |= {"store": self.output / "stores" / f"{self.key}.db", "output": self.output / "results"}
                 yield step, "eval", fields | evaluation
@@ -269,16 +276,20 @@ def make_student(
         recipe = yaml.safe_load(Path(fill(experiment["recipe"], place)).read_text())
     evaluation = {key.removeprefix("eval_"): value for key, value in recipe.items() if key.startswith("eval_")}
     evaluation = {key: value for key, value in evaluation.items() if key in EVALUATION}
-    of_student = own.get("eval", {}) | ({"limit": args.limit} if args.limit else {})
-    train = None
-    if "objective" in own:
+    of_student = (own.get("eval") or {}) | ({"limit": args.limit} if args.limit else {})
+    verb, train = "train", None
+    if "refine" in own:
+        verb, train = "refine", experiment.get("refine", {}) | own["refine"]
+    elif "objective" in own:
         train = {key: value for key, value in recipe.items() if not key.startswith("eval_") and key != "store"}
         train |= experiment.get("train", {}) | {key: value for key, value in own.items() if key != "eval"}
         train |= {"max_steps": args.steps} if args.steps else {}
         train |= {"model_name_or_path": args.model} if args.model else {}
         train |= {"train_limit": args.train_limit} if args.train_limit else {}
     evaluations = tuple(fill(evaluation | fields | of_student, place) for fields in experiment["eval"])
-    return Student(name, place["task"], place["seed"], fill(train, place), evaluations, place["output"])
+    if own.get("eval") is False:
+        evaluations = ()
+    return Student(name, place["task"], place["seed"], verb, fill(train, place), evaluations, place["output"])
 
 
 def fill(value: Any, place: dict[str, Any]) -> Any:
