@@ -2,10 +2,10 @@
 
     python recipes/paper/run.py recipes/paper/stories.yaml --workers 2
 
-An experiment is a YAML file: what prepares its data, what all students share (fields of `md-trl train`, `md-trl refine`
-and `md-trl eval`; a recipe may have those of the first and the last), and how each student differs. One that has an
-`objective` is trained, one that has `refine` goes on from another student, and one that has neither is a model as it
-is. Everything is written below its `output` folder:
+An experiment is a YAML file: what prepares its data, what all students share (fields of `md-trl train`, `refine` and
+`eval`; a recipe may have those of the first and the last), and how each student differs. One that has an `objective`
+is trained, one that has `refine` goes on from another student, and one that has neither is a model as it is.
+Everything is written below its `output` folder:
 
     students/NAME@SEED/        the student, its checkpoints and logs of its training
     stores/NAME@SEED.db        its thoughts
