@@ -95,7 +95,7 @@ def check_settings(tmp_path, processes, settings):
     assert abs(sum(residuals) / len(residuals)) < 2e-6
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_training_equals_a_slow_training_loop(tmp_path, processes):
     check_settings(tmp_path, processes, SETTINGS[processes])
 
@@ -129,6 +129,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path):
             assert torch.equal(found["weights"][name], weight), f"{student} {name}"
 
 
+@pytest.mark.slow
 def test_resuming_two_processes_between_two_logs_keeps_the_counts(tmp_path):
     launch(2, SCRIPT.with_name("resume_between_logs.py"), tmp_path)
     expected, found = json.loads((tmp_path / "logs.json").read_text())

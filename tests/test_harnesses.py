@@ -157,7 +157,7 @@ def test_inspect_gives_the_figures_of_md_trl_eval_on_a_tiny_student(student, gre
     assert inspect_figures(log) == greedy
 
 
-@pytest.mark.parametrize("choices", [1, N])
+@pytest.mark.parametrize("choices", [pytest.param(1, marks=pytest.mark.slow), N])
 def test_inspect_votes_on_the_thoughts_of_md_trl_eval(choices, tmp_path):
     """Through the command line and the entry point; the server also cuts texts off."""
     pytest.importorskip("inspect_ai")

@@ -30,6 +30,7 @@ from md_trl.records import Choice, Thought
 from md_trl.sampling.api_keys import Key
 from md_trl.sampling.engines import SampleResult
 from md_trl.server import app as http
+from md_trl.server.listener import bind
 from md_trl.server.replies import NO_ANSWER_REPLY, best_thought, content_of
 
 
@@ -39,7 +40,7 @@ QUESTIONS = [f"What is {i} plus {i}?" for i in range(32)]
 @contextmanager
 def served(reasoner, key=None):
     """A server in a thread; yields its URL without `/v1`."""
-    with http.bind("127.0.0.1", 0) as listener:
+    with bind("127.0.0.1", 0) as listener:
         app = http.make_app(reasoner, "student", key)
         config = uvicorn.Config(app, lifespan="on", log_level="warning")
         server = http._Server(config, "ready", app.state.worker)
@@ -465,7 +466,7 @@ def test_arguments_are_checked_before_anything_is_served(arguments, message, mon
 
 
 def test_a_port_in_use_and_a_missing_extra_are_named(monkeypatch):
-    with http.bind("127.0.0.1", 0) as listener, pytest.raises(SystemExit, match="Choose another `--port`"):
+    with bind("127.0.0.1", 0) as listener, pytest.raises(SystemExit, match="Choose another `--port`"):
         main(["serve", "--model", "m", "--port", str(listener.getsockname()[1])])
     monkeypatch.delitem(sys.modules, "md_trl.server.app")
     monkeypatch.delattr("md_trl.server.app")

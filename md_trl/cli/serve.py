@@ -116,13 +116,14 @@ def run(args: ServeArguments) -> None:
     """Serve until Ctrl-C or SIGTERM."""
     try:
         from ..server import app
+        from ..server.listener import bind
     except ModuleNotFoundError as error:
         if error.name not in ("starlette", "uvicorn"):
             raise
         raise InputError("`md-trl serve` needs Starlette and uvicorn: pip install md_trl[serve]") from None
 
     key = _key(args)
-    with app.bind(args.host, args.port) as listener:
+    with bind(args.host, args.port) as listener:
         reasoner, name = _reasoner(args)
         host, port = listener.getsockname()[:2]
         host = f"[{host}]" if ":" in host else host

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..sampling.api_keys import names_loopback
 from ..sampling.ledger import Price
-from ..server.app import bind
+from ..server.listener import bind
 from . import markup, page, queries
 from .catalog import Catalog
 from .sources import read_sources
