@@ -159,11 +159,13 @@ def mix_store(
         `dict[str, MixedSplit]`: Mixed rows by split: those that [`~md_trl.mixing.mix`] returns, without type 4.
 
     Raises:
-        `InputError`: The selection has an unknown path, a split has no thoughts, no question of it is solved by any
-            path, or a question has thoughts of several settings.
+        `InputError`: The selection has an unknown path, `repeat_cap` is below 1, a split has no thoughts, no question
+            of it is solved by any path, or a question has thoughts of several settings.
     """
     if unknown := sorted(set(selection.paths or ()) - set(ALL_PATHS)):
         raise InputError(f"The path {unknown[0]!r} cannot be mixed. Choose from {', '.join(ALL_PATHS)}.")
+    if repeat_cap < 1:
+        raise InputError(f"`repeat_cap` is {repeat_cap}. Use 1 or more; 1 repeats no question.")
     selection = replace(selection, paths=[path for path in ALL_PATHS if path in (selection.paths or PATHS)])
     with store.snapshot():
         counts = _count_sampled(store, selection)

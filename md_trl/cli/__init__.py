@@ -145,10 +145,14 @@ def _take_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:
 
 def _quiet_dependencies() -> None:
     """Set up what libraries print, before they are imported."""
-    # On a CPU, bitsandbytes warns about an optional kernel, which has nothing to do with what the user asked for.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_relevant)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     quiet_other_bars()
+
+
+def _is_relevant(record: logging.LogRecord) -> bool:
+    """On a CPU, bitsandbytes warns about an optional kernel, even where nothing is quantized."""
+    return not record.getMessage().startswith("Failed to load CPU gemm_4bit_forward")
 
 
 def _explain(error: Exception, verb: str) -> str:

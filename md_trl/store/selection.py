@@ -51,7 +51,7 @@ class SeveralSettingsError(InputError):
         if verb in ("mix", "show"):
             pick = ", `--pick cot=NAME pot=NAME` one for each path" if verb == "mix" and len(models) > 1 else ""
             return f"{self._found}\n{choose}{pick}; `--combine` uses all of them together."
-        return f"{self._found}\nMix them first with `md-trl mix`, and leave `--store` out here: there, {choose}."
+        return f"{self._found}\nMix the dataset first with `md-trl mix`, where {choose}."
 
 
 @dataclass(frozen=True)

@@ -375,13 +375,13 @@ class OpenAIEngine:
         )
 
     def message(self, error: openai.APIError) -> str:
-        """What the server says, in one line."""
+        """What the server says, in one line, without a final period."""
         message = error.message
         if isinstance(error.body, dict) and isinstance(error.body.get("message"), str):
             message = error.body["message"]
         if isinstance(error, openai.APIStatusError):
             message = f"HTTP {error.status_code}: {message}"
-        return self.clean(message)
+        return self.clean(message.rstrip().rstrip("."))
 
     def clean(self, text: str) -> str:
         """Shorten a text to one line and remove the key, which some servers repeat."""

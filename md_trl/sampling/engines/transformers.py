@@ -119,9 +119,9 @@ class TransformersEngine:
             except InputError:
                 raise
             except (OSError, ValueError) as error:
-                reason = str(error).splitlines()[0]
+                reason = str(error).splitlines()[0].rstrip(".")
                 raise FileNotFoundError(
-                    f"Cannot load {model!r}: {reason} Name the folder or Hub id of a model or adapter that includes "
+                    f"Cannot load {model!r}: {reason}. Name the folder or Hub id of a model or adapter that includes "
                     "its tokenizer."
                 ) from error
             self.model = model_name(model)
