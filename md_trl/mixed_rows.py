@@ -216,8 +216,8 @@ def _why_empty(store: Store, selection: Selection, empty: Sequence[str]) -> str:
             f"{store.file} has no thoughts of {wanted}; it holds {held}. Sample some with `md-trl sample --task "
             f"{selection.task}`."
         )
-    picked = {"model": selection.models, "settings": selection.settings, "paths": selection.paths}
-    picked |= {"params": selection.params}
+    picked = {"model": selection.models, "settings": selection.settings, "params": selection.params}
+    picked |= {"paths": None if tuple(selection.paths) == PATHS else selection.paths}
     asked = ", ".join(f"{name} {value!r}" for name, value in picked.items() if value)
     held = {
         row.setting: f"\n  setting {row.setting}: {describe_setting(row.model, row.prompt_hash, row.params)}, "

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import InputError, UsageError
+from ..nearby import did_you_mean_file
 from ..sampling.ledger import Ledger, read_prices
 from ..store import StatusRow, Store
 from ..store.settings import describe_setting
@@ -91,7 +92,9 @@ def run(args: StoreArguments, action: str) -> None:
     if action == "merge" and not args.stores:
         raise UsageError("`--stores` is missing: name the stores to merge.")
     if action in ("status", "export") and not Path(args.store).is_file():
-        raise FileNotFoundError(f"{args.store} does not exist. Name an existing store with `--store`.")
+        problem = "is a folder" if Path(args.store).is_dir() else "does not exist"
+        hint = did_you_mean_file(args.store)
+        raise FileNotFoundError(f"{args.store} {problem}. Name an existing store with `--store`.{hint}")
     {"status": _status, "import": _import, "export": _export, "merge": _merge}[action](args)
 
 
