@@ -28,7 +28,7 @@ def did_you_mean_file(path: str | Path, folders: bool = False) -> str:
     except OSError:
         return ""
     close = difflib.get_close_matches(path.name, beside, n=3, cutoff=0.7)
-    # The same name with another ending, such as `t.jsonl` for `t.json`
-    close += [name for name in sorted(beside) if Path(name).stem == path.stem and name not in close]
+    # Else the same name with another ending, such as `prices.yaml` for `prices`
+    close = close or [name for name in sorted(beside) if Path(name).stem == path.stem]
     named = " or ".join(str(path.parent / name) for name in close[:3])
     return f" Did you mean {named}?" if close else ""

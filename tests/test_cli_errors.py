@@ -62,6 +62,7 @@ def message(capsys, *arguments, status=1):
         ("store import --store n.db --file a/t.json", "`--file`: there is no file a/t.json. There is no folder a."),
         ("show --result zzz", "`--result`: there is no file zzz. Check the path."),
         ("show --result student", "`--result`: cannot open student: Is a directory."),
+        ("show --dataset mixd", "There is no folder mixd. Did you mean mixed?"),
         ("calibrate --result zzz --output w.json", "`--result`: there is no file zzz. Check the path."),
         ("eval --model student --task stories --limit 1 --store s.db --output r --weights price.yaml", "prices.yaml?"),
     ],

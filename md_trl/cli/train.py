@@ -269,6 +269,8 @@ def _find_checkpoint(training_args: MDConfig) -> str | None:
     from ..student_folder import last_checkpoint
 
     wanted, output = training_args.resume_from_checkpoint, training_args.output_dir
+    if Path(output).is_file():
+        raise InputError(f"`output_dir` is {output}, which is a file. Name a folder.")
     last = last_checkpoint(output)
     if wanted is None and last is not None:
         raise InputError(
