@@ -380,7 +380,7 @@ def test_teachers_and_imports_are_combined_on_purpose(store, tmp_path):
     )
     fill(store, q, "cot", ["c"], model="big", params=replace(PARAMS, seed=1))
     fill(store, question(1).id, "cot", ["d"], model="small")
-    with pytest.raises(InputError, match=r"settings=\[1\](.|\n)*settings=\[2\](.|\n)*combine=True"):
+    with pytest.raises(InputError, match=r"setting 1:(.|\n)*setting 2:(.|\n)*combine=True"):
         store.thoughts()
     combined = store.thoughts(Selection(combine=True))
     assert [(t.question_id, t.index, t.text, t.model) for t in combined] == [
