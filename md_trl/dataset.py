@@ -20,7 +20,7 @@ from . import __version__
 from .contamination import ContaminationCheck
 from .dataset_card import read_metadata
 from .dataset_folder import write_folder
-from .errors import InputError
+from .errors import InputError, UsageError
 from .mixed_rows import MixedSplit, mix_store
 from .mixing import REPEAT_CAP, MixStatistics, describe
 from .records import ALL_PATHS, COT_POT, PATHS, MixedRow
@@ -78,11 +78,11 @@ def open_source(
 
 def _check_one_source(store: str | Path | None, thoughts: str | Path | None) -> None:
     if store is None and thoughts is None:
-        raise InputError(
+        raise UsageError(
             "No thoughts to mix are named. Name a `store`, or as `thoughts` a thought file or a dataset of them."
         )
     if store is not None and thoughts is not None:
-        raise InputError(f"Thoughts are mixed from one place. Name the `store` {store} or the `thoughts` {thoughts}.")
+        raise UsageError(f"Thoughts are mixed from one place. Name the `store` {store} or the `thoughts` {thoughts}.")
 
 
 def _existing(folder: str | Path) -> Path:

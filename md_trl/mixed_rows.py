@@ -20,6 +20,7 @@ from .mixing import REPEAT_CAP, MixStatistics, mix_question
 from .progress import progress_bar
 from .records import ALL_PATHS, PATHS, MixedRow, Question, QuestionType, Thought
 from .store import Selection, Store
+from .store.settings import describe_setting
 
 
 CHUNK = 50_000
@@ -158,11 +159,13 @@ def mix_store(
         `dict[str, MixedSplit]`: Mixed rows by split: those that [`~md_trl.mixing.mix`] returns, without type 4.
 
     Raises:
-        `InputError`: The selection has an unknown path, a split has no thoughts, no question of it is solved by any
-            path, or a question has thoughts of several settings.
+        `InputError`: The selection has an unknown path, `repeat_cap` is below 1, a split has no thoughts, no question
+            of it is solved by any path, or a question has thoughts of several settings.
     """
     if unknown := sorted(set(selection.paths or ()) - set(ALL_PATHS)):
         raise InputError(f"The path {unknown[0]!r} cannot be mixed. Choose from {', '.join(ALL_PATHS)}.")
+    if repeat_cap < 1:
+        raise InputError(f"`repeat_cap` is {repeat_cap}. Use 1 or more; 1 repeats no question.")
     selection = replace(selection, paths=[path for path in ALL_PATHS if path in (selection.paths or PATHS)])
     with store.snapshot():
         counts = _count_sampled(store, selection)
@@ -198,14 +201,31 @@ def _count_sampled(store: Store, selection: Selection) -> dict[str, int]:
     splits = list(dict.fromkeys(selection.splits or counts))
     empty = [split for split in splits if split not in counts]
     if empty or not splits:
-        held = sorted({f"{q.task}/{q.split}" for q in store.questions.load()}) or ["no questions at all"]
-        wanted = "/".join([selection.task, *empty[:1]])
-        picked = {name: value for name, value in vars(selection).items() if name in ("models", "settings") and value}
-        raise InputError(
-            f"{store.file} has no thoughts of {wanted}{f' with {picked}' if picked else ''}; it holds "
-            f"{', '.join(held)}. Sample some with `md-trl sample --task {selection.task}`."
-        )
+        raise InputError(_why_empty(store, selection, empty))
     return {split: counts[split] for split in splits}
+
+
+def _why_empty(store: Store, selection: Selection, empty: Sequence[str]) -> str:
+    """Say why nothing is selected: there are no such thoughts, or only of other models, settings or paths."""
+    wanted = "/".join([selection.task, *empty[:1]])
+    rows = [row for row in store.status() if row.thoughts]
+    of_task = [row for row in rows if row.task == selection.task and row.split in (empty[:1] or [row.split])]
+    if not of_task:
+        held = ", ".join(sorted({f"{row.task}/{row.split}" for row in rows})) or "no thoughts at all"
+        return (
+            f"{store.file} has no thoughts of {wanted}; it holds {held}. Sample some with `md-trl sample --task "
+            f"{selection.task}`."
+        )
+    picked = {"model": selection.models, "settings": selection.settings, "params": selection.params}
+    picked |= {"paths": None if tuple(selection.paths) == PATHS else selection.paths}
+    asked = ", ".join(f"{name} {value!r}" for name, value in picked.items() if value)
+    held = {
+        row.setting: f"\n  setting {row.setting}: {describe_setting(row.model, row.prompt_hash, row.params)}, "
+        f"{' and '.join(dict.fromkeys(other.path for other in of_task if other.setting == row.setting))}"
+        for row in of_task
+    }
+    found = "".join(held.values())
+    return f"{store.file} has no thoughts of {wanted} with {asked}. Choose from those that it has:{found}"
 
 
 def chunks(thoughts: Iterator[Thought], size: int) -> Iterator[list[Thought]]:

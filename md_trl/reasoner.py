@@ -27,6 +27,7 @@ from .sampling.rounds import group_by_size, next_sizes
 from .sampling.run import SamplingRun
 from .stopping import BUDGET, Seen, StoppingRule, rule_named
 from .store import Selection, Store
+from .student_folder import check_student
 from .vote_settings import VoteSettings
 from .voting import has_likelihoods
 
@@ -483,6 +484,7 @@ def _engine(
 
 
 def check_paths(model: str) -> None:
+    check_student(model)
     settings = read_student_settings(model) or {}
     for path in PATHS:
         if settings.get("paths") and path not in settings["paths"]:

@@ -23,6 +23,7 @@ from .evaluation import EvaluationResult, QuestionResult
 from .execution import Executor, default_cache
 from .judging import mark, read_answers
 from .mixing import MixStatistics, lambda_of, mix_question, type_of
+from .nearby import did_you_mean_file
 from .records import ALL_PATHS, LABEL, PATHS, PATHS_AND_LABEL, Question, QuestionType, SamplingParams, Thought
 from .store import Selection, Store
 from .voting import majority, vote
@@ -204,6 +205,9 @@ def _rows_of_folder(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _rows_on_hub(dataset: str, task: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
     import datasets
 
+    if dataset.count("/") != 1:  # no id of a dataset on the Hub
+        hint = did_you_mean_file(dataset, folders=True)
+        raise FileNotFoundError(f"There is no folder {dataset}.{hint} Write one with `md-trl mix --output {dataset}`.")
     try:
         splits = datasets.load_dataset(dataset, task)
     except ValueError as error:

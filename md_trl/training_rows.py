@@ -10,7 +10,7 @@ import datasets
 from datasets.exceptions import DatasetsError
 
 from .dataset import open_store
-from .errors import InputError
+from .errors import InputError, UsageError
 from .tasks import is_own_file, load_questions, task_name
 from .tasks.names import PATHS_ENDING, THOUGHTS_ENDING
 
@@ -46,7 +46,7 @@ def load_mixed_rows(dataset: str | Path, tasks: str | Sequence[str] = ()) -> dat
     if has_plain_rows(dataset):
         return _of_tasks(_load_plain(Path(dataset)), tasks, dataset)
     if not tasks:
-        raise InputError(f"`task` is missing: name the tasks of {dataset} to train on{_held(Path(dataset))}.")
+        raise UsageError(f"`task` is missing: name the tasks of {dataset} to train on{_held(Path(dataset))}.")
     rows = [_load_task(str(dataset), task) for task in tasks]
     return rows[0] if len(rows) == 1 else datasets.concatenate_datasets(rows)
 
@@ -183,7 +183,7 @@ def load_question_rows(
     """
     tasks = [tasks] if isinstance(tasks, str) else tasks
     if not tasks:
-        raise InputError("`task` is missing: name the tasks whose questions to train on.")
+        raise UsageError("`task` is missing: name the tasks whose questions to train on.")
     questions = []
     for task, name in zip(tasks, names or map(task_name, tasks), strict=True):
         if source is None and store_file is not None and not is_own_file(task):

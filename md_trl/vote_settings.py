@@ -19,6 +19,7 @@ from typing import Any
 
 from .errors import InputError
 from .evaluation import EvaluationResult, QuestionResult
+from .nearby import did_you_mean_file
 from .replay import Calibration, available_weights, thoughts_per_question
 from .stopping import Seen
 from .voting import (
@@ -122,7 +123,7 @@ class VoteSettings:
         except FileNotFoundError:
             raise InputError(
                 f"`weights` is {str(file)!r}, which is neither {' nor '.join(map(repr, WEIGHTS))} nor a file of "
-                "`md-trl calibrate`."
+                f"`md-trl calibrate`.{did_you_mean_file(file)}"
             ) from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{file} is not a file of `md-trl calibrate` ({error!r}). Write it again.") from None
@@ -146,9 +147,22 @@ def learn_votes(result: EvaluationResult, weights: str = "likelihood") -> VoteSe
         [`VoteSettings`]: What was learned.
 
     Raises:
-        [`~md_trl.errors.InputError`]: If the result lacks the thoughts of a path, stopped early, or has no
-            log-probabilities for likelihood weights.
+        [`~md_trl.errors.InputError`]: If the result lacks the thoughts of a path, stopped early, has no
+            log-probabilities for likelihood weights, or all its votes are right or all are wrong.
     """
+    settings, correct = _learn(result, weights)
+    if len(set(correct)) == 1:
+        raise InputError(
+            f"Nothing can be calibrated: {'all' if correct[0] else 'none'} of the votes of {result.name!r} on "
+            f"{len(result.questions):,} questions of {result.task}/{result.split} are right, so nothing tells right "
+            "votes from wrong ones. Evaluate the student on "
+            + ("more or harder questions." if correct[0] else "more questions, or train it longer first.")
+        )
+    return settings
+
+
+def _learn(result: EvaluationResult, weights: str) -> tuple[VoteSettings, list[bool]]:
+    """What [`learn_votes`] learns, and whether each vote that it learns from is right."""
     base = VoteWeights(weights)
     if not thoughts_per_question(result):
         raise InputError(
@@ -184,7 +198,7 @@ def learn_votes(result: EvaluationResult, weights: str = "likelihood") -> VoteSe
         "n": result.n,
         "n_questions": len(result.questions),
     }
-    return replace(learned, calibrator=fit_calibrator(leads, correct, counts), learned_on=learned_on)
+    return replace(learned, calibrator=fit_calibrator(leads, correct, counts), learned_on=learned_on), correct
 
 
 def cross_validate(result: EvaluationResult, weights: str = "likelihood", folds: int = FOLDS) -> Calibration:
@@ -211,7 +225,7 @@ def cross_validate(result: EvaluationResult, weights: str = "likelihood", folds:
     confidences, correct = [], []
     for fold in range(folds):
         others = [question for i, question in enumerate(shuffled) if i % folds != fold]
-        settings = learn_votes(replace(result, questions=others), weights)
+        settings, _ = _learn(replace(result, questions=others), weights)  # a part may have right votes only
         for question in shuffled[fold::folds]:
             found = settings.tally(_seen(question, settings.weights))
             confidences.append(found.confidence)

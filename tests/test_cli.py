@@ -152,6 +152,19 @@ def test_version(capsys):
         ("eval --config list.yaml", "list.yaml, line 1: `n`: expected one value, got the list [1, 2]"),
         ("eval --config choice.yaml", "choice.yaml, line 1: `engine`: invalid choice: 'foo'"),
         ("completion", "name a shell: bash, zsh, fish"),
+        ("sample --task svamp", "`--model` is missing"),
+        ("sample --model m", "`--task` is missing"),
+        ("store import --store t.db", "`--file` is missing"),
+        ("store merge --store t.db", "`--stores` is missing"),
+        ("show", "Name one source"),
+        ("publish --repo me/x", "Name either a folder with `--dataset`, or `--metric`"),
+        ("mix --task svamp --output o", "No thoughts to mix are named"),
+        (
+            "mix --store t.db --task svamp --output o --pick cot=m --model m",
+            "`--model` and `--pick` exclude each other",
+        ),
+        ("train --dataset d --output_dir o --use_cpu true", "`model_name_or_path` is missing"),
+        ("serve --model http://127.0.0.1:9/v1", "pass `--model_name`"),
         ("train --max_stps 3", "unknown option `--max_stps`. Did you mean `--max_steps`?"),
         ("train --dataset d --task t --optim foo", "invalid choice: 'foo'"),
     ],
@@ -315,7 +328,6 @@ def test_env_describes_the_machine_and_gives_no_secret_away(monkeypatch, capsys)
     ("arguments", "message"),
     [
         (["mix", "--store", "absent.db", "--task", "svamp", "--output", "out"], "no store at absent.db"),
-        (["sample", "--task", "svamp"], "`--model` is missing"),
         (["sample", "--task", "poetry", "--model", "m"], "Unknown task 'poetry'"),
         (["sample", "--task", "svamp", "--source", "absent.json", "--model", "m"], "absent.json"),
         (
@@ -355,7 +367,6 @@ TRAIN = "train --dataset absent --task svamp --model_name_or_path absent --outpu
         (EVAL + ["--model", "folder"], "Cannot load 'folder'"),
         (MIX + ["--pick", "cot"], "Write it as `--pick cot=MODEL pot=MODEL`"),
         (MIX + ["--pick", "prose=m"], "Write it as `--pick cot=MODEL pot=MODEL`"),
-        (MIX + ["--pick", "cot=m", "--model", "m"], "`--model` and `--pick` exclude each other"),
         # A recipe's evaluation is checked before its model is loaded
         (TRAIN + ["--eval_task", "poetry"], "Unknown task 'poetry'"),
         (TRAIN + ["--eval_task", "svamp", "--eval_source", "absent.json"], "absent.json does not exist"),
@@ -530,7 +541,10 @@ def test_real_rationales_are_imported_and_mixed(tmp_path):
     with (tmp_path / "thoughts.jsonl").open("w") as file:
         subprocess.run([sys.executable, script, SHARED / "data" / "svamp_teacher"], stdout=file, check=True)
     store = ["--store", tmp_path / "teacher.db"]
-    assert "3,014 questions added" in md_trl("store", "import", *store, "--file", tmp_path / "thoughts.jsonl").stdout
+    assert (
+        "3,014 questions added, 0 were"
+        in md_trl("store", "import", *store, "--file", tmp_path / "thoughts.jsonl").stdout
+    )
     out = md_trl("mix", *store, "--task", "svamp", "--output", tmp_path / "mixed").stdout
     assert "svamp/train: 3,014 questions" in out
     types = json.loads((tmp_path / "mixed" / "svamp" / "mixing.json").read_text())["types"]["train"]

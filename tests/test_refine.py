@@ -436,7 +436,7 @@ def test_bad_input_is_refused_before_anything_is_sampled(here):
         with pytest.raises((InputError, FileNotFoundError), match=message.replace("(", r"\(")):
             run(**options)
     args = MDConfig("unused", **TRAINING)
-    with pytest.raises(FileNotFoundError, match="no student 'absent'"):
+    with pytest.raises(FileNotFoundError, match="There is no folder absent, and the Hub"):
         refine("absent", TASK, "t.db", "refined", args)
     with pytest.raises(FileNotFoundError, match="no store at absent.db"):
         refine("md", TASK, "absent.db", "refined", args)

@@ -454,15 +454,15 @@ def test_the_best_thought_of_the_answer_is_the_content():
         (["--model", "m", "--api_key_env", "ABSENT_KEY"], "'ABSENT_KEY' of `--api_key_env` is not set or empty"),
         (["--model", "http://127.0.0.1:9/v1"], "needs its name on the server: pass `--model_name`"),
         (["--model", "m", "--base_url", "http://127.0.0.1:9/v1"], "Set `prompt_format` to 'plain'"),
-        (["--model", "absent"], "Cannot load 'absent'"),
+        (["--model", "absent"], "no folder absent, and the Hub is turned off"),
         (["--model", "m", "--port", "99999999"], "cannot listen on 127.0.0.1:99999999"),
     ],
 )
-def test_arguments_are_checked_before_anything_is_served(arguments, message, monkeypatch):
+def test_arguments_are_checked_before_anything_is_served(arguments, message, monkeypatch, capsys):
     monkeypatch.delenv("ABSENT_KEY", raising=False)
     with pytest.raises(SystemExit) as caught:
         main(["serve", "--port", "0", *arguments])
-    assert re.search(message, str(caught.value.code))
+    assert re.search(message, f"{caught.value.code} {capsys.readouterr().err}")
 
 
 def test_a_port_in_use_and_a_missing_extra_are_named(monkeypatch):

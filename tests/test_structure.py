@@ -11,8 +11,8 @@ FILES = sorted(file for file in PACKAGE.rglob("*.py") if "hub_cards" not in file
 
 # Each module imports only from those before it. The two packages of the command line and of the top level come last.
 ORDER = (
-    "errors progress terminal openai_requests intervals records student_folder answers voting posterior stopping "
-    "tasks prompts execution distinct judging few_shot mixing environment weighting store sampling adaptive "
+    "errors nearby progress terminal openai_requests intervals records student_folder answers voting posterior "
+    "stopping tasks prompts execution distinct judging few_shot mixing environment weighting store sampling adaptive "
     "contamination mixed_rows thought_source flat_twin dataset_picture dataset_card dataset_folder dataset "
     "training_rows secret_search hub_repo hub trainer evaluation comparison show show_text student_evaluation "
     "launched_evaluation validation replay vote_settings curves training_runs student_tables paper_tables plots "

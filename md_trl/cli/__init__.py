@@ -7,10 +7,13 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import is_dataclass
 from importlib import import_module
+from typing import Any
 
 from .. import __version__
-from ..errors import InputError
+from ..errors import InputError, UsageError
+from ..nearby import did_you_mean_file
 from ..progress import quiet_other_bars
 
 
@@ -90,7 +93,10 @@ def run_verb(verb: str, arguments: Sequence[str]) -> None:
             raise
         if isinstance(error, BrokenPipeError) and _reader_is_gone():
             sys.exit(BROKEN_PIPE)
-        sys.exit(f"md-trl {verb}: {_explain(error)}")
+        if isinstance(error, UsageError):
+            print(f"md-trl {verb}: {error}\n`md-trl {verb} --help` lists the options.", file=sys.stderr)
+            sys.exit(USAGE_ERROR)
+        sys.exit(f"md-trl {verb}: {_explain(error, verb)}")
     except KeyboardInterrupt:
         if debug:
             raise
@@ -105,12 +111,29 @@ def _run(verb: str, arguments: Sequence[str]) -> None:
         return
     from .parser import VerbParser
 
-    # Optional: dataclasses whose import is slow, fields of others that `--help` shows, and actions, which are
-    # positional and so cannot be fields
+    # Optional: dataclasses whose import is slow, fields of others that `--help` shows, actions, which are
+    # positional and so cannot be fields, and help in place of that of others
     more, shown, actions = (vars(module).get(name, ()) for name in ("MORE_ARGUMENTS", "SHOWN", "ACTIONS"))
     own = module.ARGUMENTS
     types = [own, *(getattr(import_module(place), name) for place, name in more)]
-    module.run(*VerbParser(types, verb, VERBS[verb], [*own.__annotations__, *shown], actions).parse(arguments))
+    texts = vars(module).get("HELP", {})
+    parsed = VerbParser(types, verb, VERBS[verb], [*own.__annotations__, *shown], actions, texts).parse(arguments)
+    try:
+        module.run(*parsed)
+    except OSError as error:
+        raise _name_option(error, parsed) from error
+
+
+def _name_option(error: OSError, parsed: Sequence[Any]) -> Exception:
+    """Return the error to raise for a file that an option names, which the system's own message does not say."""
+    given = [option for values in filter(is_dataclass, parsed) for option in vars(values).items()]
+    for name, value in given if error.filename is not None else ():
+        if str(error.filename) in map(str, value if isinstance(value, list) else [value]):
+            if isinstance(error, FileNotFoundError):
+                hint = did_you_mean_file(error.filename) or " Check the path."
+                return InputError(f"`--{name}`: there is no file {error.filename}.{hint}")
+            return InputError(f"`--{name}`: cannot open {error.filename}: {error.strerror}.")
+    return error
 
 
 def _take_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:
@@ -122,14 +145,22 @@ def _take_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:
 
 def _quiet_dependencies() -> None:
     """Set up what libraries print, before they are imported."""
-    # On a CPU, bitsandbytes warns about an optional kernel, which has nothing to do with what the user asked for.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_relevant)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     quiet_other_bars()
 
 
-def _explain(error: Exception) -> str:
+def _is_relevant(record: logging.LogRecord) -> bool:
+    """On a CPU, bitsandbytes warns about an optional kernel, even where nothing is quantized."""
+    return not record.getMessage().startswith("Failed to load CPU gemm_4bit_forward")
+
+
+def _explain(error: Exception, verb: str) -> str:
     """The message of an error. A missing package is named with the extra that brings it."""
+    from ..store.selection import SeveralSettingsError
+
+    if isinstance(error, SeveralSettingsError):
+        return error.for_command_line(verb)
     if isinstance(error, ModuleNotFoundError) and error.name:
         from ..environment import how_to_install
 

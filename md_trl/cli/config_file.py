@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from ..errors import InputError
+from ..nearby import did_you_mean_file
 
 
 def read_config(file: str) -> dict[str, Any]:
@@ -21,11 +22,16 @@ def read_config(file: str) -> dict[str, Any]:
         `dict[str, Any]`: The values by name.
 
     Raises:
-        `InputError`: The file is empty, not YAML, or not a mapping.
+        `InputError`: The file does not exist, is empty, not YAML, or not a mapping.
     """
     try:
         with open(file, encoding="utf-8") as opened:
             config = yaml.safe_load(opened)
+    except FileNotFoundError:
+        hint = did_you_mean_file(file) or " Check the path."
+        raise InputError(f"`--config`: there is no file {file}.{hint}") from None
+    except OSError as error:
+        raise InputError(f"`--config`: cannot open {file}: {error.strerror}.") from None
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
     if config is None:

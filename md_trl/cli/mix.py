@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..errors import InputError
+from ..errors import InputError, UsageError
 from ..mixing import REPEAT_CAP
 from ..records import PATHS
 
@@ -110,7 +110,7 @@ def run(args: MixArguments) -> None:
 
 def _parse_pick(pick: list[str], model: str | None, paths: Sequence[str]) -> dict[str, str]:
     if model is not None:
-        raise InputError("`--model` and `--pick` exclude each other. Name the model of each path with `--pick`.")
+        raise UsageError("`--model` and `--pick` exclude each other. Name the model of each path with `--pick`.")
     models = dict(pair.partition("=")[::2] for pair in pick)
     if len(models) < len(pick) or not set(models) <= set(paths) or not all(models.values()):
         raise InputError(

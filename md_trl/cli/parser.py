@@ -39,6 +39,8 @@ class VerbParser(TrlParser):
             Names of the fields that `--help` shows. `--help-all` shows all of them.
         actions (`Sequence[str]`, *optional*, defaults to `()`):
             Values of the positional argument `action`. There is none by default, as fields cannot be positional.
+        texts (`Mapping[str, str]`, *optional*):
+            Help of fields whose own help is not true of this verb.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class VerbParser(TrlParser):
         summary: str,
         shown: Iterable[str],
         actions: Sequence[str] = (),
+        texts: Mapping[str, str] | None = None,
     ):
         words = [f"md-trl {verb}", f"{{{','.join(actions)}}}" if actions else "", "[--config FILE.yaml] [options]"]
         super().__init__(
@@ -58,6 +61,8 @@ class VerbParser(TrlParser):
             formatter_class=_FullFormatter,
         )
         self._shown, self._config_file = ["action", *shown, "config"], None
+        for action in self._actions:
+            action.help = (texts or {}).get(action.dest, action.help)
         if actions:
             self.add_argument("action", choices=actions, help="What to do")
         # `TrlParser` handles `--config` before argparse does, so this only documents it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..errors import InputError
+from ..errors import UsageError
 
 
 @dataclass
@@ -57,10 +57,10 @@ def run(args: PublishArguments) -> None:
     from ..hub import publish_dataset, publish_metric
 
     if args.metric == (args.dataset is not None):
-        raise InputError("Name either a folder with `--dataset`, or `--metric`.")
+        raise UsageError("Name either a folder with `--dataset`, or `--metric`.")
     if args.metric:
         if args.thoughts is not None or args.allow:
-            raise InputError("`--thoughts` and `--allow` need `--dataset`: the metric holds no thoughts.")
+            raise UsageError("`--thoughts` and `--allow` need `--dataset`: the metric holds no thoughts.")
         published = publish_metric(args.repo, args.private, args.tag)
     else:
         published = publish_dataset(args.dataset, args.repo, args.thoughts, args.private, args.tag, args.allow)

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from ..adaptive import AdaptiveRule, sample_adaptively
-from ..errors import InputError
+from ..errors import InputError, UsageError
 from ..execution import Executor, default_cache
 from ..prompts import FEW_SHOT_PROMPTS, OWN_TASK_EXAMPLES, STOP, Prompt, student_prompt
 from ..records import PATHS, TEACHER_THOUGHTS, Question, SamplingParams
@@ -199,19 +199,19 @@ ARGUMENTS = SampleArguments
 def run(args: SampleArguments) -> None:
     """Sample thoughts into a store and print what was done. Exit with status 1 if samples are missing at the end."""
     if args.model is None:
-        raise InputError("`--model` is missing: name the model to sample from.")
+        raise UsageError("`--model` is missing: name the model to sample from.")
     if args.task is None:
-        raise InputError("`--task` is missing: name the task of the questions, for example `--task svamp`.")
+        raise UsageError("`--task` is missing: name the task of the questions, for example `--task svamp`.")
     if args.limit is not None and args.limit < 1:
         raise InputError(f"`--limit` is {args.limit}. Use 1 or more, or leave it out.")
     if args.batch and (args.engine != "openai" or args.adaptive):
-        raise InputError("`--batch` works with `--engine openai` only, and not with `--adaptive`. Leave one out.")
+        raise UsageError("`--batch` works with `--engine openai` only, and not with `--adaptive`. Leave one out.")
     if args.adaptive and sorted(args.paths) != sorted(PATHS):
         raise InputError(f"`--adaptive` compares both paths, not {args.paths}. Use `--paths {' '.join(PATHS)}`.")
     if args.max_cost is not None and args.prices is None:
-        raise InputError("`--max_cost` needs a price table: pass `--prices`.")
+        raise UsageError("`--max_cost` needs a price table: pass `--prices`.")
     if args.few_shot is not None and args.prompt == "student":
-        raise InputError("`--prompt student` asks without worked examples. Leave out `--few_shot` or `--prompt`.")
+        raise UsageError("`--prompt student` asks without worked examples. Leave out `--few_shot` or `--prompt`.")
     options = {
         "params": _params(args),
         "prices": None if args.prices is None else read_prices(args.prices),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import InputError
+from ..errors import InputError, UsageError
 from ..records import STUDENT_MAX_TOKENS, SamplingParams
 from ..stopping import BUDGET, RULES
 from .engine_arguments import ENGINES, EngineArguments, make_engine
@@ -157,7 +157,7 @@ def _reasoner(args: ServeArguments) -> tuple[MixedReasoner, str]:
     model, name = args.model, args.model_name
     if is_url(model):
         if name is None:
-            raise InputError(f"The student at {model} needs its name on the server: pass `--model_name`.")
+            raise UsageError(f"The student at {model} needs its name on the server: pass `--model_name`.")
         args, model = replace(args, base_url=model, engine="openai"), name
     elif args.base_url is not None or args.engine == "openai":
         args, model = replace(args, engine="openai"), name or model

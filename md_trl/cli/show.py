@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..errors import InputError
+from ..errors import UsageError
 
 
 @dataclass
@@ -85,11 +85,11 @@ def run(args: ShowArguments) -> None:
     from ..terminal import in_color
 
     if (args.dataset is None) == (args.result is None) and (args.store is None or args.dataset is not None):
-        raise InputError("Name one source: `--store`, `--dataset`, or `--result` (which may come with `--store`).")
+        raise UsageError("Name one source: `--store`, `--dataset`, or `--result` (which may come with `--store`).")
     if args.dataset is not None and args.store is not None:
-        raise InputError("`--dataset` holds its own texts. Leave `--store` out.")
+        raise UsageError("`--dataset` holds its own texts. Leave `--store` out.")
     if args.store is None and (args.model or args.settings or args.combine):
-        raise InputError("`--model`, `--settings` and `--combine` choose thoughts of a store: they need `--store`.")
+        raise UsageError("`--model`, `--settings` and `--combine` choose thoughts of a store: they need `--store`.")
     questions = _read(args)
     chosen = choose(questions, args.id, args.task, args.split, args.type, args.wrong, args.limit)
     if args.samples_out is not None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import InputError, UsageError
+from ..nearby import did_you_mean_file
 from ..sampling.ledger import Ledger, read_prices
 from ..store import StatusRow, Store
 from ..store.settings import describe_setting
@@ -87,11 +88,13 @@ ARGUMENTS = StoreArguments
 def run(args: StoreArguments, action: str) -> None:
     """Run one action on a store."""
     if action in ("import", "export") and args.file is None:
-        raise InputError(f"`--file` is missing: name the thought file to {action}.")
+        raise UsageError(f"`--file` is missing: name the thought file to {action}.")
     if action == "merge" and not args.stores:
-        raise InputError("`--stores` is missing: name the stores to merge.")
+        raise UsageError("`--stores` is missing: name the stores to merge.")
     if action in ("status", "export") and not Path(args.store).is_file():
-        raise FileNotFoundError(f"{args.store} does not exist. Name an existing store with `--store`.")
+        problem = "is a folder" if Path(args.store).is_dir() else "does not exist"
+        hint = did_you_mean_file(args.store)
+        raise FileNotFoundError(f"{args.store} {problem}. Name an existing store with `--store`.{hint}")
     {"status": _status, "import": _import, "export": _export, "merge": _merge}[action](args)
 
 
@@ -109,16 +112,19 @@ def _import(args: StoreArguments) -> None:
         raise InputError(f"`--limit` is {args.limit}. Use 1 or more, or leave it out.")
     if args.source is not None:
         if task is None:
-            raise InputError("`--source` needs `--task`: name the task of its questions, for example `--task svamp`.")
+            raise UsageError("`--source` needs `--task`: name the task of its questions, for example `--task svamp`.")
         questions = load_questions(args.task, args.split, args.source, args.data_seed, args.task_name)
     elif task is not None and is_own_file(args.task):
         questions = own_file.load(args.task, seed=args.data_seed, name=args.task_name)
     with Store(args.store) as store:
-        store.questions.add(questions[: args.limit])
+        questions = questions[: args.limit]
+        added = store.questions.add(questions)
         summary = store.import_thoughts(args.file, task, args.split)
+    # Those that were added first are known to the import.
+    known = len(questions) - added if questions else summary.known_questions
     print(
-        f"{summary.thoughts:,} thoughts and {summary.questions:,} questions added to {args.store}; "
-        f"{summary.known:,} thoughts were there already"
+        f"{summary.thoughts:,} thoughts added to {args.store}, {summary.known:,} were there already; "
+        f"{added + summary.questions:,} questions added, {known:,} were there already"
     )
 
 
@@ -151,7 +157,13 @@ def format_status(store: Store) -> str:
         + (f" (answered by {row.served})" if row.served else "")
         for row in rows
     }
-    return "\n".join([*lines, *settings.values()])
+    lines += settings.values()
+    if lost := sum(row.lost for row in rows):
+        lines.append(
+            f"{lost:,} requests were sent, but their answers never arrived: the sampling was interrupted or the "
+            "connection was lost. They may have been billed. The same `md-trl sample` again asks for what is missing."
+        )
+    return "\n".join(lines)
 
 
 def _cells(row: StatusRow) -> tuple[str, ...]:
@@ -166,6 +178,6 @@ def _cells(row: StatusRow) -> tuple[str, ...]:
         f"{row.distinct:,}",
         f"{row.missing:,} of {row.n} each" if row.n else "imported",
         unusable,
-        f"{row.failed:,} of {row.requests:,}" + (f", {row.lost:,} lost" if row.lost else ""),
+        f"{row.failed:,} of {row.requests:,}" + (f" ({row.lost:,} without an answer)" if row.lost else ""),
         f"{row.prompt_tokens:,} + {row.completion_tokens:,}",
     )

@@ -40,7 +40,8 @@ def run(args: TeacherArguments) -> None:
         server = TeacherServer(args.host, args.port)
     except (OSError, OverflowError) as error:
         raise OSError(
-            f"cannot listen on {args.host}:{args.port} ({error}). Choose another `--port`; 0 picks a free one."
+            f"cannot listen on {args.host}:{args.port} ({str(error).rstrip('.')}). Choose another `--port` (0 picks a "
+            "free one) or `--host`."
         ) from None
     # SIGTERM ends the server like Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import InputError
+from ..errors import InputError, UsageError
 from ..records import PATHS, STUDENT_MAX_TOKENS, STUDENT_THOUGHTS, VALIDATION_QUESTIONS, QuestionType, SamplingParams
 from ..tasks import is_own_file, task_name
 
@@ -171,6 +171,9 @@ class RecipeArguments:
                 from ..validation import check_share
 
                 check_share(share, name)
+        for name in ("train_limit", "eval_limit"):
+            if (limit := getattr(self, name)) is not None and limit < 1:
+                raise InputError(f"`{name}` is {limit}. Use 1 or more, or leave it out.")
         if self.validation_questions < 0:
             raise InputError(f"`validation_questions` must not be negative, got {self.validation_questions}.")
 
@@ -192,6 +195,13 @@ SHOWN = (
     *("gradient_accumulation_steps", "resume_from_checkpoint", "push_to_hub"),
 )
 """Fields of [`MDConfig`] and [`~trl.ModelConfig`] that `--help` shows. `--help-all` shows all of them."""
+
+
+HELP = {
+    "resume_from_checkpoint": "`true` to go on from the last checkpoint in `output_dir`, the folder of a checkpoint "
+    "to go on from that, or `false` to start again where there are checkpoints."
+}
+"""Help in place of that of transformers, whose trainer does not read the field."""
 
 
 def run(args: RecipeArguments, training_args: MDConfig, model_args: ModelConfig) -> None:
@@ -251,18 +261,29 @@ def _prepare_evaluation(args: RecipeArguments, prompt_format: str) -> StudentEva
 
 
 def _find_checkpoint(training_args: MDConfig) -> str | None:
-    """The checkpoint to resume from, which must exist. `true` stands for the last one in the output folder."""
-    from transformers.trainer_utils import get_last_checkpoint
+    """
+    The checkpoint to resume from, which must exist. `true` stands for the last one in the output folder.
+
+    Without an answer, nothing is trained in a folder that has checkpoints: they would be overwritten.
+    """
+    from ..student_folder import last_checkpoint
 
     wanted, output = training_args.resume_from_checkpoint, training_args.output_dir
+    if Path(output).is_file():
+        raise InputError(f"`output_dir` is {output}, which is a file. Name a folder.")
+    last = last_checkpoint(output)
+    if wanted is None and last is not None:
+        raise InputError(
+            f"{output} has {Path(last).name} of an earlier training: add `--resume_from_checkpoint true` to go on, or "
+            "choose another `--output_dir`. (`--resume_from_checkpoint false` starts again and overwrites it.)"
+        )
     if str(wanted).lower() in ("none", "false", ""):
         return None
     if str(wanted).lower() == "true":
-        wanted = get_last_checkpoint(output) if Path(output).is_dir() else None
+        wanted = last
         if wanted is None:
             raise InputError(f"There is no checkpoint in {output} to resume from. Leave `resume_from_checkpoint` out.")
     elif not Path(wanted).is_dir():
-        last = get_last_checkpoint(output) if Path(output).is_dir() else None
         hint = f"The last one in {output} is {last}." if last else f"There is none in {output}."
         raise InputError(f"`resume_from_checkpoint` is {wanted}, which is not a folder. {hint}")
     return wanted
@@ -274,13 +295,15 @@ def _make_trainer(
     """Create the trainer of a causal or an encoder-decoder student."""
     from transformers import AutoConfig
 
+    from ..student_folder import check_student
     from ..trainer.making import make_trainer
     from ..validation import split_validation
 
     if model_args.model_name_or_path is None:
-        raise InputError("`model_name_or_path` is missing. Give the student's folder or Hub id.")
+        raise UsageError("`model_name_or_path` is missing. Give the student's folder or Hub id.")
     if (model_args.load_in_4bit or model_args.load_in_8bit) and not model_args.use_peft:
         raise InputError("Quantized weights cannot be trained. Add `use_peft`, or leave `load_in_4bit` out.")
+    check_student(model_args.model_name_or_path, model_args.model_revision)
     # A model that cannot be loaded fails before the dataset is built.
     AutoConfig.from_pretrained(
         model_args.model_name_or_path,

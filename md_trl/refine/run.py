@@ -26,7 +26,7 @@ from trl import ModelConfig
 
 from .. import __version__
 from ..adaptive import sample_adaptively
-from ..errors import InputError
+from ..errors import InputError, UsageError
 from ..evaluation import EvaluationResult
 from ..execution import Executor, default_cache
 from ..launched_evaluation import Process
@@ -37,7 +37,7 @@ from ..sampling.engines import check_params, model_name
 from ..sampling.engines.transformers import TransformersEngine
 from ..store import Store, open_store
 from ..student_evaluation import StudentEvaluation
-from ..student_folder import weights_digest
+from ..student_folder import check_student, weights_digest
 from ..trainer import MDConfig
 from ..training_rows import load_mixed_rows
 from ..validation import VALIDATION_FILE, select_held_out, split_validation, validation_questions
@@ -153,7 +153,8 @@ class Refinement:
             raise InputError("A refinement runs in one process. Start it without a launcher.")
         if options.start_from == "base":
             if model_args.model_name_or_path is None:
-                raise InputError("`start_from='base'` needs the base model. Name it as `model_name_or_path`.")
+                raise UsageError("`start_from='base'` needs the base model. Name it as `model_name_or_path`.")
+            check_student(model_args.model_name_or_path, model_args.model_revision)
             AutoConfig.from_pretrained(model_args.model_name_or_path, revision=model_args.model_revision)
         self._model, self._name = _local(model)
         self._names = {self._model: f"{self._name}@{weights_digest(self._model)}"}
@@ -431,6 +432,7 @@ class Refinement:
 
 def _local(model: str) -> tuple[str, str]:
     """Return the folder of a student, downloaded if it is on the Hub, and its name."""
+    check_student(model)
     if Path(model).is_dir():
         return model, model
     from huggingface_hub import snapshot_download

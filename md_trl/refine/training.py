@@ -13,6 +13,7 @@ from datasets import Dataset
 from trl import ModelConfig
 
 from ..errors import InputError
+from ..student_folder import last_checkpoint
 from ..trainer import MDConfig
 from ..trainer.making import make_trainer
 
@@ -93,7 +94,7 @@ def train_round(
     if args.data_seed is not None:
         values["data_seed"] = args.data_seed + round_
     trainer = make_trainer(model, type(args)(**values), model_args, rows)
-    trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     trainer.save_model(str(folder))
     trainer.save_state()
     counted = next(log for log in reversed(trainer.state.log_history) if "num_target_tokens" in log)
@@ -109,10 +110,3 @@ def remove_checkpoints(folder: Path) -> None:
     """Remove what only a training that goes on needs."""
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
-
-
-def _last_checkpoint(folder: Path) -> str | None:
-    """Find the last checkpoint that is complete: the trainer writes its state last."""
-    complete = [file.parent for file in folder.glob("checkpoint-*/trainer_state.json")]
-    found = max(complete, key=lambda checkpoint: int(checkpoint.name.rpartition("-")[2]), default=None)
-    return None if found is None else str(found)

@@ -30,6 +30,8 @@ def bind(host: str, port: int) -> socket.socket:
         listener.bind(address)
         listener.listen()  # a port in use shows here
     except (OSError, OverflowError) as error:
-        message = f"cannot listen on {host}:{port} ({error}). Choose another `--port`; 0 picks a free one."
+        message = (
+            f"cannot listen on {host}:{port} ({error}). Choose another `--port` (0 picks a free one) or `--host`."
+        )
         raise OSError(message) from None
     return listener

@@ -16,6 +16,44 @@ from ..records import Thought
 from .settings import describe_setting
 
 
+class SeveralSettingsError(InputError):
+    r"""
+    A question and path has thoughts of several settings, which may not vote together.
+
+    Args:
+        found (`str`):
+            What the store holds.
+        advice (`str`):
+            How to choose one setting in Python.
+        models (`Sequence[str]`):
+            Models of the settings.
+    """
+
+    def __init__(self, found: str, advice: str, models: Sequence[str]):
+        super().__init__(f"{found}\n{advice}")
+        self._found, self._models = found, models
+
+    def for_command_line(self, verb: str) -> str:
+        r"""
+        Say the same with options in place of arguments.
+
+        Args:
+            verb (`str`):
+                Verb of the command line that met the error.
+
+        Returns:
+            `str`: The message.
+        """
+        models = list(dict.fromkeys(self._models))
+        by_model = len(models) == len(self._models)
+        choose = f"`--model NAME` chooses one of the models {', '.join(models)}" if by_model else ""
+        choose += " (" * by_model + "`--settings NUMBER` chooses one of the settings above" + ")" * by_model
+        if verb in ("mix", "show"):
+            pick = ", `--pick cot=NAME pot=NAME` one for each path" if verb == "mix" and len(models) > 1 else ""
+            return f"{self._found}\n{choose}{pick}; `--combine` uses all of them together."
+        return f"{self._found}\nMix the dataset first with `md-trl mix`, where {choose}."
+
+
 @dataclass(frozen=True)
 class Selection:
     r"""
@@ -113,8 +151,8 @@ def iterate_thoughts(db: sqlite3.Connection, file: Path, selection: Selection) -
         [`~md_trl.records.Thought`]: The thoughts, in the order of questions, paths and sample indices.
 
     Raises:
-        `InputError`: A question and path has thoughts of several settings, and `combine` is not set. It is raised
-            before the first thought.
+        [`SeveralSettingsError`]: A question and path has thoughts of several settings, and `combine` is not set. It
+            is raised before the first thought.
     """
     if not selection.combine:
         _check_one_setting(db, file, selection)
@@ -199,7 +237,7 @@ def _check_one_setting(db: sqlite3.Connection, file: Path, selection: Selection)
         f"SELECT id, model, prompt_hash, params FROM settings WHERE id IN ({', '.join('?' * len(numbers))})", numbers
     )
     settings = {number: (model, prompt_hash, json.loads(params)) for number, model, prompt_hash, params in rows}
-    lines = [f"  settings=[{number}]: {describe_setting(*setting)}" for number, setting in settings.items()]
+    lines = [f"  setting {number}: {describe_setting(*setting)}" for number, setting in settings.items()]
     # An argument picks one setting if its value differs in each setting of the first question and path.
     arguments = ["`settings=`"]
     of_first = [settings[number] for number in sorted(found)]
@@ -208,8 +246,9 @@ def _check_one_setting(db: sqlite3.Connection, file: Path, selection: Selection)
             arguments.insert(0, f"`params={{{name!r}: ...}}`")
     if len({model for model, *_ in of_first}) == len(of_first):
         arguments.insert(0, "`models=`")
-    raise InputError(
+    found = (
         f"{file} holds thoughts of several settings for {len(several)} pairs of question and path, the first of them "
-        f"{question_id!r} and {path}:\n" + "\n".join(lines) + f"\nPick one with {' or '.join(arguments)}, or use all "
-        "of them with `combine=True` (on the command line: `--pick`, `--settings`, `--combine`)."
+        f"{question_id!r} and {path}:\n" + "\n".join(lines)
     )
+    advice = f"Pick one with {' or '.join(arguments)}, or use all of them with `combine=True`."
+    raise SeveralSettingsError(found, advice, [model for model, *_ in settings.values()])

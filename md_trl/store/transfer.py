@@ -31,11 +31,14 @@ class ImportSummary(NamedTuple):
             New thoughts.
         known (`int`):
             Thoughts of the file that the store already held.
+        known_questions (`int`):
+            Questions of the file that the store already held.
     """
 
     questions: int
     thoughts: int
     known: int
+    known_questions: int
 
 
 class _Series:
@@ -76,7 +79,8 @@ class Transfer:
 
     def import_rows(self, rows: Iterable[tuple[str, Any]], task: str | None, split: str) -> ImportSummary:
         """Add the thoughts of rows, each with its name in messages, in one transaction."""
-        new_questions = new_thoughts = known = 0
+        new_thoughts = known = 0
+        new_questions, known_questions = set(), set()
         with transaction(self._db):
             finder = QuestionFinder(self._questions.load(), split)
             tasks = [task] if task is not None else {*TASKS, *(question.task for question in finder.by_id.values())}
@@ -85,8 +89,10 @@ class Transfer:
                 question = finder.find(line)
                 if question is None:
                     question = finder.new(line)
-                    new_questions += self._questions.add([question])
+                    (new_questions if self._questions.add([question]) else known_questions).add(question.id)
                     finder.add(question)
+                elif question.id not in new_questions:
+                    known_questions.add(question.id)
                 of_line = (question.id, line.path, self._settings.number(line.model, line.prompt_hash, line.params))
                 if of_line not in series:
                     series[of_line] = self._series(*of_line)
@@ -96,7 +102,7 @@ class Transfer:
                 else:
                     self._add(*of_line, series[of_line].next_index(line.index), line)
                     new_thoughts += 1
-        return ImportSummary(new_questions, new_thoughts, known)
+        return ImportSummary(len(new_questions), new_thoughts, known, len(known_questions))
 
     def _series(self, question_id: str, path: str, setting: int) -> _Series:
         texts = self._db.execute(

@@ -104,7 +104,8 @@ def hub_rows(repo: str, config: str | None, split: str, hint: str) -> list[Row]:
         dataset = _load(repo, config, split)
     # The Hub is out of reach, or there is no such dataset, config or split.
     except (OSError, ValueError, RuntimeError) as error:
-        raise ConnectionError(f"Could not load split {split!r} of {repo!r} from the Hub: {error} {hint}") from error
+        reason = str(error).rstrip().rstrip(".")
+        raise ConnectionError(f"Could not load split {split!r} of {repo!r} from the Hub: {reason}. {hint}") from error
     return [Row(f"{repo}, split {split}, row {n}", values, hint) for n, values in enumerate(dataset, 1)]
 
 

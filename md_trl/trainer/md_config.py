@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +16,23 @@ LAYOUTS = ("padded", "packed", "tree")
 WEIGHT_NORMALIZERS = ("rows", "weights", "tokens")
 LIGER_LOSSES = ("fused_linear_cross_entropy", "cross_entropy")
 """Kernels of Liger that replace the loss of a model."""
+
+_NUMBERS = (
+    (
+        "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps max_length max_row_tokens "
+        "max_target_tokens".split(),
+        lambda value: value >= 1,
+        "at least 1",
+    ),
+    (
+        "learning_rate warmup_steps weight_decay max_grad_norm dataloader_num_workers eval_delay".split(),
+        lambda value: 0 <= value < math.inf,
+        "0 or more",
+    ),
+    (["num_train_epochs"], lambda value: 0 < value < math.inf, "more than 0"),
+    (["adam_beta1", "adam_beta2"], lambda value: 0 <= value < 1, "from 0 to below 1"),
+)
+"""Names of numbers, which values are possible, and how to say it."""
 
 
 @dataclass
@@ -250,14 +268,12 @@ class MDConfig(SFTConfig):
     def __post_init__(self):
         if self.bf16 is None and not self.fp16:
             self.bf16 = torch.accelerator.is_available() and not self.use_cpu
+        self._check_numbers()
         super().__post_init__()
         for name in ("objective", "unsolved_path", "token_reduction", "weight_normalizer", "prompt_format", "layout"):
             value, choices = getattr(self, name), MDConfig.__dataclass_fields__[name].metadata["choices"]
             if value not in choices:
                 raise InputError(f"Unknown `{name}` {value!r}. Choose one of {', '.join(choices)}.")
-        for name in ("max_row_tokens", "max_target_tokens"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise InputError(f"`{name}` must be at least 1, got {value}.")
         if self.ignore_data_skip and self.max_target_tokens is not None:
             raise InputError(
                 "`ignore_data_skip=True` is not supported with `max_target_tokens`: a resumed training would see "
@@ -282,6 +298,18 @@ class MDConfig(SFTConfig):
                 )
         if self.use_liger_kernel:
             self.liger_kernel_config = (self.liger_kernel_config or {}) | dict.fromkeys(LIGER_LOSSES, False)
+
+    def _check_numbers(self) -> None:
+        """Refuse numbers that nothing can be trained with, which torch would notice after loading the model."""
+        for names, is_possible, expected in _NUMBERS:
+            for name in names:
+                value = getattr(self, name)
+                if isinstance(value, int | float) and not is_possible(value):
+                    raise InputError(f"`{name}` must be {expected}, got {value}.")
+        if self.max_steps < 1 and self.max_steps != -1:
+            raise InputError(
+                f"`max_steps` must be at least 1, got {self.max_steps}. Leave it out to train for `num_train_epochs`."
+            )
 
     # For each option that would change the objective, whether it is set and why it is not supported
     def _unsupported(self) -> dict[str, tuple[bool, str]]:

@@ -9,6 +9,7 @@ import math
 import os
 import queue
 import random
+import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -350,6 +351,11 @@ class OpenAIEngine:
     def connection_error(self, error: openai.APIConnectionError) -> ConnectionError:
         """The error to raise if no server answers."""
         cause = f" ({self.clean(str(error.__cause__))})" if error.__cause__ else ""
+        if _is_unknown_host(error):
+            return ConnectionError(
+                f"The host name of {self.base_url} cannot be resolved{cause}. Check the spelling of `--base_url` and "
+                "the network. All samples received are stored: run the same command again to continue."
+            )
         return ConnectionError(
             f"No server answers at {self.base_url}{cause}. Start one there, for example with `md-trl teacher --port "
             f"8000`, `vllm serve {self.model}` or `transformers serve`, or correct `--base_url`. All samples received "
@@ -369,13 +375,13 @@ class OpenAIEngine:
         )
 
     def message(self, error: openai.APIError) -> str:
-        """What the server says, in one line."""
+        """What the server says, in one line, without a final period."""
         message = error.message
         if isinstance(error.body, dict) and isinstance(error.body.get("message"), str):
             message = error.body["message"]
         if isinstance(error, openai.APIStatusError):
             message = f"HTTP {error.status_code}: {message}"
-        return self.clean(message)
+        return self.clean(message.rstrip().rstrip("."))
 
     def clean(self, text: str) -> str:
         """Shorten a text to one line and remove the key, which some servers repeat."""
@@ -383,6 +389,15 @@ class OpenAIEngine:
             text = text.replace(self._key, "***")
         text = " ".join(text.split())
         return text if len(text) <= 300 else f"{text[:297]}..."
+
+
+def _is_unknown_host(error: BaseException) -> bool:
+    """Return whether a connection failed because there is no address for the name of the host."""
+    while error is not None:
+        if isinstance(error, socket.gaierror):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 class _Retry(Exception):

@@ -9,7 +9,6 @@ import inspect
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TypeAlias
 
 import torch
@@ -30,6 +29,7 @@ from transformers.utils import find_adapter_config_file
 from ...errors import InputError
 from ...prompts import encode_prompt, read_student_settings, resolve_prompt_format
 from ...records import Choice
+from ...student_folder import check_student
 from . import BATCH_SIZE, DTYPES, SampleRequest, SampleResult, check_params, cut_at_stop, mean_logprob, model_name
 from .batching import Batching, Job, Rows, Sample
 from .decoding import CausalDecoder, EncoderDecoder, count_kept, decode
@@ -112,15 +112,16 @@ class TransformersEngine:
         if dtype not in (None, *DTYPES):
             raise InputError(f"Unknown `dtype` {dtype!r}. Choose one of {', '.join(DTYPES)}.")
         if isinstance(model, str):
+            check_student(model)
             try:
                 self._model = _load(model, device or ("cuda" if torch.cuda.is_available() else "cpu"), dtype)
                 tokenizer = tokenizer or AutoTokenizer.from_pretrained(model)
             except InputError:
                 raise
             except (OSError, ValueError) as error:
-                reason = str(error).splitlines()[0]
+                reason = str(error).splitlines()[0].rstrip(".")
                 raise FileNotFoundError(
-                    f"Cannot load {model!r}: {reason} Name the folder or Hub id of a model or adapter that includes "
+                    f"Cannot load {model!r}: {reason}. Name the folder or Hub id of a model or adapter that includes "
                     "its tokenizer."
                 ) from error
             self.model = model_name(model)
@@ -320,8 +321,6 @@ class _Requests:
 
 
 def _load(model: str, device: str, dtype: str | None) -> PreTrainedModel:
-    if Path(model).is_file():
-        raise InputError(f"{model} is a file. Name the folder of a model or adapter.")
     dtype = dtype or ("bfloat16" if device.startswith("cuda") else "float32")
     adapter = PeftConfig.from_pretrained(model) if find_adapter_config_file(model) is not None else None
     if adapter is not None and adapter.is_prompt_learning:
