@@ -103,8 +103,10 @@ def dataset_card(
         DatasetInfosDict.from_dataset_card_data(before),
     )
     all_infos.update(infos)
-    for name in infos:
-        configs[name] = {"data_files": _data_files([name], all_infos)}
+    for name, info in infos.items():
+        # `load_dataset` caches the rows of a folder by its name and its card. Only the description, which `datasets`
+        # does nothing else with, tells apart rows of the same sizes.
+        configs[name] = {"data_files": _data_files([name], all_infos), "description": info.description}
     tasks = sorted(metadata)
     _set_default(tasks, configs, all_infos)
 
@@ -144,7 +146,8 @@ def _set_default(tasks: list[str], configs: MetadataConfigs, infos: DatasetInfos
         configs.pop(DEFAULT_CONFIG, None)
         infos.pop(DEFAULT_CONFIG, None)
     else:
-        configs[DEFAULT_CONFIG] = {"data_files": _data_files(tasks, infos)}
+        described = ", ".join(configs[task].get("description", "") for task in tasks)
+        configs[DEFAULT_CONFIG] = {"data_files": _data_files(tasks, infos), "description": described}
         infos[DEFAULT_CONFIG] = _sum_up(infos[task] for task in tasks)
 
 

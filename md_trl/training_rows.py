@@ -136,14 +136,23 @@ def _load_task(dataset: str, task: str) -> datasets.Dataset:
         raise InputError(f"Cannot load the split `train` of task {task!r} from {dataset}{why}") from error
 
 
-def _configurations(folder: Path) -> list[str]:
-    """List the tasks that have training rows in a folder."""
-    names = {file.parent.name for file in folder.glob("*/train-*.parquet")}
+def mixed_tasks(folder: str | Path) -> list[str]:
+    r"""
+    List the tasks that have mixed rows of the split `train` in a folder of `md-trl mix`.
+
+    Args:
+        folder (`str` or `Path`):
+            The folder.
+
+    Returns:
+        `list[str]`: Names of the tasks, sorted. None if the folder has no configurations.
+    """
+    names = {file.parent.name for file in Path(folder).glob("*/train-*.parquet")}
     return sorted(name for name in names if not name.endswith((PATHS_ENDING, THOUGHTS_ENDING)))
 
 
 def _held(folder: Path) -> str:
-    names = _configurations(folder)
+    names = mixed_tasks(folder)
     return f"; it has {', '.join(map(repr, names))}" if names else ""
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset, load_dataset
+from huggingface_hub import DatasetCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
@@ -544,3 +545,17 @@ def test_rows_to_train_on_are_those_of_the_folder_whatever_datasets_has_cached(t
         file = folder / "toy" / "train-00000-of-00001.parquet"
         Dataset.from_dict({"id": ids}).to_parquet(file)
         assert load_mixed_rows(str(folder), "toy")["id"] == ids
+
+
+def test_load_dataset_tells_folders_apart_that_have_the_same_name_and_sizes(tmp_path):
+    """`datasets` caches the rows of a folder by its name and its card, and not by its path or its files."""
+    sizes = []
+    for place, question in (("a", "What is 2 plus 3?"), ("b", "What is 3 plus 2?"), ("a", "What is 1 plus 4?")):
+        folder = tmp_path / place / "mixed"
+        for task in ("svamp", "gsm8k"):
+            build(make_store(tmp_path / f"{len(sizes)}-{task}.db", task, [question]), folder, task)
+        assert load(folder, "svamp", tmp_path / "cache")["question"] == [question]
+        assert load(folder, "default", tmp_path / "cache")["question"] == [question] * 2
+        assert all(prompt.startswith(question) for prompt in load(folder, "svamp-paths", tmp_path / "cache")["prompt"])
+        sizes.append(DatasetCard.load(folder / "README.md").data.to_dict()["dataset_info"])
+    assert sizes[0] == sizes[1] == sizes[2]

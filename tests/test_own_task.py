@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import random
+import runpy
 import subprocess
 import sys
 from decimal import Decimal
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 from servers.hub import running_hub
 from students import byte_tokenizer, tiny_llama
+from transformers import AutoTokenizer
 
 from md_trl import MixedThoughts
 from md_trl.answers import canonical, equal
@@ -32,6 +34,7 @@ from md_trl.records import Choice
 from md_trl.sampling import sample
 from md_trl.sampling.engines import SampleResult
 from md_trl.store import Store
+from md_trl.student_folder import weights_digest
 from md_trl.tasks import SPLITS, TASKS, is_own_file, load_questions, own_file, task_name
 from md_trl.trainer import MDConfig
 
@@ -525,6 +528,78 @@ def test_a_task_of_ones_own_goes_through_all_commands(tmp_path, teacher, monkeyp
         command = [sys.executable, "-m", "md_trl", "publish", "--dataset", "mixed", "--repo", "md/puzzles"]
         done = subprocess.run([*command, "--thoughts", "t.db"], env=environment, capture_output=True, text=True)
         assert done.returncode == 0 and "md/puzzles" in done.stdout, done.stderr[-3000:]
+
+
+def tiny_student(*arguments):
+    """Run `recipes/tiny_student.py` as a command, without another process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["tiny_student.py", *map(str, arguments)])
+        runpy.run_path(str(ROOT / "recipes" / "tiny_student.py"), run_name="__main__")
+
+
+def test_a_task_of_ones_own_needs_no_download_with_the_tiny_student(tmp_path, monkeypatch, capsys):
+    """Questions and thoughts from files, an untrained student, two steps, an evaluation."""
+
+    def md_trl(*arguments):
+        main([str(argument) for argument in arguments])
+        return capsys.readouterr().out
+
+    monkeypatch.chdir(tmp_path)
+    file = write("shop.jsonl", [{"question": f"{i} pens at {i + 1} €?", "answer": i * (i + 1)} for i in range(10)])
+    texts = {"cot": "{a} * {b} = {y}. The answer is {y}.", "pot": "pens = {a}\nprice = {b}\nanswer = pens * price"}
+    rows = [
+        {"task": "shop", "question": q.question, "path": path, "text": text.format(a=a, b=a + 1, y=q.answer)}
+        for q in load_questions(file, "train")
+        for path, text in texts.items()
+        for a in [int(q.question.split()[0])]
+    ]
+    write("thoughts.jsonl", rows)
+    md_trl("store", "import", "--store", "t.db", "--task", file, "--file", "thoughts.jsonl")
+    assert "8 questions" in md_trl("mix", "--store", "t.db", "--task", file, "--output", "mixed")
+    for name, seed in (("untrained", 1), ("again", 1), ("other", 2)):
+        tiny_student("--dataset", "mixed", "--output", name, "--seed", seed)
+    assert weights_digest("untrained") == weights_digest("again") != weights_digest("other")
+    # Nothing that it may be asked or learn is lost, whether the dataset has it or not
+    tokenizer = AutoTokenizer.from_pretrained("untrained")
+    for text in [*(row["text"] for row in rows), *(q.question for q in both_splits(file)), "Ünseen\t[x] \n  漢字"]:
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert len(tokenizer("answer = pens * price")["input_ids"]) <= 6
+
+    training = ["--dataset", "mixed", "--task", file, "--model_name_or_path", "untrained", "--output_dir", "student"]
+    md_trl("train", *training, "--max_steps", 2, "--use_cpu", "true", "--report_to", "none")
+    evaluation = ["--task", file, "--limit", 2, "--n", 2, "--max_tokens", 8, "--store", "s.db", "--output", "results"]
+    assert "8 thoughts from 4 requests" in md_trl("eval", "--model", "student", *evaluation)
+    result = json.loads(next(Path("results").glob("student*.json")).read_text())
+    assert [question["id"] for question in result["questions"]] == [q.id for q in load_questions(file, "test")]
+
+    # Before there are thoughts, it can be sampled
+    tiny_student("--task", file, "--output", "unasked")
+    sampling = ["--task", file, "--engine", "transformers", "--model", "unasked", "--prompt", "student"]
+    assert "4 thoughts" in md_trl("sample", *sampling, "--limit", 2, "--n", 1, "--max_tokens", 4, "--store", "o.db")
+
+
+def test_the_tiny_student_of_stories_has_a_token_for_each_number(tmp_path):
+    row = {"task": "stories", "question": "Ann has 123 pens. How many?", "answer": "123"}
+    row |= {"type": 3, "lambda": 0.5, "repeat": 1, "cot": ["The answer is 123."], "pot": ["answer = 123"]}
+    parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "rows.parquet")
+    tiny_student("--dataset", tmp_path / "rows.parquet", "--output", tmp_path / "student")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "student")
+    assert tokenizer.tokenize("answer = 123") == ["answer", " =", " 123"]
+    assert tokenizer.tokenize("answer = 124")[-1] == tokenizer.unk_token
+
+
+def test_the_tiny_student_says_what_it_lacks(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        tiny_student("--output", "student")
+    assert "--dataset, or its questions with --task" in capsys.readouterr().err
+    for arguments, message in (
+        (["--dataset", "absent"], "There is no absent"),
+        (["--task", "absent.jsonl"], "absent.jsonl does not exist"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            tiny_student(*arguments, "--output", "student")
+    assert not Path("student").exists()
 
 
 def test_a_task_name_is_used_by_all_commands(tmp_path, teacher, monkeypatch):

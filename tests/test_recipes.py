@@ -15,12 +15,20 @@ import yaml
 from conftest import SHARED, needs_shared
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from students import byte_tokenizer, t5_tokenizer
+from students import byte_tokenizer, t5_tokenizer, tiny_llama
 from test_trainer import ROWS
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, BitsAndBytesConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    LlamaForCausalLM,
+)
 
 from md_trl.cli import run_verb
+from md_trl.prompts import SETTINGS_FILE, TRIGGERS, encode_prompt, read_student_settings, student_prompt
+from md_trl.student_folder import weights_digest
 from md_trl.tasks import load_questions
 
 
@@ -192,6 +200,106 @@ def test_every_recipe_trains_and_evaluates_under_accelerate_launch(recipe, tmp_p
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-4000:]
     check_student(recipe, tmp_path)
+
+
+# On-policy finish
+
+CHAT = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[reply]{% endif %}"
+)
+
+
+def finish(*arguments):
+    """Run the recipe as a command, without another process."""
+    script = ROOT / "recipes" / "on_policy_distillation.py"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(script), *map(str, arguments)])
+        runpy.run_path(str(script), run_name="__main__")
+
+
+def student_and_teacher(kind):
+    """Write a task, a student of both paths and a teacher of another size to the current folder."""
+    rows = [{"question": f"{i} + {i}?", "answer": 2 * i, "split": "test" if i < 2 else "train"} for i in range(8)]
+    Path("sums.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    student, tokenizer = tiny_llama(), byte_tokenizer(chat_template=CHAT if kind == "chat" else None)
+    student.save_pretrained("base" if kind == "lora" else "student")
+    if kind == "lora":
+        base = AutoModelForCausalLM.from_pretrained("base")
+        get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"])).save_pretrained("student")
+    settings = {"md_trl": "0", "objective": "md", "paths": ["cot", "pot"]}
+    settings["prompt_format"] = "chat" if kind == "chat" else "plain"
+    settings["triggers"] = {path: TRIGGERS[path] for path in settings["paths"]}
+    Path("student", SETTINGS_FILE).write_text(json.dumps(settings))
+    held_out = load_questions("sums.jsonl", "train")[0].id
+    Path("student", "validation.json").write_text(json.dumps({"ids": [held_out]}))
+    tiny_llama(seed=1, hidden_size=48).save_pretrained("teacher")
+    for folder in ("student", "teacher"):
+        tokenizer.save_pretrained(folder)
+    return settings, tokenizer
+
+
+def distance(student, prompts):
+    """Mean reverse KL to the teacher at the first token after each prompt: what the trainer minimizes there."""
+    log_p, log_q = (
+        torch.stack([model(torch.tensor([ids])).logits[0, -1].log_softmax(-1) for ids in prompts])
+        for model in map(AutoModelForCausalLM.from_pretrained, (student, "teacher"))
+    )
+    return (log_p.exp() * (log_p - log_q)).sum(-1).mean().item()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["plain", "chat", "lora"])
+def test_a_student_finishes_under_a_teacher_and_is_evaluated(kind, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    settings, tokenizer = student_and_teacher(kind)
+    given = ["--model", "student", "--teacher", "teacher", "--task", "sums.jsonl", "--output", "finished"]
+    training = "--max_steps 2 --per_device_train_batch_size 5 --gradient_accumulation_steps 1 --warmup_steps 0"
+    training += " --learning_rate 1e-2 --max_completion_length 4 --use_cpu true --bf16 false"
+    with torch.enable_grad():
+        finish(*given, *training.split())
+    questions = load_questions("sums.jsonl", "train")[1:]
+    prompts = [
+        student_prompt(q.question, path, settings["prompt_format"]) for q in questions for path in ("cot", "pot")
+    ]
+    ids = [encode_prompt(prompt, tokenizer) for prompt in prompts]
+    # The trainer tokenizes as every command of md_trl does
+    if kind == "chat":
+        assert tokenizer.apply_chat_template(prompts, add_generation_prompt=True, return_dict=True)["input_ids"] == ids
+    else:
+        assert tokenizer(prompts)["input_ids"] == ids
+    assert distance("finished", ids) < distance("student", ids)
+    assert read_student_settings("finished") == settings
+    assert AutoTokenizer.from_pretrained("finished").get_vocab() == tokenizer.get_vocab()
+    card = Path("finished/README.md").read_text()
+    assert all(trigger in card for trigger in settings["triggers"].values()) and str(tmp_path) not in card
+    # Two paths of all training questions but the one that was held out
+    assert "| prompts | 10, one per question and path |" in card and "| steps | 2 |" in card
+    assert "| teacher | a local model |" in card and "solved by the teacher's" not in card
+    capsys.readouterr()
+    evaluation = "eval --model finished --task sums.jsonl --n 1 --max_tokens 4 --store s.db --output results"
+    run_verb("eval", evaluation.split()[1:])
+    assert "4 thoughts from 4 requests" in capsys.readouterr().out
+    result = json.loads(next(Path("results").glob("finished*.json")).read_text())
+    assert [question["id"] for question in result["questions"]] == [q.id for q in load_questions("sums.jsonl", "test")]
+
+
+def test_an_on_policy_finish_is_refused_before_it_begins(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    student_and_teacher("plain")
+    digest = weights_digest("student")
+    given = {"model": "student", "teacher": "teacher", "task": "sums.jsonl", "output": "finished"}
+    byte_tokenizer(extra_special_tokens={"more": "<more>"}).save_pretrained("stranger")
+    for change, message in (
+        ({"model": "teacher"}, "teacher has no md_trl.json"),
+        ({"output": "./student"}, "`--output` is the student itself"),
+        ({"teacher": "stranger"}, "stranger has another vocabulary"),
+        ({"task": "absent.jsonl"}, "absent.jsonl does not exist"),
+        ({"hub_token": "hf_x"}, "pushes nothing"),
+    ):
+        words = [word for name, value in (given | change).items() for word in (f"--{name}", value)]
+        with pytest.raises(SystemExit, match=message):
+            finish(*words, "--use_cpu", "true", "--bf16", "false")
+    assert not Path("finished").exists() and weights_digest("student") == digest
 
 
 def test_the_script_for_jobs_trains_a_recipe(tmp_path, monkeypatch):

@@ -1,12 +1,12 @@
 """A student that goes on learning from its own two paths: what is mixed, what is labelled, and what a kill changes."""
 
 import json
+import multiprocessing
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
@@ -17,6 +17,7 @@ from commands import parse_verb
 from datasets import Dataset, load_dataset
 from hypothesis import given
 from hypothesis import strategies as st
+from killed_refinements import KILLED_WHILE, PRELOAD, first_unfinished, refine_until
 from peft import LoraConfig, get_peft_model
 from refined_students import TASK, TEACHER, TRAINING, make_toy, toy_rows
 from safetensors.torch import load_file
@@ -492,57 +493,41 @@ def test_an_adapter_is_trained_on(toy, tmp_path):
 # Killed
 
 
-def start(*more):
-    command = [sys.executable, "-m", "md_trl", "refine", *COMMAND.split(), *more, "--output", "refined"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def rows_in(file, model):
-    try:
-        with sqlite3.connect(f"file:{file}?mode=ro", uri=True) as db:
-            query = "SELECT count(*) FROM thoughts t JOIN settings s ON s.id = t.setting WHERE s.model LIKE ?"
-            return db.execute(query, (model,)).fetchone()[0]
-    except sqlite3.OperationalError:
-        return 0
-
-
-KILLED_WHILE = {
-    "validating the student given": lambda: rows_in("refined/validation.db", "md@%") > 0,
-    "sampling": lambda: rows_in("t.db", "%/round-1") > 4,
-    "mixing": lambda: Path("refined/round-1").exists(),
-    "training": lambda: Path("refined/round-1/student/checkpoint-40/trainer_state.json").exists(),
-    "saving a checkpoint": lambda: Path("refined/round-1/student/checkpoint-120").exists(),
-    "validating": lambda: rows_in("refined/validation.db", "%round-1/student@%") > 0,
-    "sampling at last": lambda: rows_in("t.db", "%/round-2") > 4,
-}
-
-
 @pytest.mark.slow
-def test_a_refinement_killed_in_every_phase_ends_with_the_same_student(here, tmp_path_factory, monkeypatch):
-    more = "--max_steps 160 --save_strategy steps --save_steps 20 --save_total_limit 2 --learning_rate 1e-2".split()
-    other = tmp_path_factory.mktemp("whole")
-    shutil.copytree(here, other, dirs_exist_ok=True)
-    with monkeypatch.context() as patch:
-        patch.chdir(other)
-        whole = start(*more)
-        assert whole.wait(300) == 0, whole.stdout.read()
-    killed = []
-    for phase, reached in KILLED_WHILE.items():
-        process = start(*more)
-        while process.poll() is None and not reached():
-            time.sleep(0.01)
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            killed.append(phase)
-        output = process.communicate()[0]
-        assert process.returncode in (0, -signal.SIGKILL), output
-    last = start(*more)
-    assert last.wait(300) == 0, last.stdout.read()
-    assert len(killed) >= 5, killed
-    assert students(here, 1) == students(other, 1)
-    assert weights_digest(here / "refined" / "student") == weights_digest(other / "refined" / "student")
-    found, expected = (json.loads((folder / "refined" / "refine.json").read_text()) for folder in (here, other))
-    assert found == expected
+def test_a_refinement_killed_in_every_phase_ends_with_the_same_student(tmp_path, monkeypatch):
+    """Each run is a process that goes on from where the last one was killed (SIGKILL)."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir()
+    make_toy(whole, steps=20)  # so little that a round helps
+    shutil.copytree(whole, killed)
+    monkeypatch.chdir(killed)
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(PRELOAD)
+    more = "--labels agreement --labelled 14 --label_precision 0.6 --validation 0.4 --learning_rate 1e-2"
+    more += " --max_steps 24 --save_strategy steps --save_steps 8 --save_total_limit 2 --output refined"
+    arguments = [*COMMAND.split(), *more.split()]
+
+    def run_until(folder, phase=None):
+        process = processes.Process(target=refine_until, args=(folder, arguments, phase))
+        process.start()
+        process.join()
+        return process.exitcode, (folder / "refine.log").read_text()
+
+    code, log = run_until(whole)
+    assert code == 0, log
+    expected = json.loads((whole / "refined" / "refine.json").read_text())
+    [entry] = expected["rounds"]
+    # All phases take place, and the student's own thoughts and labels matter
+    assert entry["thoughts"]["own"] > 0 and entry["labels"]["labelled"] > 0 and "after" in entry
+    for phase, (_, unfinished) in KILLED_WHILE.items():
+        code, log = run_until(killed, phase)
+        assert code == -signal.SIGKILL, f"not killed while {phase}: {log}"
+        assert first_unfinished() == unfinished, f"killed too late while {phase}"
+    code, log = run_until(killed)
+    assert code == 0, log
+    assert json.loads((killed / "refined" / "refine.json").read_text()) == expected
+    assert students(killed, 1) == students(whole, 1)
+    assert weights_digest(killed / "refined" / "student") == weights_digest(whole / "refined" / "student")
 
 
 @pytest.mark.slow
