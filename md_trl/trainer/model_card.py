@@ -82,7 +82,9 @@ def validation_table(args: MDConfig, state: TrainerState) -> str:
         # The training has ended with its best checkpoint. A later evaluation of it is logged with the last step.
         step = state.best_global_step
         last = best = next((log for log in logs if log["step"] == step), best)
-    names = [name for name in last if name.startswith("eval_") and name.endswith(("_loss", "_accuracy"))]
+    of_paths = [f"{path}_{kind}" for kind in ("loss", "accuracy") for path in PATHS_AND_LABEL]
+    names = [f"eval_{name}" for name in ("loss", *of_paths, "joint_accuracy")]
+    names = [name for name in dict.fromkeys([*names, figure]) if name in last]
     of_last = "this student" if last["step"] == step else "last evaluation"
     if last["step"] == best["step"]:
         rows = {f"{of_last}, the best by `{figure}`": last}
