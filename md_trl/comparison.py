@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .errors import InputError
-from .evaluation import FIGURES, EvaluationResult, QuestionResult
+from .evaluation import FIGURES, JOINT_ALL, EvaluationResult, QuestionResult
 from .intervals import bootstrap_interval, two_level_interval
 
 
@@ -103,6 +103,9 @@ class Comparison:
             Number of training runs of each, see [`compare_seeds`].
         p_value (`float`, *optional*):
             Of McNemar's exact test that both are equally often right. `None` over several training runs.
+        weights (`list[str]`, *optional*):
+            What the votes of `a` and of `b` weigh, if `figure` is a joint vote and either is not that of Eq. 5, which
+            is `none`.
     """
 
     a: str
@@ -116,6 +119,7 @@ class Comparison:
     n_questions: int
     seeds: int = 1
     p_value: float | None = None
+    weights: list[str] | None = None
 
 
 def compare(a: EvaluationResult, b: EvaluationResult, figure: str | None = None) -> Comparison | None:
@@ -151,6 +155,7 @@ def compare(a: EvaluationResult, b: EvaluationResult, figure: str | None = None)
         votes=votes,
         n_questions=len(differences),
         p_value=mcnemar(differences.count(1), differences.count(-1)),
+        weights=_weights(figure, [a], [b]),
     )
 
 
@@ -184,10 +189,22 @@ def compare_seeds(
         return None
     table = [[by_id[id_] for id_ in shared] for _, _, by_id in found]
     difference, low, high = two_level_interval(table)
-    votes = sum(votes for _, votes, _ in found) / len(found)
-    return Comparison(
-        name_a, name_b, pairs[0][0].task, found[0][0], difference, low, high, votes, len(shared), len(found)
-    )
+    votes, figure = sum(votes for _, votes, _ in found) / len(found), found[0][0]
+    weights = _weights(figure, *zip(*pairs, strict=True))
+    seeds, task = len(found), pairs[0][0].task
+    return Comparison(name_a, name_b, task, figure, difference, low, high, votes, len(shared), seeds, weights=weights)
+
+
+def _weights(figure: str, *students: Sequence[EvaluationResult]) -> list[str] | None:
+    found = [weights_note(results, figure) or "none" for results in students]
+    return None if set(found) == {"none"} else found
+
+
+def weights_note(results: Sequence[EvaluationResult], figure: str) -> str:
+    """Return what the votes of a figure weigh in training runs of one kind, empty if they are those of Eq. 5."""
+    if figure not in ("joint", JOINT_ALL) or not any(result.weights.to_settings() for result in results):
+        return ""
+    return " or ".join(sorted({str(result.weights) for result in results}))
 
 
 def _differences(

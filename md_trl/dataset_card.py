@@ -265,7 +265,8 @@ def _contamination(splits: Mapping[str, Mapping[str, Mapping[str, int]]]) -> str
         for task, found in tasks.items()
     ]
     head = "| split | test questions of | same text | same but for numbers |\n| --- | --- | ---: | ---: |\n"
-    return "Questions that are also test questions:\n\n" + head + "\n".join(rows)
+    note = "Compared by their words and numbers, without case and punctuation. Paraphrases are not found."
+    return f"Questions that are also test questions:\n\n{head}" + "\n".join(rows) + f"\n\n{note}"
 
 
 def _commands(task: str, metadata: Mapping[str, Any], has_thoughts: bool, repo: str) -> str:

@@ -29,8 +29,17 @@ N=2 rule (Sec. 4.4.2), the label.
 """
 PATHS_OF = {"joint": PATHS, JOINT_ALL: ALL_PATHS, "n2": PATHS}
 """The paths that a figure of several needs. The joint votes take as many samples from each."""
+FIGURE_NAMES = {"cot": "CoT", "pot": "PoT", "joint": "CoT w/ PoT", "n2": "N=2 rule", LABEL: "label"}
+"""Names of the figures in tables."""
 THIRD_PATH_FIGURES = {COT_POT: "plan + PoT", JOINT_ALL: "all three, same N"}
 """Names in tables of the figures of the path `cot_pot`. Only students that were asked for it have them."""
+LEGEND = (
+    "Accuracy in percent; N is the number of samples per question that vote, the first ones. CoT w/ PoT is the joint "
+    "vote (Eq. 5) over equal parts of the samples of each path: with as many in all as one path has (same N), or with "
+    "all. N=2 rule (Sec. 4.4.2): the answer of one PoT, or of one CoT if the program does not run; its N is a mean. "
+    "`weights` are given where votes do not weigh the same."
+)
+"""Explains the tables of accuracies, see [`~md_trl.report.accuracy_table`]."""
 
 LOGPROB_DECIMALS = 5
 """Decimals of log-probabilities in results. Engines agree to about 4."""

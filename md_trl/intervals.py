@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import NormalDist
 
 from .errors import InputError
 
@@ -53,21 +54,81 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def mean_interval(table: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+def wilson_interval(correct: int, n: int, confidence_level: float = CONFIDENCE_LEVEL) -> tuple[float, float]:
+    r"""
+    Wilson's score interval of a share of questions ([Wilson, 1927](https://doi.org/10.2307/2276774)).
+
+    Unlike a bootstrap, it has a width where all or none of the questions are answered correctly: with 0 of 50, its
+    upper end is 7%.
+
+    Args:
+        correct (`int`):
+            Number of questions that are answered correctly.
+        n (`int`):
+            Number of questions.
+        confidence_level (`float`, *optional*, defaults to `0.95`):
+            How often the interval covers the share among all questions.
+
+    Returns:
+        `tuple[float, float]`: The lower and the upper end.
+    """
+    z2 = NormalDist().inv_cdf((1 + confidence_level) / 2) ** 2
+    share = correct / n
+    center, half = share + z2 / (2 * n), (z2 * share * (1 - share) / n + (z2 / (2 * n)) ** 2) ** 0.5
+    low, high = ((center + side * half) / (1 + z2 / n) for side in (-1, 1))
+    # Exact where rounding would put the share itself outside
+    return (0.0 if correct == 0 else low), (1.0 if correct == n else high)
+
+
+def share_interval(
+    values: Sequence[float],
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    confidence_level: float = CONFIDENCE_LEVEL,
+) -> tuple[float, float]:
+    r"""
+    Interval over questions of an accuracy, or of another mean of values between 0 and 1.
+
+    Args:
+        values (`Sequence[float]`), resamples (`int`, *optional*, defaults to `10_000`), seed (`int`, *optional*,
+        defaults to `0`), confidence_level (`float`, *optional*, defaults to `0.95`):
+            As in [`bootstrap_interval`].
+
+    Returns:
+        `tuple[float, float]`: [`bootstrap_interval`], or if all values are 0 or all are 1, [`wilson_interval`].
+
+    Raises:
+        [`~md_trl.errors.InputError`]: As in [`bootstrap_interval`].
+    """
+    low, high = bootstrap_interval(values, resamples, seed, confidence_level)
+    if low == high and low in (0, 1) and all(value == low for value in values):
+        return wilson_interval(round(low) * len(values), len(values), confidence_level)
+    return low, high
+
+
+def mean_interval(table: Sequence[Sequence[float]], shares: bool = True) -> tuple[float, float, float]:
     r"""
     Mean over training seeds and questions with its 95% interval.
 
     Args:
         table (`Sequence[Sequence[float]]` of shape `(n_seeds, n_questions)`):
             One value for each seed and question.
+        shares (`bool`, *optional*, defaults to `True`):
+            Whether the values are between 0 and 1, as those of an accuracy; otherwise they are differences of such,
+            between -1 and 1. The interval stays in the same range.
 
     Returns:
         `tuple[float, float, float]`: The mean, and the lower and the upper end: [`two_level_interval`], or
-        [`bootstrap_interval`] over questions if there is a single seed.
+        [`bootstrap_interval`] over questions if there is a single seed. If all shares are 0 or all are 1, it is
+        [`wilson_interval`] over questions, whatever the number of seeds, because they answered the same questions.
     """
+    first = table[0]
+    if shares and first[0] in (0, 1) and all(value == first[0] for row in table for value in row):
+        return float(first[0]), *wilson_interval(round(first[0]) * len(first), len(first))
     if len(table) == 1:
-        return float(sum(table[0]) / len(table[0])), *bootstrap_interval(table[0])
-    return two_level_interval(table)
+        return float(sum(first) / len(first)), *bootstrap_interval(first)
+    mean, low, high = two_level_interval(table)
+    return mean, max(low, 0.0 if shares else -1.0), min(high, 1.0)
 
 
 def two_level_interval(

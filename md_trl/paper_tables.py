@@ -28,7 +28,7 @@ from .errors import InputError
 from .evaluation import EvaluationResult, QuestionResult
 from .mixing import SOLVED_BY, type_of
 from .records import LABEL, PATHS, QuestionType
-from .replay import available_weights
+from .replay import SUBSETS, available_weights
 from .student_tables import ENSEMBLE, Cell, Column, Key, StudentTable, Values, build_table
 from .tasks import TASKS
 from .training_runs import TrainingRuns, check_same_questions, split_seed
@@ -37,6 +37,22 @@ from .voting import VoteWeights, majority, vote
 
 NUMBERS = (1, 2, 4, 6, 8, 10, 14, 20, 40)
 """Numbers of samples that the columns of Table 3 show, as far as there are so many."""
+
+FIRST_SAMPLES = (
+    "The first N samples of each question vote; a joint vote (CoT w/ PoT) takes N/2 from each path, by Eq. 5: ties go "
+    "to the answer seen first, CoT before PoT."
+)
+"""How the votes of a table are counted: those of one run, as `md-trl eval` has them."""
+AVERAGED = (
+    f"Mean over {SUBSETS} random orders of each question's samples, so that a figure differs a little from that of "
+    "the first N samples. A joint vote (CoT w/ PoT) takes N/2 samples from each path, by Eq. 5: ties go to CoT."
+)
+"""The same for tables by number of samples, in which the choice of the samples should not matter."""
+N2_RULE = "N=2 rule (Sec. 4.4.2): the answer of one PoT, or of one CoT if its program does not run."
+VARIANTS = (
+    f"Mean over {SUBSETS} random orders of each question's samples; N counts the samples of both paths. `Ties to CoT "
+    "first` is Eq. 5, as in Table 3."
+)
 
 ALL = 100
 """All of the training questions, in percent."""
@@ -237,7 +253,7 @@ def _accuracy_table(
     if not columns:
         return None
     of = str(next(iter(students))) if percents else ""
-    return build_table(name, title, columns, _pairs(columns, kinds), published, place=of)
+    return build_table(name, title, columns, _pairs(columns, kinds), published, place=of, rule=FIRST_SAMPLES)
 
 
 def _accuracies(kinds: Mapping[str, TrainingRuns]) -> dict[Key, Cell]:
@@ -264,9 +280,11 @@ def _by_id(result: EvaluationResult, values: Sequence[float]) -> dict[str, float
 
 def _pairs(columns: Sequence[Column], kinds: Mapping[str, TrainingRuns]) -> list[tuple[Key, Key]]:
     """Every student of both paths against the ensembles, and the paths of MD against those of single-path students."""
-    joint = dict.fromkeys(key for column in columns for key in column.cells if key.figure == "joint")
+    joint = dict.fromkeys(key for column in columns for key in column.cells if key.figure in ("joint", "n2"))
     ensembles = [key for key in joint if _is_ensemble(kinds[key.kind])]
-    pairs = [(key, other) for key in joint if key not in ensembles for other in ensembles]
+    pairs = [
+        (key, other) for key in joint if key not in ensembles for other in ensembles if key.figure == other.figure
+    ]
     return sorted(pairs, key=lambda pair: pair[0].kind != "md") + [
         (Key("md", path), Key(path, path)) for path in PATHS
     ]
@@ -279,12 +297,15 @@ def _samples_table(place: Place, kinds: Mapping[str, TrainingRuns]) -> StudentTa
         for figure in figures_of(kind, runs):
             if figure != LABEL:
                 curves[Key(kind, figure)] = _curve(runs, figure)
-    title = f"Accuracy by number of samples N on {place} (Table 3). Joint votes at N=2 follow the N=2 rule"
-    return _by_votes("3", title, place, kinds, curves, published=3)
+            if figure == "joint" and curves[Key(kind, figure)]:
+                shares = {seed: _by_id(result, n2_shares(result)) for seed, result in runs.by_seed().items()}
+                curves[Key(kind, "n2")] = {2: Cell(shares, 2)}
+    title = f"Accuracy by number of samples N on {place} (Table 3)"
+    return _by_votes("3", title, f"{AVERAGED} {N2_RULE}", place, kinds, curves, published=3)
 
 
 def _curve(
-    runs: TrainingRuns, figure: str, weights: VoteWeights | None = None, tie_break: str = "cot", two: bool = True
+    runs: TrainingRuns, figure: str, weights: VoteWeights | None = None, tie_break: str = "cot"
 ) -> dict[int, Cell]:
     of_seeds = {
         seed: shares_by_votes(result, figure, weights=weights, tie_break=tie_break)
@@ -292,15 +313,13 @@ def _curve(
     }
     shared = sorted(set.intersection(*(set(shares) for shares in of_seeds.values())))
     results = runs.by_seed()
-    curve = {n: Cell({seed: _by_id(results[seed], of_seeds[seed][n]) for seed in of_seeds}, n) for n in shared}
-    if figure == "joint" and curve and two:
-        curve[2] = Cell({seed: _by_id(result, n2_shares(result)) for seed, result in results.items()}, 2)
-    return curve
+    return {n: Cell({seed: _by_id(results[seed], of_seeds[seed][n]) for seed in of_seeds}, n) for n in shared}
 
 
 def _by_votes(
     name: str,
     title: str,
+    rule: str,
     place: Place,
     kinds: Mapping[str, TrainingRuns],
     curves: Mapping[Key, Mapping[int, Cell]],
@@ -316,7 +335,7 @@ def _by_votes(
         return None
     shown = [n in NUMBERS or n == numbers[-1] for n in numbers]
     return build_table(
-        name, title, columns, _pairs(columns, kinds) if pairs is None else pairs, published, shown, str(place)
+        name, title, columns, _pairs(columns, kinds) if pairs is None else pairs, published, shown, str(place), rule
     )
 
 
@@ -345,7 +364,12 @@ def _groups_table(place: Place, kinds: Mapping[str, TrainingRuns]) -> StudentTab
         size = max((len(runs.results[0].questions) for runs in of_group.values()), default=0)
         columns.append(Column(f"{group} ({size:,})", _accuracies(of_group)))
     return build_table(
-        "groups", f"Accuracy by kind of question on {place}", columns, _pairs(columns, kinds), place=str(place)
+        "groups",
+        f"Accuracy by kind of question on {place}",
+        columns,
+        _pairs(columns, kinds),
+        place=str(place),
+        rule=FIRST_SAMPLES,
     )
 
 
@@ -375,7 +399,8 @@ def _solved_table(place: Place, kinds: Mapping[str, TrainingRuns]) -> StudentTab
             )
         )
     title = f"Questions that each path solves on {place}, by {n} votes per path (Fig. 1)"
-    return build_table("solved", title, [*columns, one_path], _pairs(columns, kinds), place=str(place))
+    rule = f"The first {n} samples of each path vote; the joint vote (Eq. 5) takes all {2 * n} of them."
+    return build_table("solved", title, [*columns, one_path], _pairs(columns, kinds), place=str(place), rule=rule)
 
 
 def _questions(runs: TrainingRuns, value) -> Values:
@@ -396,9 +421,9 @@ def _ties_table(place: Place, kinds: Mapping[str, TrainingRuns], ensemble_likeli
         if "joint" not in figures_of(kind, runs):
             continue
         for variant, weights, tie_break in _variants(runs, ensemble_likelihood):
-            curves[Key(kind, "joint", variant)] = _curve(runs, "joint", weights, tie_break, two=False)
-    title = f"Joint votes by rule for ties and by weights on {place}; N counts the samples of both paths"
-    return _by_votes("ties", title, place, kinds, curves, list(_tie_pairs(curves, kinds)))
+            curves[Key(kind, "joint", variant)] = _curve(runs, "joint", weights, tie_break)
+    title = f"Joint votes by rule for ties and by weights on {place}"
+    return _by_votes("ties", title, VARIANTS, place, kinds, curves, list(_tie_pairs(curves, kinds)))
 
 
 _COT_FIRST, _POT_FIRST = "ties to CoT first", "ties to PoT first"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .curves import mean_curve
-from .evaluation import JOINT_ALL, THIRD_PATH_FIGURES, EvaluationResult
+from .evaluation import FIGURE_NAMES, JOINT_ALL, THIRD_PATH_FIGURES, EvaluationResult
 from .records import ALL_PATHS, COT_POT, LABEL, PATHS
 from .student_tables import ENSEMBLE, Row, StudentTable
 from .training_runs import TrainingRuns, training_runs
@@ -19,11 +19,11 @@ MAX_COLUMNS = 4
 MAX_WIDTH = 13.0
 """Width in inches of the panels of a table whose columns are names; wider ones are drawn below each other."""
 
-COLORS = {LABEL: "tab:gray", "cot": "tab:blue", "pot": "tab:orange", "joint": "tab:green"}
+COLORS = {LABEL: "tab:gray", "cot": "tab:blue", "pot": "tab:orange", "joint": "tab:green", "n2": "tab:green"}
 COLORS |= {COT_POT: "tab:purple", JOINT_ALL: "tab:red"}
 """Color of each figure of a student, the same in all plots."""
-_MARKERS = {LABEL: "x", "cot": "o", "pot": "s", "joint": "D", COT_POT: "v", JOINT_ALL: "P"}
-_NAMES = {LABEL: "label", "cot": "CoT", "pot": "PoT", "joint": "CoT w/ PoT"} | THIRD_PATH_FIGURES
+_MARKERS = {LABEL: "x", "cot": "o", "pot": "s", "joint": "D", "n2": "*", COT_POT: "v", JOINT_ALL: "P"}
+_NAMES = FIGURE_NAMES | THIRD_PATH_FIGURES
 _TYPE_COLORS = ("tab:orange", "tab:blue", "tab:green", "lightgray")
 """PoT only, CoT only, both, neither."""
 

@@ -17,7 +17,7 @@ from . import stopping
 from .answers import NO_ANSWER, canonical
 from .errors import InputError
 from .evaluation import EvaluationResult, QuestionResult
-from .intervals import bootstrap_interval
+from .intervals import bootstrap_interval, share_interval
 from .stopping import RULES, Adaptive, Agreement, Esc, Fixed, PotFirst, Seen, StoppingRule
 from .voting import (
     WEIGHTS,
@@ -371,7 +371,7 @@ def _summary(
         rule_title(rule, budget),
         weights,
         sum(correct) / size,
-        *bootstrap_interval(correct),
+        *share_interval(correct),
         sum(samples) / size,
         *bootstrap_interval(samples),
         sum(tokens) / size if all(question.tokens for question in result.questions) else None,

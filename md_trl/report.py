@@ -9,9 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .comparison import Comparison, bootstrap_interval, compare, ensemble
+from .comparison import Comparison, compare, ensemble, weights_note
 from .errors import InputError
-from .evaluation import FIGURES, JOINT_ALL, THIRD_PATH_FIGURES, EvaluationResult
+from .evaluation import FIGURE_NAMES, FIGURES, JOINT_ALL, LEGEND, THIRD_PATH_FIGURES, EvaluationResult
+from .intervals import share_interval
 from .mixing import SOLVED_BY
 from .paper_tables import paper_tables
 from .plots import plot_lines, plot_points, plot_solved, plot_students
@@ -19,7 +20,14 @@ from .records import ALL_PATHS, COT_POT, LABEL
 from .rounds_figure import plot_rounds
 from .stopping_report import plot_calibration, plot_stopping, stopping_tables, study_stopping
 from .student_tables import StudentTable
-from .training_runs import compare_runs, runs_table, split_seed, training_runs
+from .training_runs import TrainingRuns, compare_runs, runs_table, seeds_table, split_seed, training_runs
+
+
+HEAD = (
+    "Accuracy in percent with 95% intervals over questions, and over training seeds where there are several; "
+    "differences in percentage points, paired by question and seed. N is the number of samples per question."
+)
+"""First sentences of a report."""
 
 
 def load_results(folder: str | Path) -> list[EvaluationResult]:
@@ -158,7 +166,8 @@ def compare_with(results: Sequence[EvaluationResult], baselines: Sequence[str]) 
 
 def accuracy_table(results: Sequence[EvaluationResult]) -> str:
     r"""
-    Format the accuracies of several students in percent. Every cell states its number of votes N.
+    Format the accuracies of several students in percent. Every cell states its number of votes N, and what votes weigh
+    if they are not those of Eq. 5. [`~md_trl.evaluation.LEGEND`] explains the columns.
 
     If a student was asked for the path `cot_pot`, there are columns for it and for the vote of all three paths.
 
@@ -193,7 +202,10 @@ def _cell(result: EvaluationResult, figure: str, votes: int | None = None) -> st
     if not result.has(figure):
         return ""
     samples = result.votes(figure) if votes is None or result.stops_early else votes
-    return f"{100 * result.accuracy(figure, votes):.1f} (N={round(samples, 2):g})"
+    weights = weights_note([result], figure)
+    return f"{100 * result.accuracy(figure, votes):.1f} (N={round(samples, 2):g})" + (
+        weights and f", weights: {weights}"
+    )
 
 
 def solved_table(results: Sequence[EvaluationResult]) -> str:
@@ -219,9 +231,34 @@ def solved_table(results: Sequence[EvaluationResult]) -> str:
         by_type = [result.joint_by_type()[type_] for type_ in SOLVED_BY]
         shares = [f"{100 * size / len(result.questions):.1f}%" for size, _ in by_type]
         correct = [f"{100 * accuracy:.0f}%" if size else "-" for size, accuracy in by_type]
-        place = f"{result.name} | {result.task}/{result.split} | {result.n}"
+        weights = weights_note([result], "joint")
+        place = f"{result.name} | {result.task}/{result.split} | {result.n}" + (weights and f", weights: {weights}")
         lines.append(f"| {place} | {' | '.join(shares + correct)} |")
     return "\n".join(lines)
+
+
+SOLVED_LEGEND = (
+    "Questions by which path's vote over its samples is right (Fig. 1), and how often the joint vote over all samples "
+    "is right on each of these types."
+)
+"""Explains [`solved_table`]."""
+
+
+def result_tables(results: Sequence[EvaluationResult]) -> str:
+    r"""
+    Format the accuracies of students and which paths solve the questions, each with its legend.
+
+    Args:
+        results (`Sequence[EvaluationResult]`):
+            Results.
+
+    Returns:
+        `str`: Markdown.
+    """
+    parts = [accuracy_table(results), LEGEND]
+    if table := solved_table(results):
+        parts += [table, SOLVED_LEGEND]
+    return "\n\n".join(parts)
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> str:
@@ -243,7 +280,8 @@ def comparison_table(comparisons: Sequence[Comparison]) -> str:
     ]
     for c in comparisons:
         difference, low, high = (f"{100 * value:+.1f}" for value in (c.difference, c.low, c.high))
-        figure = f"{c.figure} (N={round(c.votes, 2):g})"
+        figure = f"{(FIGURE_NAMES | THIRD_PATH_FIGURES)[c.figure]} (N={round(c.votes, 2):g})"
+        figure += f", weights: {' against '.join(c.weights)}" if c.weights else ""
         last = f"{c.seeds} seeds" if c.p_value is None else f"{c.p_value:.3f}"
         lines.append(f"| {c.a} | {c.b} | {c.task} | {figure} | {difference} | [{low}, {high}] | {last} |")
     return "\n".join(lines)
@@ -259,12 +297,12 @@ def student_figures(result: EvaluationResult) -> dict[str, Any]:
 
     Returns:
         `dict`: `name`, `task`, `split`, `n_questions` and `figures`: for each figure `accuracy`, `low` and `high` (95%
-        bootstrap interval over questions) and `votes`.
+        interval over questions, see [`~md_trl.intervals.share_interval`]) and `votes`.
     """
     figures = {}
     for figure in FIGURES:
         if result.has(figure):
-            low, high = bootstrap_interval(result.correct(figure))
+            low, high = share_interval(result.correct(figure))
             accuracy, votes = result.accuracy(figure), result.votes(figure)
             figures[figure] = {"accuracy": accuracy, "low": low, "high": high, "votes": votes}
     summary = {"name": result.name, "task": result.task, "split": result.split, "n_questions": len(result.questions)}
@@ -332,8 +370,17 @@ def write_report(
         report["stopping"] = [asdict(study) for study in studies]
     (folder / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     plot_students(results, _files(folder, "report"))
-    tables = [*problems, *(table.to_markdown() for table in paper), runs_table(runs), comparison_table(over_seeds)]
-    tables += [accuracy_table(results), solved_table(results), comparison_table(comparisons)]
+    tables = [*problems, *(table.to_markdown() for table in paper)]
+    if runs:
+        tables += [f"**Means over training seeds**\n\n{LEGEND}", runs_table(runs), comparison_table(over_seeds)]
+    # Single runs and their differences stand here only if they are in no mean
+    averaged = {(result.name, result.task, result.split) for run in runs for result in run.results}
+    if single := [r for r in results if (r.name, r.task, r.split) not in averaged]:
+        tables.append(result_tables(single))
+    compared = {(c.a, c.b, c.task) for c in over_seeds}
+    tables.append(
+        comparison_table([c for c in comparisons if (split_seed(c.a)[0], split_seed(c.b)[0], c.task) not in compared])
+    )
     images = ["![Accuracy against the number of samples, by student](report.png)", *_plot_tables(paper, folder)]
     if (folder / "training.png").exists():
         images.append("![Losses of each path during training](training.png)")
@@ -345,10 +392,21 @@ def write_report(
         plot_calibration(studies, _files(folder, "calibration"))
         images.append("![Accuracy of stopping rules against their mean number of samples](stopping.png)")
         images.append("![Accuracy of votes against their confidence](calibration.png)")
-    text = "\n\n".join(table for table in tables if table)
-    parts = ["# Results", "Accuracy in percent; N is the number of samples per question.", text, *images]
+    by_seed = _each_run(runs)
+    parts = ["# Results", HEAD, *filter(None, tables), *images, *by_seed]
     (folder / "report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    return text
+    return "\n\n".join(filter(None, [*tables, *by_seed]))
+
+
+def _each_run(runs: Sequence[TrainingRuns]) -> list[str]:
+    """The section of single training runs at the end of a report."""
+    if not runs:
+        return []
+    note = (
+        "By seed, without intervals. `report.json` has those, and the difference of each run to the baselines with "
+        "McNemar's test, as `students` and `comparisons`."
+    )
+    return ["## Each training run", note, seeds_table(runs)]
 
 
 def _files(folder: Path, name: str) -> list[Path]:

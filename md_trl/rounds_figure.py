@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .evaluation import EvaluationResult
-from .intervals import bootstrap_interval, two_level_interval
+from .intervals import mean_interval
 from .training_runs import split_seed
 
 
@@ -84,8 +84,6 @@ def plot_rounds(results: Sequence[EvaluationResult], files: Sequence[str | Path]
 
 def _interval(correct: list[list[bool]]) -> tuple[float, float, float]:
     """Mean accuracy in percent over questions and seeds, and its interval."""
-    same = len({len(of_seed) for of_seed in correct}) == 1
-    if len(correct) > 1 and same:
-        return tuple(100 * value for value in two_level_interval(correct))
-    pooled = [value for of_seed in correct for value in of_seed]
-    return 100 * sum(pooled) / len(pooled), *(100 * value for value in bootstrap_interval(pooled))
+    if len({len(of_seed) for of_seed in correct}) > 1:
+        correct = [[value for of_seed in correct for value in of_seed]]
+    return tuple(100 * value for value in mean_interval(correct))

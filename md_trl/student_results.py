@@ -13,7 +13,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, EvalResultEntry, HfA
 from .errors import InputError
 from .evaluation import EvaluationResult
 from .records import ALL_PATHS, LABEL
-from .report import accuracy_table, solved_table, with_distinct_names
+from .report import result_tables, with_distinct_names
 from .student_folder import CARD, EVAL_RESULTS, write_evaluation
 from .tasks import hub_dataset
 
@@ -111,10 +111,7 @@ def evaluation_section(results: Sequence[EvaluationResult]) -> str:
     """
     # The name of a model may be a local folder.
     results = with_distinct_names([replace(result, model="") for result in results])
-    lines = ["## Evaluation", "", accuracy_table(results)]
-    lines += ["", "Accuracy in percent. N is the number of thoughts per question that vote."]
-    if table := solved_table(results):
-        lines += ["", "Which paths solve the questions:", "", table]
+    lines = ["## Evaluation", "", result_tables(results)]
     for settings in _distinct([result.settings for result in results]):
         values = (", ".join(map(str, value)) if isinstance(value, list) else value for value in settings.values())
         tasks = sorted({result.task for result in results if result.settings == settings})

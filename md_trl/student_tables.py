@@ -10,6 +10,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple
 
+from .evaluation import FIGURE_NAMES
 from .intervals import mean_interval
 from .records import LABEL
 
@@ -24,7 +25,6 @@ _KINDS = {
     ENSEMBLE: "Ensemble of two",
     "md": "MD",
 }
-_FIGURES = {LABEL: "label", "cot": "CoT", "pot": "PoT", "joint": "CoT w/ PoT"}
 
 
 class Key(NamedTuple):
@@ -46,7 +46,7 @@ class Key(NamedTuple):
 
     def __str__(self) -> str:
         name = _KINDS.get(self.kind, f"`{self.kind}`")
-        figure = "" if self.kind == self.figure else f" + {_FIGURES[self.figure]}"
+        figure = "" if self.kind == self.figure else f" + {FIGURE_NAMES[self.figure]}"
         return f"{name}{figure}{self.variant and f', {self.variant}'}"
 
     def minus(self, other: Key) -> str:
@@ -104,15 +104,15 @@ class Estimate:
     n_questions: int
 
 
-def estimate(cell: Cell, least: float = 0.0) -> Estimate | None:
+def estimate(cell: Cell, shares: bool = True) -> Estimate | None:
     r"""
     Return the mean of a cell over its seeds and the questions that all of them have.
 
     Args:
         cell ([`Cell`]):
             The cell.
-        least (`float`, *optional*, defaults to `0.0`):
-            Smallest possible value; the largest is 1. The interval lies between them.
+        shares (`bool`, *optional*, defaults to `True`):
+            Whether its values are accuracies and not differences, see [`~md_trl.intervals.mean_interval`].
 
     Returns:
         [`Estimate`] or `None`: The mean; `None` if there are fewer than two questions, which have no interval.
@@ -122,8 +122,7 @@ def estimate(cell: Cell, least: float = 0.0) -> Estimate | None:
     if len(ids) < 2:
         return None
     table = [[float(of_seed[id_]) for id_ in ids] for of_seed in cell.values.values()]
-    mean, low, high = mean_interval(table)
-    return Estimate(mean, max(low, least), min(high, 1.0), cell.votes, len(table), len(ids))
+    return Estimate(*mean_interval(table, shares), cell.votes, len(table), len(ids))
 
 
 def difference(a: Cell, b: Cell) -> Estimate | None:
@@ -147,7 +146,7 @@ def difference(a: Cell, b: Cell) -> Estimate | None:
         for seed, of_seed in a.values.items()
         if seed in b.values
     }
-    return estimate(Cell(paired, votes), least=-1.0) if paired else None
+    return estimate(Cell(paired, votes), shares=False) if paired else None
 
 
 @dataclass(frozen=True)
@@ -219,6 +218,8 @@ class StudentTable:
             Its rows, differences last.
         place (`str`, *optional*, defaults to `""`):
             Task and split, if all columns share one.
+        rule (`str`, *optional*, defaults to `""`):
+            One sentence below the title: which samples vote, and how.
         shown (`list[bool]`, *optional*):
             Which columns are written as Markdown. Defaults to all; a figure has all of them.
     """
@@ -228,6 +229,7 @@ class StudentTable:
     columns: list[Column]
     rows: list[Row]
     place: str = ""
+    rule: str = ""
     shown: list[bool] | None = None
 
     @property
@@ -246,6 +248,7 @@ class StudentTable:
         lines = [
             f"**{self.title}{note}**",
             "",
+            *([self.rule, ""] if self.rule else []),
             "| " + " | ".join(["student", *(self.columns[i].title for i in shown)]) + " |",
             "| --- |" + " ---: |" * len(shown),
         ]
@@ -266,6 +269,7 @@ class StudentTable:
         return {
             "table": self.name,
             "title": self.title,
+            "rule": self.rule,
             "columns": [column.title for column in self.columns],
             "rows": [
                 {
@@ -288,6 +292,7 @@ def build_table(
     published: int | None = None,
     shown: Sequence[bool] | None = None,
     place: str = "",
+    rule: str = "",
 ) -> StudentTable | None:
     r"""
     Build a table.
@@ -299,7 +304,8 @@ def build_table(
             Rows whose difference is a row of its own.
         published (`int`, *optional*):
             Number of the paper's table with the published figures.
-        shown (`Sequence[bool]`, *optional*), place (`str`, *optional*, defaults to `""`):
+        shown (`Sequence[bool]`, *optional*), place (`str`, *optional*, defaults to `""`), rule (`str`, *optional*,
+        defaults to `""`):
             As in [`StudentTable`].
 
     Returns:
@@ -317,7 +323,7 @@ def build_table(
         ]
         rows.append(Row(a, cells, against=b))
     rows = [row for row in rows if any(row.cells)]
-    return StudentTable(name, title, list(columns), rows, place, shown and list(shown)) if rows else None
+    return StudentTable(name, title, list(columns), rows, place, rule, shown and list(shown)) if rows else None
 
 
 def _place(key: Key) -> int:

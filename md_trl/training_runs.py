@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .comparison import Comparison, compare_seeds
+from .comparison import Comparison, compare_seeds, is_ensemble, weights_note
 from .errors import InputError
-from .evaluation import FIGURES, THIRD_PATH_FIGURES, EvaluationResult
+from .evaluation import FIGURE_NAMES, FIGURES, THIRD_PATH_FIGURES, EvaluationResult
 from .intervals import mean_interval
+from .records import PATHS
 
 
 def split_seed(name: str) -> tuple[str, str]:
@@ -151,21 +152,62 @@ def runs_table(runs: Sequence[TrainingRuns]) -> str:
     """
     if not runs:
         return ""
-    names = {"cot": "CoT", "pot": "PoT", "joint": "CoT w/ PoT, same N", "n2": "N=2 rule", "label": "label"}
-    results = [result for run in runs for result in run.results]
-    names |= {figure: name for figure, name in THIRD_PATH_FIGURES.items() if any(r.has(figure) for r in results)}
+    names = _names(runs) | {"joint": "CoT w/ PoT, same N"}
     lines = [
         f"| student | task | seeds | questions | {' | '.join(names.values())} |",
         "| --- | --- | ---: | ---: |" + " ---: |" * len(names),
     ]
     for run in runs:
         first, figures = run.results[0], run.figures()
-        cells = [_cell(figures[figure]) if figure in figures else "" for figure in names]
+        cells = [
+            _cell(figures[figure], weights_note(run.results, figure)) if figure in figures else "" for figure in names
+        ]
         place = f"{run.name} | {first.task}/{first.split} | {len(run.results)} | {len(first.questions):,}"
         lines.append(f"| {place} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _cell(figure: dict[str, float]) -> str:
+def seeds_table(runs: Sequence[TrainingRuns]) -> str:
+    r"""
+    Format the accuracies of each training run in percent: a row for each kind of student and figure, a column for each
+    seed. Ensembles have their joint votes only; the rest is that of their two students.
+
+    Args:
+        runs (`Sequence[TrainingRuns]`):
+            Kinds of students.
+
+    Returns:
+        `str`: A Markdown table, empty if there are none.
+    """
+    if not runs:
+        return ""
+    seeds = sorted({seed for run in runs for seed in run.by_seed()}, key=lambda seed: int(seed[1:]))
+    lines = [f"| student | task | figure | {' | '.join(seeds)} |", "| --- | --- | --- |" + " ---: |" * len(seeds)]
+    for run in runs:
+        of_seed, first = run.by_seed(), run.results[0]
+        alone = PATHS if all(map(is_ensemble, run.results)) else ()
+        for figure, name in _names(runs).items():
+            if not run.has(figure) or figure in alone:
+                continue
+            votes = sorted({round(result.votes(figure), 2) for result in run.results})
+            note = f"N={votes[0]:g}" if len(votes) == 1 else f"N={votes[0]:g} to {votes[-1]:g}"
+            name += f" ({note})" + _suffix(weights_note(run.results, figure))
+            cells = [f"{100 * of_seed[seed].accuracy(figure):.1f}" if seed in of_seed else "" for seed in seeds]
+            lines.append(f"| {run.name} | {first.task}/{first.split} | {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _names(runs: Sequence[TrainingRuns]) -> dict[str, str]:
+    """The names of the figures in tables, those of the third path only if there are such."""
+    results = [result for run in runs for result in run.results]
+    third = {figure: name for figure, name in THIRD_PATH_FIGURES.items() if any(r.has(figure) for r in results)}
+    return FIGURE_NAMES | third
+
+
+def _suffix(weights: str) -> str:
+    return weights and f", weights: {weights}"
+
+
+def _cell(figure: dict[str, float], weights: str) -> str:
     accuracy, low, high = (f"{100 * figure[name]:.1f}" for name in ("accuracy", "low", "high"))
-    return f"{accuracy} [{low}, {high}] (N={round(figure['votes'], 2):g})"
+    return f"{accuracy} [{low}, {high}] (N={round(figure['votes'], 2):g}){_suffix(weights)}"

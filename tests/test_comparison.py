@@ -11,7 +11,13 @@ from md_trl.comparison import compare, mcnemar
 from md_trl.curves import mean_curve
 from md_trl.errors import InputError
 from md_trl.evaluation import EvaluationResult, QuestionResult
-from md_trl.intervals import bootstrap_interval, two_level_interval
+from md_trl.intervals import (
+    bootstrap_interval,
+    mean_interval,
+    share_interval,
+    two_level_interval,
+    wilson_interval,
+)
 from md_trl.training_runs import split_seed, training_runs
 from md_trl.voting import majority, vote
 
@@ -41,6 +47,37 @@ def test_bootstrap_intervals_cover_the_truth():
         low, high = bootstrap_interval(generator.random(400) < chances, seed=i)
         covered += low <= 0.3 * 0.2 + 0.7 * 0.9 <= high
     assert 0.93 <= covered / 1000 <= 0.97
+
+
+def test_intervals_at_both_ends_are_those_of_wilson():
+    for n in (1, 2, 50, 500):
+        for correct in {0, 1, n // 2, n}:
+            expected = binomtest(correct, n).proportion_ci(method="wilson")
+            assert wilson_interval(correct, n) == pytest.approx((expected.low, expected.high))
+        assert share_interval([True] * n) == mean_interval([[1.0] * n])[1:] == wilson_interval(n, n)
+        # More training runs answer the same questions
+        assert mean_interval([[0.0] * n] * 5) == (0, *wilson_interval(0, n))
+    narrow = binomtest(9, 9).proportion_ci(0.5, "wilson")
+    assert share_interval([1] * 9, confidence_level=0.5) == pytest.approx((narrow.low, narrow.high))
+    values = [1] * 30 + [0] * 10
+    assert share_interval(values) == bootstrap_interval(values) and share_interval([0.5] * 9) == (0.5, 0.5)
+    # Differences of two students that are right on the same questions have no width, as there is none to resample
+    assert mean_interval([[0.0] * 9], shares=False) == mean_interval([[0.0] * 9] * 2, shares=False) == (0, 0, 0)
+    mean, low, high = mean_interval([[1.0] * 9 + [0.0], [1.0] * 10])
+    assert mean == 0.95 and 0.8 < low < mean and high == 1
+
+
+def test_intervals_of_accuracies_near_the_ends_cover_the_truth():
+    """Where a bootstrap fails: most students of this kind answer all 50 questions correctly."""
+    generator = numpy.random.default_rng(3)
+    covered, by_bootstrap = 0, 0
+    for i in range(1000):
+        right = generator.random(50) < 0.99
+        low, high = share_interval(right, resamples=500, seed=i)
+        covered += low <= 0.99 <= high
+        low, high = bootstrap_interval(right, resamples=500, seed=i)
+        by_bootstrap += low <= 0.99 <= high
+    assert by_bootstrap / 1000 < 0.5 and covered / 1000 > 0.93
 
 
 def test_intervals_over_seeds_and_questions_cover_the_truth():

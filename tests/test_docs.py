@@ -197,6 +197,12 @@ def test_the_picture_of_the_readme_is_drawn_by_the_command_it_names(tmp_path, mo
     drawn, kept = ((folder / "one_question.svg").read_text() for folder in (tmp_path, ROOT / "docs/images"))
     texts = r"<!-- (.+?) -->"  # matplotlib writes every text as a comment beside its outlines
     assert re.findall(texts, drawn) == re.findall(texts, kept)
+    # Lambda has no effect where only one path solves the question
+    assert "Type 3: solved by both" in kept and "λ" in kept
+    monkeypatch.setattr(sys, "argv", ["one_question.py", "--id", "stories/train/large/229", "--output", str(tmp_path)])
+    runpy.run_path(str(ROOT / "docs/images/one_question.py"), run_name="__main__")
+    drawn = (tmp_path / "one_question.svg").read_text()
+    assert "Type 1: solved by PoT only" in drawn and "λ" not in drawn
 
 
 @pages_with("json", "yaml")

@@ -217,7 +217,7 @@ def test_report_compares_students_and_ensembles(tmp_path):
         ("cot", "pair", "cot"),
         ("pot", "pair", "pot"),
     ]
-    assert "| md | pair | toy | joint (N=4) |" in text and "| pair | toy/test | 30 |" in text
+    assert "| md | pair | toy | CoT w/ PoT (N=4) |" in text and "| pair | toy/test | 30 |" in text
     write_report(students, tmp_path, baseline="md")
     report = json.loads((tmp_path / "report.json").read_text())
     assert [(c["a"], c["b"]) for c in report["comparisons"]] == [("cot", "md"), ("pot", "md")]

@@ -4,6 +4,7 @@ import random
 from dataclasses import replace
 
 import pytest
+from scipy.stats import binomtest
 
 from md_trl.cli import main
 from md_trl.comparison import bootstrap_interval
@@ -13,7 +14,7 @@ from md_trl.intervals import two_level_interval
 from md_trl.paper_tables import StudentName, paper_tables, parse_name
 from md_trl.plots import MAX_COLUMNS, panels
 from md_trl.records import Question, Thought
-from md_trl.report import add_ensembles, load_results
+from md_trl.report import add_ensembles, load_results, write_report
 from md_trl.student_tables import Key, published_figures
 from md_trl.tasks import load_questions
 from md_trl.training_curves import read_logs, training_curves
@@ -191,12 +192,12 @@ def test_published_figures_stand_beside_ours():
     assert "| - published: T5-Large | 76.0 | 24.6 | 59.1 |  |" in lines
     assert "~: follows from the paper's text" in lines[-1]
     [row] = [row for row in find(tables, "3", "svamp/test").rows if row.published]
-    assert row.key == Key("md", "joint") and row.published["LLaMA2-7B"][1]["accuracy"] == 66.0
+    assert row.key == Key("md", "n2") and row.published["LLaMA2-7B"][1]["accuracy"] == 66.0
     for figure in published_figures():
         assert figure["source"] and 0 < figure["accuracy"] < 100
 
 
-def test_table_3_averages_over_the_samples_and_takes_two_by_the_n2_rule():
+def test_table_3_averages_over_the_samples_and_has_the_n2_rule_in_rows_of_its_own():
     results = family(seeds=("",), size=8, n=2)
     table = find(paper_tables(results)[0], "3")
     md, cot, pot = (named(results, name).questions for name in ("md", "cot", "pot"))
@@ -211,8 +212,8 @@ def test_table_3_averages_over_the_samples_and_takes_two_by_the_n2_rule():
     expected = {
         (("cot", "cot"), "N=1"): share(answer == "1" for q in cot for answer in q.cot),
         (("md", "pot"), "N=1"): share(answer == "1" for q in md for answer in q.pot),
-        (("md", "joint"), "N=2"): share(n2(q.cot, q.pot) for q in md),
-        (("ensemble", "joint"), "N=2"): share(n2(c.cot, p.pot) for c, p in zip(cot, pot, strict=True)),
+        (("md", "n2"), "N=2"): share(n2(q.cot, q.pot) for q in md),
+        (("ensemble", "n2"), "N=2"): share(n2(c.cot, p.pot) for c, p in zip(cot, pot, strict=True)),
     }
     for (key, column), value in expected.items():
         # One sample of a path is drawn at random, the N=2 rule is averaged over all pairs
@@ -220,8 +221,96 @@ def test_table_3_averages_over_the_samples_and_takes_two_by_the_n2_rule():
     assert cell_of(table, ("md", "joint"), "N=4").value == pytest.approx(
         share(joint(q.cot, q.pot) for q in md), abs=0.04
     )
-    difference = cell_of(table, ("md", "joint"), "N=2", against=("ensemble", "joint"))
-    assert difference.value == pytest.approx(expected[("md", "joint"), "N=2"] - expected[("ensemble", "joint"), "N=2"])
+    difference = cell_of(table, ("md", "n2"), "N=2", against=("ensemble", "n2"))
+    assert difference.value == pytest.approx(expected[("md", "n2"), "N=2"] - expected[("ensemble", "n2"), "N=2"])
+    assert cell_of(table, ("md", "n2"), "N=4") is None
+
+
+def test_one_figure_has_one_value_in_the_tables_by_number_of_samples_and_each_table_says_its_rule():
+    tables = paper_tables(family(size=30))[0]
+    samples, ties = find(tables, "3"), find(tables, "ties")
+    for kind in ("md", "ensemble"):
+        for column in ("N=2", "N=4", "N=8"):
+            of_eq_5 = cell_of(ties, (kind, "joint", "ties to CoT first"), column)
+            assert cell_of(samples, (kind, "joint"), column) == of_eq_5
+    # Over all samples of both paths the order matters for ties only
+    assert "first N samples" in find(tables, "1").rule and "Mean over 50 random orders" in samples.rule
+    for table in tables:
+        assert table.rule in table.to_markdown() and table.to_dict()["rule"] == table.rule != ""
+
+
+def test_votes_that_weigh_differently_are_named(tmp_path):
+    results = [student(f"{kind}@{seed}", n=2) for kind in ("md", "other") for seed in (1, 2)]
+    results += [student("single", n=2)]
+    results = [
+        replace(r, settings={"n": 2, "weights": "likelihood"}) if r.name.startswith(("md", "single")) else r
+        for r in results
+    ]
+    text = write_report(results, tmp_path, baseline="other")
+    weighted = 100 * share(r.accuracy("joint", 2) for r in results[:2])
+    [means] = [line for line in text.splitlines() if line.startswith("| md | svamp/test | 2 | 24 |")]
+    assert f"| {weighted:.1f} [" in means and means.count("(N=2), weights: likelihood") == 1
+    [of_single] = [line for line in text.splitlines() if line.startswith("| single | svamp/test | 24 |")]
+    assert of_single.count("weights: likelihood") == 2  # of as many samples as one path, and of all
+    [of_other] = [line for line in text.splitlines() if line.startswith("| other | svamp/test | 2 | 24 |")]
+    assert "weights" not in of_other
+    assert "| md | other | svamp | CoT w/ PoT (N=2), weights: likelihood against none |" in text
+    assert "| md | other | svamp | PoT (N=2) |" in text
+    comparisons = json.loads((tmp_path / "report.json").read_text())["seeds"]["comparisons"]
+    assert {c["figure"]: c["weights"] for c in comparisons} == {
+        "joint": ["likelihood", "none"],
+        **dict.fromkeys(("cot", "pot", "n2")),
+    }
+
+
+def test_each_training_run_has_one_cell_at_the_end_of_the_report(tmp_path):
+    results = family(size=10, n=2, seeds=("@1", "@2", "@10"))
+    alone = [student("alone", size=10, n=2), student("md@1", task="asdiv", size=10, n=2)]
+    write_report([*results, *alone], tmp_path, ensembles={"pair": ("cot", "pot")})
+    text = (tmp_path / "report.md").read_text()
+    main_part, by_seed = text.split("## Each training run")
+    # A student with one run is in the main part
+    assert "| alone | svamp/test | 10 |" in main_part and "| md@1 | asdiv/test | 10 |" in main_part
+    assert "alone" not in by_seed and "asdiv" not in by_seed and "@1 | svamp" not in main_part
+    rows = {
+        tuple(row[:3]): row[3:]
+        for row in ([c.strip() for c in r.split("|")[1:-1]] for r in by_seed.split("\n") if "|" in r)
+    }
+    assert rows["student", "task", "figure"] == ["@1", "@2", "@10"]
+    recount = {
+        ("md", "CoT w/ PoT (N=2)"): lambda q: winner(q.cot[:1] + q.pot[:1]),
+        ("md", "CoT (N=2)"): lambda q: winner(q.cot),
+        ("pot", "PoT (N=2)"): lambda q: winner(q.pot),
+        ("label", "label (N=1)"): lambda q: q.label[0],
+    }
+    for (kind, figure), answer in recount.items():
+        expected = [
+            f"{100 * share(answer(q) == '1' for q in named(results, f'{kind}@{seed}').questions):.1f}"
+            for seed in (1, 2, 10)
+        ]
+        assert rows[kind, "svamp/test", figure] == expected
+    assert [figure for kind, _, figure in rows if kind == "pair"][0] == "CoT w/ PoT (N=2)"
+    # Each difference to the baseline is there once, over the seeds
+    assert main_part.count("| md | pair | svamp | CoT w/ PoT (N=2) |") == 1
+    comparisons = json.loads((tmp_path / "report.json").read_text())["comparisons"]
+    assert sum(c["figure"] == "joint" for c in comparisons) == 3
+
+
+def test_a_student_that_is_always_right_has_an_interval(tmp_path):
+    results = [student(f"md@{seed}", size=20, n=2, chance=1.0) for seed in (1, 2)]
+    results.append(student("one", size=20, n=2, chance=1.0))
+    write_report(results, tmp_path)
+    report = json.loads((tmp_path / "report.json").read_text())
+    low = binomtest(20, 20).proportion_ci(method="wilson").low
+    assert [report["tables"][0]["rows"][0]["cells"][0][name] for name in ("value", "low", "high")] == [
+        1,
+        pytest.approx(low),
+        1,
+    ]
+    for of_student in (*report["students"], *report["seeds"]["students"]):
+        for figure in of_student["figures"].values():
+            assert (figure["accuracy"], figure["low"], figure["high"]) == (1, pytest.approx(low), 1)
+    assert f"100.0 [{100 * low:.1f}, 100.0]" in (tmp_path / "report.md").read_text()
 
 
 def test_ties_fall_to_either_path_and_likelihoods_of_two_models_are_compared_only_if_asked():

@@ -19,6 +19,7 @@ from students import byte_tokenizer, t5_tokenizer, tiny_gpt2, tiny_llama, tiny_t
 from test_distributed import launch
 from test_qlora import NF4
 from test_trainer import ROWS, relative_error, row, thought
+from transformers import TrainerState
 
 from md_trl import MDConfig, MDSeq2SeqConfig, MDSeq2SeqTrainer, MDTrainer
 from md_trl.cli import run_verb
@@ -26,6 +27,7 @@ from md_trl.errors import InputError
 from md_trl.records import SamplingParams
 from md_trl.tasks import load_questions
 from md_trl.trainer import making
+from md_trl.trainer.model_card import validation_table
 from md_trl.validation import GreedyAccuracy, keep_split, select_held_out, split_validation, validation_questions
 
 
@@ -324,7 +326,7 @@ def command(tmp_path, *more):
     return json.loads((tmp_path / "student" / "trainer_state.json").read_text())
 
 
-def test_the_command_line_holds_questions_out(tmp_path):
+def test_the_command_line_holds_questions_out(tmp_path, capsys):
     state = command(tmp_path)
     split = json.loads((tmp_path / "student" / "validation.json").read_text())
     _, held_out = split_validation(Dataset.from_list(sums(20)), 0.25, 42)
@@ -336,6 +338,20 @@ def test_the_command_line_holds_questions_out(tmp_path):
     card = ModelCard.load(tmp_path / "student" / "README.md").content
     assert "| validation questions | 5, none of which is a training question |" in card
     assert "| best checkpoint by | eval_joint_accuracy |" in card
+    # The best step with its figures, in the card and at the end of the output
+    best = next(log for log in evaluations if log["step"] == state["best_global_step"])
+    [row] = [
+        line for line in card.splitlines() if line.startswith("| this student, the best by `eval_joint_accuracy` |")
+    ]
+    cells = [cell.strip() for cell in row.split("|")[2:-1]]
+    header = next(line for line in card.splitlines() if line.startswith("| weights | step |"))
+    names = [name.strip() for name in header.split("|")[2:-1]]
+    assert dict(zip(names, cells, strict=True)) == {"step": str(best["step"])} | {
+        name: f"{best[name]:.4f}" if name.endswith("loss") else f"{100 * best[name]:.1f}"
+        for name in ("eval_loss", "eval_cot_loss", "eval_pot_loss")
+        + ("eval_cot_accuracy", "eval_pot_accuracy", "eval_joint_accuracy")
+    }
+    assert row in capsys.readouterr().out
 
     resumed = command(tmp_path, "max_steps", 6, "resume_from_checkpoint", tmp_path / "student" / "checkpoint-4")
     assert resumed["global_step"] == 6
@@ -346,6 +362,50 @@ def test_the_command_line_holds_questions_out(tmp_path):
         for name in ("validation", "train_share"):
             with pytest.raises(SystemExit, match=f"`{name}` is a share .* between 0 and 1, got {float(value)}"):
                 command(tmp_path, name, value)
+
+
+@pytest.mark.parametrize(
+    ("options", "state", "rows"),
+    [
+        # The weights are those of the last step, and another step had a lower loss
+        ({}, {"global_step": 6}, ["this student | 6 | 0.3000 | 40.0", "the best by `eval_loss` | 4 | 0.2000 | 20.0"]),
+        (
+            {"metric_for_best_model": "joint_accuracy"},
+            {"global_step": 6},
+            ["this student, the best by `eval_joint_accuracy` | 6 | 0.3000 | 40.0"],
+        ),
+        # A checkpoint between two evaluations
+        (
+            {"metric_for_best_model": "joint_accuracy"},
+            {"global_step": 7},
+            ["last evaluation, the best by `eval_joint_accuracy` | 6 | 0.3000 | 40.0"],
+        ),
+        # The best checkpoint was loaded, and evaluated again after training
+        (
+            {"load_best_model_at_end": True},
+            {"global_step": 6, "ended": True},
+            ["this student, the best by `eval_loss` | 4 | 0.2000 | 20.0"],
+        ),
+        (
+            {"load_best_model_at_end": True},
+            {"global_step": 6},
+            ["this student | 6 | 0.3000 | 40.0", "the best by `eval_loss` | 4 | 0.2000 | 20.0"],
+        ),
+        ({"metric_for_best_model": "eval_other"}, {"global_step": 6}, []),
+    ],
+)
+def test_the_card_tells_the_best_step_from_the_last(tmp_path, options, state, rows):
+    figures = [(2, 0.5, 0.1), (4, 0.2, 0.2), (6, 0.3, 0.4)]
+    logs = [{"step": s, "eval_loss": loss, "eval_joint_accuracy": a, "eval_runtime": 1.0} for s, loss, a in figures]
+    if state.get("ended"):
+        logs += [{"step": 6, "train_runtime": 1.0}, logs[1] | {"step": 6}]
+    saving = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 2, "save_steps": 2}
+    args = MDConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", **saving, **options)
+    found = validation_table(
+        args, TrainerState(global_step=state["global_step"], best_global_step=4, log_history=logs)
+    )
+    expected = ["| weights | step | eval_loss | eval_joint_accuracy |", "| --- | ---: | ---: | ---: |"]
+    assert found.splitlines() == (expected + [f"| {row} |" for row in rows] if rows else [])
 
 
 def test_baselines_are_asked_for_what_they_learn(tmp_path):

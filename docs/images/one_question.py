@@ -83,7 +83,7 @@ def _draw_path(axes: Axes, path: str, left: float, row: MixedRow, thoughts: list
     axes.text(left + 1.5, 10.4, f"{len(thoughts)} × {NAMES[path]}", color=COLORS[path], weight="bold", va="center")
     y = 13.6
     for (text, answer), count in Counter((thought.text, thought.answer) for thought in thoughts).items():
-        lines = text.splitlines() if path == "pot" else textwrap.wrap(text, 54)
+        lines = text.splitlines() if path == "pot" else textwrap.wrap(text, 53)
         axes.text(left + 3.6, y, f"{count} ×", fontsize=9.5, ha="right", va="center", color=GREY)
         for i, line in enumerate(lines):
             family = "monospace" if path == "pot" else "sans-serif"
@@ -102,11 +102,11 @@ def _draw_learning(axes: Axes, left: float, row: MixedRow) -> None:
     kind = f"Type {row.type:d}: solved by {SOLVED_BY[row.type]}"
     loss = f"loss = {weights['cot']:.3g} · CoT + {weights['pot']:.3g} · PoT"
     n1, n2 = row.n_cot_correct, row.n_pot_correct
-    share = f"λ = n₂ / (n₁ + n₂) = {n2} / ({n1} + {n2}) = {row.lambda_:.2f}, with n₁ correct CoT and n₂ correct PoT. "
-    if row.type == QuestionType.BOTH:
-        share += "As both paths solve the question, it weighs them."
+    if row.type == QuestionType.BOTH:  # Lambda plays no role in the other types
+        share = f"λ = n₂ / (n₁ + n₂) = {n2} / ({n1} + {n2}) = {row.lambda_:.2f}, with n₁ correct CoT and n₂ correct "
+        share += "PoT. As both paths solve the question, CoT weighs 1 - λ and PoT weighs λ."
     else:
-        share += "It weighs the paths, (1 - λ) and λ, where both solve a question. Here both weigh 1."
+        share = f"{n1} CoT and {n2} PoT are correct. Only one path solves the question, so both weigh 1."
     _box(axes, left, 42.5, 46.5, 20, GREY)
     axes.text(left + 1.5, 45.2, "What the student learns", weight="bold", va="center")
     axes.text(left + 1.5, 48.8, kind, fontsize=11, va="center")
@@ -134,7 +134,10 @@ def _draw_vote(axes: Axes, left: float, row: MixedRow, thoughts: list[Thought]) 
             if votes:
                 axes.barh(y, votes * width, left=x, height=2.4, color=COLORS[path])
                 name = f"{votes} {path[0].upper()}o{path[2].upper()}"
-                axes.text(x + votes * width / 2, y, name, fontsize=8.5, color="white", ha="center", va="center")
+                if votes * width < 4.5:  # Too narrow for its name
+                    axes.text(x + votes * width + 0.5, y, name, fontsize=8.5, color=COLORS[path], va="center")
+                else:
+                    axes.text(x + votes * width / 2, y, name, fontsize=8.5, color="white", ha="center", va="center")
                 x += votes * width
     rest = sum(tallied.values()) - sum(count for _, count in shown)
     unusable = len(thoughts) - sum(tallied.values())
@@ -146,7 +149,7 @@ def _draw_vote(axes: Axes, left: float, row: MixedRow, thoughts: list[Thought]) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--id", default="stories/train/large/229", help="question of Stories to draw")
+    parser.add_argument("--id", default="stories/train/large/400", help="question of Stories to draw")
     parser.add_argument("--n", type=int, default=10, help="thoughts per path")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent, help="folder to write to")
     args = parser.parse_args()

@@ -55,8 +55,8 @@ Returns:
     abstained (float): share of questions without a usable answer.
     n_questions (int): number of questions.
     mean_votes (float): mean number of usable answers per question, both paths together.
-    accuracy_low, accuracy_high (float): bootstrap interval of accuracy, only with bootstrap. The same for
-        cot_accuracy and pot_accuracy.
+    accuracy_low, accuracy_high (float): bootstrap interval of accuracy (Wilson's if all or no questions are correct),
+        only with bootstrap. The same for cot_accuracy and pot_accuracy.
     The configuration "flat" returns accuracy, abstained, n_questions and, with bootstrap, the interval. It takes no
     weights and no tie_break.
 Examples:

@@ -209,7 +209,7 @@ def evaluate(
     Return the result, which only the main process has.
     """
     from ..launched_evaluation import evaluate_launched
-    from ..report import accuracy_table, solved_table
+    from ..report import result_tables
     from .sample import format_summary
 
     summary, result = evaluate_launched(evaluation, name, engine, store, process)
@@ -217,6 +217,6 @@ def evaluate(
         return None
     print(f"{format_summary(summary, store)}\n")
     file = result.save(folder)
-    print("\n\n".join(table for table in (accuracy_table([result]), solved_table([result])) if table))
+    print(result_tables([result]))
     print(f"\nWrote {file}.")
     return result

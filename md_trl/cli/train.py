@@ -207,6 +207,7 @@ HELP = {
 def run(args: RecipeArguments, training_args: MDConfig, model_args: ModelConfig) -> None:
     """Load or build the dataset, train, save, evaluate, push."""
     from ..student_results import push_results, write_results
+    from ..trainer.model_card import validation_table
 
     output = Path(training_args.output_dir)
     args.eval_store = args.eval_store or str(output / "student.db")
@@ -222,6 +223,8 @@ def run(args: RecipeArguments, training_args: MDConfig, model_args: ModelConfig)
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     if args.validation is not None:
         trainer.evaluate()
+        table = validation_table(training_args, trainer.state)
+        trainer.accelerator.print(f"\nValidation questions, accuracies in percent:\n\n{table}\n")
     trainer.save_model(training_args.output_dir)
     trainer.save_state()
     trainer.accelerator.print(f"Saved the student to {training_args.output_dir}.")

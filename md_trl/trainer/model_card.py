@@ -13,6 +13,7 @@ from datasets import Dataset
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from transformers import TrainerState
 
 from ..mixing import SOLVED_BY
 from ..records import PATHS_AND_LABEL
@@ -53,12 +54,58 @@ def hub_id(name: str | None) -> str | None:
     return name
 
 
+def validation_table(args: MDConfig, state: TrainerState) -> str:
+    r"""
+    Format the figures of the last and of the best evaluation of a training.
+
+    Args:
+        args ([`MDConfig`]):
+            Configuration of the training. The best evaluation is that by `metric_for_best_model`, by default the one
+            with the lowest `eval_loss`; of several that are equally good, the first.
+        state ([`~transformers.TrainerState`]):
+            State of the trainer, with its logs.
+
+    Returns:
+        `str`: A Markdown table; empty if nothing was evaluated, or that figure is in no log. Accuracies are in
+        percent.
+    """
+    figure = args.metric_for_best_model or "loss"
+    figure = figure if figure.startswith("eval_") else f"eval_{figure}"
+    logs = [log for log in state.log_history if figure in log]
+    if not logs:
+        return ""
+    # As transformers decides it: a loss should be low, anything else high
+    high = not figure.endswith("loss") if args.greater_is_better is None else args.greater_is_better
+    last, best = logs[-1], (max if high else min)(logs, key=lambda log: log[figure])
+    step = state.global_step
+    if args.load_best_model_at_end and any("train_runtime" in log for log in state.log_history):
+        # The training has ended with its best checkpoint. A later evaluation of it is logged with the last step.
+        step = state.best_global_step
+        last = best = next((log for log in logs if log["step"] == step), best)
+    of_paths = [f"{path}_{kind}" for kind in ("loss", "accuracy") for path in PATHS_AND_LABEL]
+    names = [f"eval_{name}" for name in ("loss", *of_paths, "joint_accuracy")]
+    names = [name for name in dict.fromkeys([*names, figure]) if name in last]
+    of_last = "this student" if last["step"] == step else "last evaluation"
+    if last["step"] == best["step"]:
+        rows = {f"{of_last}, the best by `{figure}`": last}
+    else:
+        rows = {of_last: last, f"the best by `{figure}`": best}
+    lines = [f"| weights | step | {' | '.join(names)} |", "| --- | ---: |" + " ---: |" * len(names)]
+    for name, log in rows.items():
+        cells = [
+            "" if of not in log else f"{100 * log[of]:.1f}" if of.endswith("_accuracy") else f"{log[of]:.4f}"
+            for of in names
+        ]
+        lines.append(f"| {name} | {log['step']:,} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def student_card(
     questions: Dataset,
     args: MDConfig,
     student: dict[str, Any],
     seen: dict[str, int],
-    log_history: list[dict[str, Any]],
+    state: TrainerState,
     repo: str | None = None,
     validation_ids: Collection[str] = (),
     **card_data: Any,
@@ -75,8 +122,8 @@ def student_card(
             Settings of the student, as returned by [`student_settings`].
         seen (`dict[str, int]`):
             Number of questions and tokens the student was trained on, as returned by [`RunningTotals.seen`].
-        log_history (`list[dict]`):
-            Logs of the trainer.
+        state ([`~transformers.TrainerState`]):
+            State of the trainer, with its logs.
         repo (`str`, *optional*):
             Hub id of the student, if it is on the Hub. Defaults to `args.hub_model_id`.
         validation_ids (`Collection[str]`, *optional*, defaults to `()`):
@@ -91,7 +138,7 @@ def student_card(
     is_flat = student["objective"] is None
     unit = "rows" if is_flat else "questions"
     of_rows = ("weight_normalizer",) if is_flat else ("unsolved_path", "rationales_per_path")
-    last = next((log for log in reversed(log_history) if "num_questions" in log), {})
+    last = next((log for log in reversed(state.log_history) if "num_questions" in log), {})
     settings = {
         "objective": "weights of rows" if is_flat else student["objective"],
         "prompt_format": student["prompt_format"],
@@ -120,6 +167,7 @@ def student_card(
         flat=_flat_rows(questions) if is_flat else None,
         types=[] if is_flat else _types(questions),
         mean_lambda=_mean_lambda(questions),
+        validation=validation_table(args, state),
         final=", ".join(f"{name} {last[name]:.4f}" for name in figures if name in last),
         versions={name: version(name) for name in ("md_trl", "trl", "transformers", "torch", "datasets", "peft")},
     )

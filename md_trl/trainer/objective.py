@@ -209,7 +209,7 @@ class MixedObjective(QuestionLoading):
             self.args,
             self._student_settings(),
             self._running_totals.seen(),
-            self.state.log_history,
+            self.state,
             repo=self.hub_model_id,
             validation_ids=self.eval_dataset["id"] if isinstance(self.eval_dataset, Dataset) else (),
             model_name=model_name or Path(self.args.hub_model_id or self.args.output_dir).name,

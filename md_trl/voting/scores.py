@@ -8,7 +8,7 @@ from typing import Any
 
 from ..answers import NO_ANSWER, canonical
 from ..errors import InputError
-from ..intervals import CONFIDENCE_LEVEL, bootstrap_interval
+from ..intervals import CONFIDENCE_LEVEL, share_interval
 from .votes import check_tie_break, join, majority, most_frequent, vote
 from .weights import check_weights
 
@@ -67,7 +67,7 @@ def score(
         - `n_questions`: number of questions.
         - `mean_votes`: mean number of usable answers per question, both paths together.
         - `accuracy_low`, `accuracy_high` and the same for `cot_accuracy` and `pot_accuracy`, only if `bootstrap` is
-          not 0: the percentile bootstrap interval over questions.
+          not 0: the percentile bootstrap interval over questions, or Wilson's where all or none are correct.
 
     Raises:
         [`~md_trl.errors.InputError`]: If the lists differ in length or are empty, if the answers to a question are not
@@ -122,7 +122,7 @@ def score_flat(
         - `accuracy`: share of questions whose answer is correct.
         - `abstained`: share of questions without a usable answer.
         - `n_questions`: number of questions.
-        - `accuracy_low`, `accuracy_high`: the percentile bootstrap interval, only if `bootstrap` is not 0.
+        - `accuracy_low`, `accuracy_high`: the interval as in [`score`], only if `bootstrap` is not 0.
 
     Raises:
         [`~md_trl.errors.InputError`]: If the two lists differ in length or are empty, or if an option is invalid.
@@ -235,6 +235,6 @@ def _enumerate(words: list[str]) -> str:
 def _intervals(correct: dict[str, list[bool]], resamples: int, seed: int, confidence_level: float) -> dict[str, float]:
     intervals = {}
     for name, values in correct.items():
-        low, high = bootstrap_interval(values, resamples, seed, confidence_level)
+        low, high = share_interval(values, resamples, seed, confidence_level)
         intervals |= {f"{name}_low": low, f"{name}_high": high}
     return intervals
