@@ -1,4 +1,4 @@
-"""Parse the commands of pages and recipes for real, without doing what they would do."""
+"""Parse the commands of pages and recipes for real, without doing what they would do; and run those that must fail."""
 
 import importlib
 from contextlib import contextmanager, nullcontext
@@ -23,6 +23,16 @@ def parse_verb(arguments, monkeypatch):
     with recorded(verb, monkeypatch) as runs:
         main([*arguments, *ON_CPU.get(verb, ())])
     return runs[0]
+
+
+def message(capsys, *arguments, status=1):
+    """Run a command that must fail, and return what it says."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit:
+        main(list(map(str, arguments)))
+    code, printed = exit.value.code, capsys.readouterr().err
+    assert (1 if isinstance(code, str) else code) == status
+    return code if isinstance(code, str) else printed
 
 
 @contextmanager

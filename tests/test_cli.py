@@ -450,7 +450,7 @@ def test_report_takes_ensembles_and_a_baseline(tmp_path, capsys):
         questions = [QuestionResult(f"toy/test/{i}", "1", **{path: ["1", "2"]}) for i in range(4)]
         EvaluationResult(f"{path} student", "m", "toy", "test", {}, questions).save(tmp_path)
     main(["report", "--results", str(tmp_path), "--ensemble", "pair=cot student+pot student", "--baseline", "pair"])
-    assert "| cot student | pair | toy | cot (N=2) | +0.0 | [+0.0, +0.0] |" in capsys.readouterr().out
+    assert "| cot student | pair | toy | CoT (N=2) | +0.0 | [+0.0, +0.0] |" in capsys.readouterr().out
     students = json.loads((tmp_path / "report.json").read_text())["students"]
     assert [student["name"] for student in students] == ["cot student", "pot student", "pair"]
 

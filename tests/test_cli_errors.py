@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import message
 from peft import LoraConfig, get_peft_model
 from servers.hub import running_hub
 from students import byte_tokenizer, tiny_llama
@@ -41,16 +42,6 @@ def workplace(tmp_path_factory):
     mix = ["mix", "--store", folder / "t.db", "--task", "svamp", "--model", "teacher", "--output", folder / "mixed"]
     main(list(map(str, mix)))
     return folder
-
-
-def message(capsys, *arguments, status=1):
-    """Run a command that must fail, and return what it says."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as exit:
-        main(list(map(str, arguments)))
-    code, printed = exit.value.code, capsys.readouterr().err
-    assert (1 if isinstance(code, str) else code) == status
-    return code if isinstance(code, str) else printed
 
 
 @pytest.mark.parametrize(

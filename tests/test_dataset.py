@@ -186,7 +186,7 @@ def test_missing_stores_and_tasks_are_named(tmp_path):
     file = make_store(tmp_path / "t.db")
     with pytest.raises(ValueError, match="no thoughts of gsm8k/train; it holds svamp/train"):
         streamed(file, tmp_path, "gsm8k")
-    with pytest.raises(ValueError, match="no thoughts of svamp/train with {'models': 'nobody'}; it holds svamp/train"):
+    with pytest.raises(ValueError, match="no thoughts of svamp/train with model 'nobody'. Choose from those"):
         streamed(file, tmp_path, models="nobody")
 
 

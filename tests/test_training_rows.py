@@ -181,4 +181,4 @@ def test_a_student_learns_two_tasks_and_then_their_filtered_rows(mixed, capsys):
     [logs, _] = json.loads(Path("one/trainer_state.json").read_text())["log_history"]
     assert logs["num_questions"] == 2
     with pytest.raises(SystemExit, match="md-trl train: There is no ./absent"):
-        main(["train", "--config", "recipe.yaml", "--dataset", "./absent"])
+        main(["train", "--config", "recipe.yaml", "--dataset", "./absent", "--output_dir", "other"])

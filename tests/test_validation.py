@@ -412,7 +412,8 @@ def test_baselines_are_asked_for_what_they_learn(tmp_path):
     state = command(tmp_path, "objective", "label", "metric_for_best_model", "eval_label_accuracy")
     [log, *_] = [log for log in state["log_history"] if "eval_loss" in log]
     assert "eval_label_accuracy" in log and "eval_cot_accuracy" not in log and "eval_joint_accuracy" not in log
-    state = command(tmp_path, "validation_questions", 0, "metric_for_best_model", "eval_loss")
+    more = ["validation_questions", 0, "metric_for_best_model", "eval_loss"]
+    state = command(tmp_path, *more, "resume_from_checkpoint", "false")  # over the first student
     assert not any("eval_cot_accuracy" in log for log in state["log_history"])
 
 
