@@ -239,6 +239,7 @@ def test_lm_eval_gives_the_figures_of_md_trl_eval_on_a_tiny_student(student, gre
     assert lm_eval_figures(results) == greedy
 
 
+@pytest.mark.slow
 def test_lm_eval_votes_on_the_thoughts_of_md_trl_eval(tmp_path):
     """Through the command line."""
     pytest.importorskip("lm_eval")
@@ -415,6 +416,7 @@ def test_inspect_asks_in_a_chat(teacher, tmp_path, monkeypatch):
     assert inspect_figures(log) == eval_teacher(teacher, tmp_path, 3)
 
 
+@pytest.mark.slow
 def test_a_second_inspect_epoch_draws_further_thoughts(tmp_path, monkeypatch):
     """Those that `md-trl eval` draws with twice the number."""
     inspect_ai = pytest.importorskip("inspect_ai")

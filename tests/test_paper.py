@@ -144,6 +144,7 @@ def test_a_killed_experiment_goes_on(experiment, tmp_path):
     assert json.loads((student / "trainer_state.json").read_text())["global_step"] == 200
 
 
+@pytest.mark.slow
 def test_a_failed_student_is_named_and_others_go_on(experiment, tmp_path):
     students = {"bad": {"objective": "md", "model_name_or_path": "nowhere"}, "label": {"objective": "label"}}
     printed = run(experiment(students=students), "--seeds", 1)

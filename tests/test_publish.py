@@ -184,6 +184,7 @@ attempt({str(folder / "mixed")!r}, "md/mine", private=True)
     assert DatasetCard(content(hub, "README.md").decode()).data["extra_gated_prompt"] == "Ask"
 
 
+@pytest.mark.slow
 def test_a_commit_of_somebody_else_is_merged_with(hub):
     url, hub, folder = hub
     make_folder(folder)
@@ -211,6 +212,7 @@ attempt({str(folder / "mixed")!r}, {REPO!r})
     assert statuses.count(412) == 3
 
 
+@pytest.mark.slow
 def test_a_killed_upload_leaves_the_old_version(hub):
     url, hub, folder = hub
     make_folder(folder)
