@@ -150,6 +150,8 @@ def plot_training(curves: Sequence[TrainingCurve], files: Sequence[str | Path]) 
         files (`Sequence[str | Path]`):
             Image files to write. The extension of each is its format.
     """
+    from matplotlib.ticker import EngFormatter
+
     losses = [loss for loss in LOSSES if any(curve.loss == loss for curve in curves)]
     names = dict.fromkeys(curve.name for curve in curves)
     colors = dict(zip(names, itertools.cycle(f"C{i}" for i in range(10)), strict=False))
@@ -172,6 +174,8 @@ def plot_training(curves: Sequence[TrainingCurve], files: Sequence[str | Path]) 
         axis.set_yscale("log")
     label_axes(axes[: len(losses)], "optimizer steps", "loss")
     label_axes(axes[len(losses) :], "target tokens", "loss")
+    for axis in axes[len(losses) :]:
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))  # 400k, as 400000 runs into its neighbours
     common_legend(figure, axes)
     save(pyplot, figure, files)
 
