@@ -207,6 +207,12 @@ def weights_note(results: Sequence[EvaluationResult], figure: str) -> str:
     return " or ".join(sorted({str(result.weights) for result in results}))
 
 
+def weights_suffix(results: Sequence[EvaluationResult], figure: str) -> str:
+    """Return [`weights_note`] as the end of a table's cell, empty if there is none."""
+    note = weights_note(results, figure)
+    return note and f", weights: {note}"
+
+
 def _differences(
     a: EvaluationResult, b: EvaluationResult, figure: str | None
 ) -> tuple[str, float, dict[str, int]] | None:

@@ -123,10 +123,8 @@ def mean_interval(table: Sequence[Sequence[float]], shares: bool = True) -> tupl
         [`wilson_interval`] over questions, whatever the number of seeds, because they answered the same questions.
     """
     first = table[0]
-    if shares and first[0] in (0, 1) and all(value == first[0] for row in table for value in row):
-        return float(first[0]), *wilson_interval(round(first[0]) * len(first), len(first))
-    if len(table) == 1:
-        return float(sum(first) / len(first)), *bootstrap_interval(first)
+    if len(table) == 1 or shares and {value for row in table for value in row} in ({0}, {1}):
+        return float(sum(first) / len(first)), *(share_interval if shares else bootstrap_interval)(first)
     mean, low, high = two_level_interval(table)
     return mean, max(low, 0.0 if shares else -1.0), min(high, 1.0)
 

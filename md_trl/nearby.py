@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
+from .errors import InputError
+
 
 def did_you_mean_file(path: str | Path, folders: bool = False) -> str:
     r"""
@@ -32,3 +34,22 @@ def did_you_mean_file(path: str | Path, folders: bool = False) -> str:
     close = close or [name for name in sorted(beside) if Path(name).stem == path.stem]
     named = " or ".join(str(path.parent / name) for name in close[:3])
     return f" Did you mean {named}?" if close else ""
+
+
+def unreadable(option: str, error: OSError) -> InputError:
+    r"""
+    Say which option names a file that cannot be opened.
+
+    Args:
+        option (`str`):
+            Name of the option.
+        error (`OSError`):
+            The system's error, with the name of the file.
+
+    Returns:
+        [`~md_trl.errors.InputError`]: The error to raise.
+    """
+    if isinstance(error, FileNotFoundError):
+        hint = did_you_mean_file(error.filename) or " Check the path."
+        return InputError(f"`--{option}`: there is no file {error.filename}.{hint}")
+    return InputError(f"`--{option}`: cannot open {error.filename}: {error.strerror}.")

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .comparison import Comparison, compare, ensemble, weights_note
+from .comparison import Comparison, compare, ensemble, weights_suffix
 from .errors import InputError
 from .evaluation import FIGURE_NAMES, FIGURES, JOINT_ALL, LEGEND, THIRD_PATH_FIGURES, EvaluationResult
 from .intervals import share_interval
@@ -202,10 +202,8 @@ def _cell(result: EvaluationResult, figure: str, votes: int | None = None) -> st
     if not result.has(figure):
         return ""
     samples = result.votes(figure) if votes is None or result.stops_early else votes
-    weights = weights_note([result], figure)
-    return f"{100 * result.accuracy(figure, votes):.1f} (N={round(samples, 2):g})" + (
-        weights and f", weights: {weights}"
-    )
+    cell = f"{100 * result.accuracy(figure, votes):.1f} (N={round(samples, 2):g})"
+    return cell + weights_suffix([result], figure)
 
 
 def solved_table(results: Sequence[EvaluationResult]) -> str:
@@ -231,8 +229,7 @@ def solved_table(results: Sequence[EvaluationResult]) -> str:
         by_type = [result.joint_by_type()[type_] for type_ in SOLVED_BY]
         shares = [f"{100 * size / len(result.questions):.1f}%" for size, _ in by_type]
         correct = [f"{100 * accuracy:.0f}%" if size else "-" for size, accuracy in by_type]
-        weights = weights_note([result], "joint")
-        place = f"{result.name} | {result.task}/{result.split} | {result.n}" + (weights and f", weights: {weights}")
+        place = f"{result.name} | {result.task}/{result.split} | {result.n}{weights_suffix([result], 'joint')}"
         lines.append(f"| {place} | {' | '.join(shares + correct)} |")
     return "\n".join(lines)
 

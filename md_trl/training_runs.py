@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .comparison import Comparison, compare_seeds, is_ensemble, weights_note
+from .comparison import Comparison, compare_seeds, is_ensemble, weights_suffix
 from .errors import InputError
 from .evaluation import FIGURE_NAMES, FIGURES, THIRD_PATH_FIGURES, EvaluationResult
 from .intervals import mean_interval
@@ -160,7 +160,8 @@ def runs_table(runs: Sequence[TrainingRuns]) -> str:
     for run in runs:
         first, figures = run.results[0], run.figures()
         cells = [
-            _cell(figures[figure], weights_note(run.results, figure)) if figure in figures else "" for figure in names
+            _cell(figures[figure]) + weights_suffix(run.results, figure) if figure in figures else ""
+            for figure in names
         ]
         place = f"{run.name} | {first.task}/{first.split} | {len(run.results)} | {len(first.questions):,}"
         lines.append(f"| {place} | {' | '.join(cells)} |")
@@ -191,7 +192,7 @@ def seeds_table(runs: Sequence[TrainingRuns]) -> str:
                 continue
             votes = sorted({round(result.votes(figure), 2) for result in run.results})
             note = f"N={votes[0]:g}" if len(votes) == 1 else f"N={votes[0]:g} to {votes[-1]:g}"
-            name += f" ({note})" + _suffix(weights_note(run.results, figure))
+            name += f" ({note})" + weights_suffix(run.results, figure)
             cells = [f"{100 * of_seed[seed].accuracy(figure):.1f}" if seed in of_seed else "" for seed in seeds]
             lines.append(f"| {run.name} | {first.task}/{first.split} | {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -204,10 +205,6 @@ def _names(runs: Sequence[TrainingRuns]) -> dict[str, str]:
     return FIGURE_NAMES | third
 
 
-def _suffix(weights: str) -> str:
-    return weights and f", weights: {weights}"
-
-
-def _cell(figure: dict[str, float], weights: str) -> str:
+def _cell(figure: dict[str, float]) -> str:
     accuracy, low, high = (f"{100 * figure[name]:.1f}" for name in ("accuracy", "low", "high"))
-    return f"{accuracy} [{low}, {high}] (N={round(figure['votes'], 2):g}){_suffix(weights)}"
+    return f"{accuracy} [{low}, {high}] (N={round(figure['votes'], 2):g})"

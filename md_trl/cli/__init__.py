@@ -13,7 +13,7 @@ from typing import Any
 
 from .. import __version__
 from ..errors import InputError, UsageError
-from ..nearby import did_you_mean_file
+from ..nearby import unreadable
 from ..progress import quiet_other_bars
 
 
@@ -129,10 +129,7 @@ def _name_option(error: OSError, parsed: Sequence[Any]) -> Exception:
     given = [option for values in filter(is_dataclass, parsed) for option in vars(values).items()]
     for name, value in given if error.filename is not None else ():
         if str(error.filename) in map(str, value if isinstance(value, list) else [value]):
-            if isinstance(error, FileNotFoundError):
-                hint = did_you_mean_file(error.filename) or " Check the path."
-                return InputError(f"`--{name}`: there is no file {error.filename}.{hint}")
-            return InputError(f"`--{name}`: cannot open {error.filename}: {error.strerror}.")
+            return unreadable(name, error)
     return error
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from ..errors import InputError
-from ..nearby import did_you_mean_file
+from ..nearby import unreadable
 
 
 def read_config(file: str) -> dict[str, Any]:
@@ -27,11 +27,8 @@ def read_config(file: str) -> dict[str, Any]:
     try:
         with open(file, encoding="utf-8") as opened:
             config = yaml.safe_load(opened)
-    except FileNotFoundError:
-        hint = did_you_mean_file(file) or " Check the path."
-        raise InputError(f"`--config`: there is no file {file}.{hint}") from None
     except OSError as error:
-        raise InputError(f"`--config`: cannot open {file}: {error.strerror}.") from None
+        raise unreadable("config", error) from None
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
     if config is None:

@@ -45,9 +45,9 @@ class SeveralSettingsError(InputError):
             `str`: The message.
         """
         models = list(dict.fromkeys(self._models))
-        by_model = len(models) == len(self._models)
-        choose = f"`--model NAME` chooses one of the models {', '.join(models)}" if by_model else ""
-        choose += " (" * by_model + "`--settings NUMBER` chooses one of the settings above" + ")" * by_model
+        choose = "`--settings NUMBER` chooses one of the settings above"
+        if len(models) == len(self._models):
+            choose = f"`--model NAME` chooses one of the models {', '.join(models)} ({choose})"
         if verb in ("mix", "show"):
             pick = ", `--pick cot=NAME pot=NAME` one for each path" if verb == "mix" and len(models) > 1 else ""
             return f"{self._found}\n{choose}{pick}; `--combine` uses all of them together."

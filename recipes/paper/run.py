@@ -39,6 +39,8 @@ from typing import Any
 import yaml
 from tqdm.auto import tqdm
 
+from md_trl.student_folder import last_checkpoint
+
 
 KEYS = {"output", "base", "tasks", "recipe", "prepare", "train", "refine", "eval", "students", "seeds", "report"}
 PATHS = {"label": ["label"], "label_all": ["label"], "cot": ["cot"], "pot": ["pot"]}
@@ -119,8 +121,8 @@ class Student:
             fields = self.train | {output: self.folder, "seed": self.seed}
             if self.tokens_of is not None:
                 fields["max_target_tokens"] = target_tokens(self.output / "students" / self.tokens_of)
-            if checkpoints := sorted(self.folder.glob("checkpoint-*/trainer_state.json"), key=os.path.getmtime):
-                fields["resume_from_checkpoint"] = checkpoints[-1].parent
+            if (checkpoint := last_checkpoint(self.folder)) is not None:
+                fields["resume_from_checkpoint"] = checkpoint
             yield "train", self.verb, fields
         for evaluation in self.evaluations:
             step = "eval " + json.dumps(evaluation, sort_keys=True)
