@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, fields
 
 from . import stopping
 from .answers import NO_ANSWER, canonical
-from .errors import InputError
+from .errors import InputError, check_at_least_one
 from .evaluation import EvaluationResult, QuestionResult
 from .intervals import bootstrap_interval, share_interval
 from .stopping import RULES, Adaptive, Agreement, Esc, Fixed, PotFirst, Seen, StoppingRule
@@ -181,8 +181,7 @@ def replay_all(
     Raises:
         [`~md_trl.errors.InputError`]: As for [`replay`].
     """
-    if subsets < 1:
-        raise InputError(f"`subsets` is {subsets}. Use 1 or more.")
+    check_at_least_one("subsets", subsets)
     if not (available := thoughts_per_question(result)):
         raise InputError(
             f"{result.name!r} has a question without CoT or without PoT thoughts on {result.task}/{result.split}, or "

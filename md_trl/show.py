@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .answers import equal
-from .errors import InputError
+from .errors import InputError, check_at_least_one
 from .evaluation import EvaluationResult, QuestionResult
 from .execution import Executor, default_cache
 from .judging import mark, read_answers
@@ -379,8 +379,7 @@ def choose(
     Raises:
         `InputError`: There is no such id, task or split, an id is ambiguous, or a number is out of range.
     """
-    if limit is not None and limit < 1:
-        raise InputError(f"`--limit` is {limit}. Use 1 or more, or leave it out.")
+    check_at_least_one("--limit", limit)
     if unknown := sorted(set(types or ()) - set(QuestionType)):
         raise InputError(
             f"`--type` is {unknown[0]}. The types are {', '.join(f'{type_:d}' for type_ in QuestionType)}."

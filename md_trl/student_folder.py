@@ -34,7 +34,8 @@ def check_student(model: str, revision: str | None = None) -> None:
             Revision on the Hub.
 
     Raises:
-        [`~md_trl.errors.InputError`]: The name is that of a file, or of an adapter's folder without its weights.
+        [`~md_trl.errors.InputError`]: The name is that of a file, or of a folder without a model or without the
+            weights of its adapter.
         `FileNotFoundError`: There is no such folder, and the Hub has no such model or cannot be reached.
     """
     folder = Path(model)
@@ -47,9 +48,20 @@ def check_student(model: str, revision: str | None = None) -> None:
                 f"{model} has the adapter_config.json of an adapter but not its weights: adapter_model.safetensors is "
                 "missing. Copy it there, or name another folder."
             )
+        if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+            raise InputError(f"{model} holds no model: it has no config.json. {_model_nearby(folder)}")
         return
     if (problem := _missing_on_hub(model, revision)) is not None:
         raise FileNotFoundError(f"There is no folder {model}, and {problem}.{did_you_mean_file(model, folders=True)}")
+
+
+def _model_nearby(folder: Path) -> str:
+    """Say which model may be meant instead of a folder that has none."""
+    if (checkpoint := last_checkpoint(folder)) is not None:
+        return f"Its training has not finished: go on with it, or name its last checkpoint, {checkpoint}."
+    if (folder / "student" / "config.json").is_file():
+        return f"Name the folder of the student, {folder / 'student'}."
+    return "Name the folder of a model or adapter."
 
 
 def _missing_on_hub(model: str, revision: str | None) -> str | None:

@@ -21,7 +21,11 @@ from killed_refinements import KILLED_WHILE, PRELOAD, first_unfinished, refine_u
 from peft import LoraConfig, get_peft_model
 from refined_students import TASK, TEACHER, TRAINING, make_toy, toy_rows
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import Regex, Tokenizer
+from tokenizers.decoders import Fuse
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from trl import ModelConfig
 
 from md_trl import MDConfig
@@ -42,6 +46,7 @@ from md_trl.rounds_figure import plot_rounds, rounds_of
 from md_trl.store import Selection, Store
 from md_trl.student_folder import weights_digest
 from md_trl.trainer.making import make_trainer
+from md_trl.trainer.preprocessing import is_lossless
 
 
 PARAMS = SamplingParams(max_tokens=20)
@@ -122,7 +127,7 @@ QUESTION = Question("toy/train/0", "toy", "train", "2 + 3 ?", "5")
 @pytest.mark.parametrize("by_student", [1, 2, 3, 4])
 def test_types_are_those_of_whom_they_are_asked_of(types_by, by_teacher, by_student):
     teacher, student = of_type(by_teacher, "teacher"), of_type(by_student, "student")
-    found = mix_refined(QUESTION, teacher, student, {}, types_by, 0.5, 10)
+    found = mix_refined(QUESTION, teacher, student, {}, types_by, 0.5, 10, can_write=bool)
     assert (found.by_teacher, found.by_student) == (by_teacher, by_student)
     joint = mix_question(QUESTION, *([*teacher[path], *student[path]] for path in PATHS))
     asked = {"teacher": (by_teacher, by_student), "student": (by_student, by_teacher)}
@@ -138,10 +143,28 @@ def test_types_are_those_of_whom_they_are_asked_of(types_by, by_teacher, by_stud
 
 def test_thoughts_of_earlier_rounds_are_learned_but_do_not_vote():
     earlier = {"cot": [thought("cot", "1 + 4 = 5")], "pot": programs(7)}
-    found = mix_refined(QUESTION, of_type(1, "teacher"), of_type(4, "student"), earlier, "student", 0.5, 10)
+    found = mix_refined(
+        QUESTION, of_type(1, "teacher"), of_type(4, "student"), earlier, "student", 0.5, 10, can_write=bool
+    )
     assert found.row.type == 1 and found.by_student == 4
     assert found.learned["own"] == 2
     assert [t["text"] for t in found.row.cot] == ["1 + 4 = 5"]
+
+
+def test_programs_that_the_tokenizer_does_not_read_as_written_are_not_learned():
+    core = Tokenizer(WordLevel({"<unk>": 0, "answer = ": 1, "5": 2, "27": 3, "8": 4, "</s>": 5}, unk_token="<unk>"))
+    core.pre_tokenizer = Split(Regex(r"\d+|\D+"), behavior="isolated")
+    core.decoder = Fuse()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>", unk_token="<unk>")
+    written = [tokenizer.decode(ids) for ids in ([1, 2], [1, 3, 4])]  # it reads no 278
+    own = {"pot": [thought("pot", text) for text in written], "cot": [thought("cot", "27 8")]}
+
+    def can_write(program):
+        return is_lossless(tokenizer, program, tokenizer(program).input_ids)
+
+    found = mix_refined(QUESTION, {}, own, own, "student", 0.5, 10, can_write)
+    assert (written, [t["text"] for t in found.row.pot]) == (["answer = 5", "answer = 278"], ["answer = 5"])
+    assert found.row.n_pot_correct == 2 and len(found.row.cot) == 1
 
 
 # Labels

@@ -78,6 +78,7 @@ def test_help(capsys, arguments):
         ("import --store t.db --file nowhere.jsonl", "nowhere.jsonl"),
         ("import --store t.db --file x.jsonl --source SVAMP.json", "`--source` needs `--task`"),
         ("import --store t.db --file x.jsonl --task svamp --source SVAMP.json --limit 0", "`--limit` is 0"),
+        ("import --store t.db --file x.jsonl --task stories --limit 9", "`--limit` is a number of questions to add"),
     ],
 )
 def test_errors(tmp_path, monkeypatch, capsys, command, message):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ..errors import InputError
+from ..errors import check_at_least_one
 from ..prompts import FEW_SHOT_PROMPTS
 from ..records import PATHS, STUDENT_MAX_TOKENS, STUDENT_THOUGHTS, SamplingParams
 from ..stopping import RULES
@@ -176,8 +176,7 @@ def run(args: EvalArguments) -> None:
     from ..tasks import load_questions
     from ..vote_settings import VoteSettings
 
-    if args.limit is not None and args.limit < 1:
-        raise InputError(f"`--limit` is {args.limit}. Use 1 or more, or leave it out.")
+    check_at_least_one("--limit", args.limit)
     questions = load_questions(args.task, args.split, args.source, args.data_seed, args.task_name)
     if args.validation_file is not None:
         from ..validation import select_held_out

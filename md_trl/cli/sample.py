@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from ..adaptive import AdaptiveRule, sample_adaptively
-from ..errors import InputError, UsageError
+from ..errors import InputError, UsageError, check_at_least_one
 from ..execution import Executor, default_cache
 from ..prompts import FEW_SHOT_PROMPTS, OWN_TASK_EXAMPLES, STOP, Prompt, student_prompt
 from ..records import PATHS, TEACHER_THOUGHTS, Question, SamplingParams
@@ -202,8 +202,7 @@ def run(args: SampleArguments) -> None:
         raise UsageError("`--model` is missing: name the model to sample from.")
     if args.task is None:
         raise UsageError("`--task` is missing: name the task of the questions, for example `--task svamp`.")
-    if args.limit is not None and args.limit < 1:
-        raise InputError(f"`--limit` is {args.limit}. Use 1 or more, or leave it out.")
+    check_at_least_one("--limit", args.limit)
     if args.batch and (args.engine != "openai" or args.adaptive):
         raise UsageError("`--batch` works with `--engine openai` only, and not with `--adaptive`. Leave one out.")
     if args.adaptive and sorted(args.paths) != sorted(PATHS):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import InputError, UsageError
+from ..errors import UsageError, check_at_least_one
 from ..nearby import did_you_mean_file
 from ..sampling.ledger import Ledger, read_prices
 from ..store import StatusRow, Store
@@ -108,14 +108,18 @@ def _status(args: StoreArguments) -> None:
 
 def _import(args: StoreArguments) -> None:
     questions, task = [], None if args.task is None else task_name(args.task, args.task_name)
-    if args.limit is not None and args.limit < 1:
-        raise InputError(f"`--limit` is {args.limit}. Use 1 or more, or leave it out.")
+    check_at_least_one("--limit", args.limit)
     if args.source is not None:
         if task is None:
             raise UsageError("`--source` needs `--task`: name the task of its questions, for example `--task svamp`.")
         questions = load_questions(args.task, args.split, args.source, args.data_seed, args.task_name)
     elif task is not None and is_own_file(args.task):
         questions = own_file.load(args.task, seed=args.data_seed, name=args.task_name)
+    elif args.limit is not None:
+        raise UsageError(
+            "`--limit` is a number of questions to add, and there is no file of questions. Name one as `--source`, or "
+            "one of your own as `--task`, or leave out `--limit`."
+        )
     with Store(args.store) as store:
         questions = questions[: args.limit]
         added = store.questions.add(questions)

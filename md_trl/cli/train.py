@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import InputError, UsageError
+from ..errors import InputError, UsageError, check_at_least_one
 from ..records import PATHS, STUDENT_MAX_TOKENS, STUDENT_THOUGHTS, VALIDATION_QUESTIONS, QuestionType, SamplingParams
 from ..tasks import is_own_file, task_name
 
@@ -172,8 +172,7 @@ class RecipeArguments:
 
                 check_share(share, name)
         for name in ("train_limit", "eval_limit"):
-            if (limit := getattr(self, name)) is not None and limit < 1:
-                raise InputError(f"`{name}` is {limit}. Use 1 or more, or leave it out.")
+            check_at_least_one(name, getattr(self, name))
         if self.validation_questions < 0:
             raise InputError(f"`validation_questions` must not be negative, got {self.validation_questions}.")
 

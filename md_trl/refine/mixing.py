@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,6 +45,7 @@ def mix_refined(
     types_by: str,
     own_share: float,
     per_path: int,
+    can_write: Callable[[str], bool],
 ) -> RefinedRow:
     r"""
     Mix the thoughts of one question.
@@ -60,6 +61,9 @@ def mix_refined(
             Judged thoughts of earlier rounds by path. They are learned but have no vote.
         types_by (`str`), own_share (`float`), per_path (`int`):
             As in [`RefineOptions`].
+        can_write (`Callable`):
+            Whether the student's tokenizer preserves a program. A student may write what its tokenizer does not read
+            in the same way, and cannot learn it.
 
     Returns:
         [`RefinedRow`]: The row, with a `repeat` of 1.
@@ -75,6 +79,7 @@ def mix_refined(
     learned, counts = {}, {"teacher": 0, "own": 0}
     for path in PATHS:
         own = [*student.get(path, ()), *earlier.get(path, ())]
+        own = [thought for thought in own if thought.correct and (path != "pot" or can_write(thought.text))]
         of_teacher, of_student = choose(teacher.get(path, ()), own, path, own_share, per_path)
         learned[path] = [*of_teacher, *of_student]
         counts["teacher"] += len(of_teacher)

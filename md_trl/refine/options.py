@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..errors import InputError
+from ..errors import InputError, check_at_least_one
 from ..mixing import REPEAT_CAP
 from ..records import STUDENT_THOUGHTS, VALIDATION_QUESTIONS
 from ..sampling.engines import BATCH_SIZE
@@ -152,12 +152,9 @@ class RefineOptions:
         for name, allowed in choices.items():
             if (value := getattr(self, name)) not in allowed:
                 raise InputError(f"Unknown `{name}` {value!r}. Choose one of {', '.join(allowed)}.")
-        for name in ("rounds", "n", "per_path", "validation_questions", "repeat_cap", "batch_size"):
-            if (value := getattr(self, name)) < 1:
-                raise InputError(f"`{name}` is {value}. Use 1 or more.")
-        for name in ("limit", "labelled"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise InputError(f"`{name}` is {value}. Use 1 or more, or leave it out.")
+        counts = ("rounds", "n", "per_path", "validation_questions", "repeat_cap", "batch_size", "limit", "labelled")
+        for name in counts:
+            check_at_least_one(name, getattr(self, name))
         if not self.own_share or not all(0 <= share <= 1 for share in self.own_share):
             raise InputError(f"`own_share` is {self.own_share}. Use at least one share between 0 and 1.")
         for name in ("label_precision", "validation"):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -136,6 +137,7 @@ def mix_questions(
     student: str,
     options: RefineOptions,
     round_: int,
+    can_write: Callable[[Question, str], bool],
 ) -> Iterator[RefinedRow]:
     r"""
     Mix the thoughts of each question, see [`mix_refined`].
@@ -151,6 +153,8 @@ def mix_questions(
             How to mix.
         round_ (`int`):
             The round, from 1.
+        can_write (`Callable`):
+            Whether the student's tokenizer preserves a program for a question.
 
     Yields:
         [`RefinedRow`]: One row for each question, those of type 4 included.
@@ -168,6 +172,7 @@ def mix_questions(
             options.types_by,
             options.share_of(round_),
             options.per_path,
+            partial(can_write, question),
         )
 
 

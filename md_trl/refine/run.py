@@ -39,6 +39,7 @@ from ..store import Store, open_store
 from ..student_evaluation import StudentEvaluation
 from ..student_folder import check_student, weights_digest
 from ..trainer import MDConfig
+from ..trainer.preprocessing import is_lossless, tokenize_thoughts
 from ..training_rows import load_mixed_rows
 from ..validation import VALIDATION_FILE, select_held_out, split_validation, validation_questions
 from . import rows as judged
@@ -307,7 +308,7 @@ class Refinement:
         found = judged.read_questions(self.store, self.task, numbers, self.executor)
         writers = [*(of_round["writer"] for of_round in earlier), student]
         types, counts = judged.write_rows(
-            judged.mix_questions(found, answers, student, options, round_),
+            judged.mix_questions(found, answers, student, options, round_, self._can_write),
             self.output / f"round-{round_}" / "mixed",
             self.store,
             self.task,
@@ -320,6 +321,12 @@ class Refinement:
             self._set_after(before, types["student"])
         sampled = {"writer": student, "settings": settings, "student": best}
         return {"sampled": sampled} | ({"labels": figures} if figures else {}) | counts
+
+    def _can_write(self, question: Question, program: str) -> bool:
+        """Whether the best student so far, whose tokenizer all its successors have, can learn to write a program."""
+        tokenizer = self._engine(self.state.values["best"]).engine.tokenizer
+        (tokenized,) = tokenize_thoughts(question.question, "pot", [program], tokenizer, self.prompt_format)
+        return is_lossless(tokenizer, program, tokenized["input_ids"])
 
     def _label(self, settings: Sequence[int], best: int) -> tuple[dict[str, str], dict[str, Any] | None]:
         """Label the questions whose gold answers are not known, or hidden."""

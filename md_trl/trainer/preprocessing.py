@@ -126,7 +126,7 @@ def check_lossless(tokenizer: PreTrainedTokenizerBase, program: str, ids: list[i
     Raises:
         `ValueError`: If the ids do not decode to a text that ends with the program.
     """
-    decoded = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    decoded = _decode(tokenizer, ids)
     if not decoded.endswith(program):
         lost = sorted(set(program) - set(decoded)) or "spacing or order"
         raise InputError(
@@ -135,6 +135,15 @@ def check_lossless(tokenizer: PreTrainedTokenizerBase, program: str, ids: list[i
             "Add the characters with `tokenizer.add_tokens` and resize the model's embeddings, or set "
             "`objective='cot'`."
         )
+
+
+def is_lossless(tokenizer: PreTrainedTokenizerBase, program: str, ids: list[int]) -> bool:
+    """Whether the ids of a text that ends with a program decode to one that does, see [`check_lossless`]."""
+    return _decode(tokenizer, ids).endswith(program)
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def prepare_questions(

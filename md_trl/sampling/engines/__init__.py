@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from ...errors import InputError
+from ...errors import InputError, check_at_least_one
 from ...prompts import Prompt, max_prompt_tokens
 from ...records import Choice, SamplingParams
 from ...student_folder import weights_digest
@@ -144,8 +144,7 @@ def check_params(params: SamplingParams, n: int) -> None:
     Raises:
         `ValueError`: Negative temperature, `n` below 1, or several samples at temperature 0, which are all the same.
     """
-    if n < 1:
-        raise InputError(f"`n` is {n}. Use 1 or more.")
+    check_at_least_one("n", n)
     if params.temperature < 0:
         raise InputError(f"`temperature` is {params.temperature}. Use 0 (greedy) or more.")
     if params.temperature == 0 and n > 1:

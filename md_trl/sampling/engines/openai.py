@@ -20,7 +20,7 @@ from typing import Any
 import httpx2
 import openai
 
-from ...errors import InputError
+from ...errors import InputError, check_at_least_one
 from ...prompts import named_prompt_format
 from ..api_keys import NO_KEY, find_key
 from . import CONCURRENCY, MAX_RETRIES, TIMEOUT, SampleRequest, SampleResult, check_params
@@ -107,8 +107,7 @@ class OpenAIEngine:
         requests_per_minute: float | None = None,
         tokens_per_minute: float | None = None,
     ):
-        if concurrency < 1:
-            raise InputError(f"`concurrency` is {concurrency}. Use 1 or more.")
+        check_at_least_one("concurrency", concurrency)
         for name, limit in (("requests_per_minute", requests_per_minute), ("tokens_per_minute", tokens_per_minute)):
             if limit is not None and limit <= 0:
                 raise InputError(f"`{name}` is {limit}. Use a number above 0, or leave it out.")

@@ -26,7 +26,7 @@ from transformers import (
 from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin
 from transformers.utils import find_adapter_config_file
 
-from ...errors import InputError
+from ...errors import InputError, check_at_least_one
 from ...prompts import encode_prompt, read_student_settings, resolve_prompt_format
 from ...records import Choice
 from ...student_folder import check_student
@@ -107,8 +107,7 @@ class TransformersEngine:
         device: str | None = None,
         dtype: str | None = None,
     ):
-        if batch_size < 1:
-            raise InputError(f"`batch_size` is {batch_size}. Use 1 or more.")
+        check_at_least_one("batch_size", batch_size)
         if dtype not in (None, *DTYPES):
             raise InputError(f"Unknown `dtype` {dtype!r}. Choose one of {', '.join(DTYPES)}.")
         if isinstance(model, str):

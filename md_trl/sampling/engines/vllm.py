@@ -11,9 +11,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...errors import InputError
+from ...errors import InputError, check_at_least_one
 from ...prompts import encode_prompt, read_student_settings, resolve_prompt_format
 from ...records import Choice
+from ...student_folder import check_student
 from . import SampleRequest, SampleResult, check_params, cut_at_stop, mean_logprob, model_name
 from .decoding import count_kept, decode
 
@@ -66,8 +67,8 @@ class VLLMEngine:
                 "The engine `vllm` needs vLLM: `pip install md_trl[vllm]` on a machine that vLLM supports, or use "
                 "`--engine transformers`."
             ) from error
-        if batch_size < 1:
-            raise InputError(f"`batch_size` is {batch_size}. Use 1 or more.")
+        check_at_least_one("batch_size", batch_size)
+        check_student(model)
         if (Path(model) / "adapter_config.json").exists():
             raise InputError(
                 f"{model} is an adapter, which the engine `vllm` does not load. Merge it "
