@@ -400,7 +400,7 @@ def test_every_mistake_in_the_arguments_is_explained(tmp_path, monkeypatch, argu
         (["--load_in_4bit"], "Add `use_peft`"),
         (["--resume_from_checkpoint", "out/checkpoint-7"], "There is none in out"),
         (["--resume_from_checkpoint", "true"], "no checkpoint in out"),
-        (["--model_name_or_path", "mixed"], "Unrecognized model in mixed"),
+        (["--model_name_or_path", "mixed"], "mixed holds no model: it has no config.json"),
         (["--eval_strategy", "steps"], "eval_dataset"),
         (["--report_to", "wandb"], "pip install wandb"),
         (["--attn_implementation", "flash_attention_2"], "FlashAttention2"),

@@ -15,6 +15,7 @@ from servers.hub import running_hub
 from students import byte_tokenizer, tiny_llama
 
 from md_trl.cli import _quiet_dependencies, main
+from md_trl.errors import InputError
 from md_trl.evaluation import EvaluationResult, QuestionResult
 from md_trl.records import Question, SamplingParams
 from md_trl.store import Store
@@ -139,6 +140,22 @@ def test_an_adapter_without_weights_is_named(workplace, monkeypatch, capsys):
     Path("adapter/adapter_model.safetensors").unlink()
     said = message(capsys, *"eval --model adapter --task stories --limit 1 --store s.db --output r".split())
     assert "adapter has the adapter_config.json of an adapter but not its weights: adapter_model.safetensors" in said
+
+
+@pytest.mark.parametrize(
+    ("made", "hint"),
+    [
+        ("checkpoint-20/trainer_state.json", r"Its training has not finished: .*last checkpoint, run.checkpoint-20\."),
+        ("student/config.json", r"Name the folder of the student, run.student\."),
+        ("README.md", r"Name the folder of a model or adapter\."),
+    ],
+)
+def test_a_folder_without_a_model_names_the_one_inside(tmp_path, monkeypatch, made, hint):
+    monkeypatch.chdir(tmp_path)
+    Path("run", made).parent.mkdir(parents=True)
+    Path("run", made).touch()
+    with pytest.raises(InputError, match="^run holds no model: it has no config.json. " + hint):
+        check_student("run")
 
 
 def test_a_filter_that_selects_nothing_is_told_from_a_task_without_thoughts(workplace, monkeypatch, capsys):

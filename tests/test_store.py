@@ -672,6 +672,13 @@ def test_a_task_of_your_own_must_be_named(store, tmp_path):
     assert store.import_thoughts(file, task="svmap").thoughts == 1
 
 
+def test_a_store_is_merged_not_imported(store, tmp_path):
+    with Store(tmp_path / "other.db") as other:
+        other.questions.add([Question("svamp/train/q-9", "svamp", "train", "What is 9?", "9")])
+    with pytest.raises(InputError, match="other.db is a store, not a thought file.*store merge --stores .*other.db"):
+        store.import_thoughts(tmp_path / "other.db")
+
+
 GOOD = {"task": "svamp", "id": "svamp/train/q-0", "path": "cot", "text": "a"}
 
 

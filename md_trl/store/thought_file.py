@@ -70,7 +70,7 @@ def thought_rows(file: str | Path) -> Iterator[tuple[str, Any]]:
         `tuple[str, Any]`: File and number of each row for messages, and the row. Blank lines are skipped.
 
     Raises:
-        `InputError`: A line is not JSON, or the file is not Parquet.
+        `InputError`: A line is not JSON, the file is not Parquet, or it is a store.
     """
     if Path(file).suffix == ".parquet":
         yield from _parquet_rows(file)
@@ -79,6 +79,11 @@ def thought_rows(file: str | Path) -> Iterator[tuple[str, Any]]:
         # Lines end at "\n" only: a text may contain other line separators, such as U+2028.
         for number, line in enumerate(stream, start=1):
             if number == 1:
+                if line.startswith(b"SQLite format 3\0"):
+                    raise InputError(
+                        f"{file} is a store, not a thought file. Add its thoughts with `md-trl store merge --stores "
+                        f"{file}`."
+                    )
                 line = line.removeprefix(b"\xef\xbb\xbf")
             if line.strip():
                 where = f"{file}, line {number}"
