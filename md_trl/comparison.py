@@ -75,6 +75,11 @@ def is_ensemble(result: EvaluationResult) -> bool:
     return {"cot", "pot"} == set(result.settings)
 
 
+def is_part_of(student: EvaluationResult, other: EvaluationResult) -> bool:
+    """Return whether all answers of a student of one path are those of an ensemble, too."""
+    return is_ensemble(other) and student.model in other.model.split(" + ") and not student.has("joint")
+
+
 @dataclass(frozen=True)
 class Comparison:
     r"""

@@ -125,6 +125,7 @@ class ContaminationCheck:
         for of_task, questions in by_task.items():
             self._add_known(of_task, GIVEN, base64.b64decode(fingerprints(questions)))
         self._drawn_otherwise: Counter[str] = Counter()
+        self._short = 0
         self._hits: Counter[tuple[str, frozenset[str], frozenset[str]]] = Counter()
         self._ids: defaultdict[tuple[str, frozenset[str], frozenset[str]], list[str]] = defaultdict(list)
 
@@ -149,6 +150,7 @@ class ContaminationCheck:
                 Its text.
         """
         text, shape = normalize(question), template(question)
+        self._short += shape is None and any(word[0].isdecimal() for word in text.split())
         of_text = self._texts.get(_hash(text), set())
         of_shape = set() if shape is None else self._templates.get(_hash(shape), set())
         if not of_text and not of_shape:
@@ -195,6 +197,11 @@ class ContaminationCheck:
                 )
         if not lines:
             lines.append(f"Contamination: none with the test questions of {', '.join(figures)}.")
+        if self._short:
+            lines.append(
+                f"{self._short:,} questions have fewer than {MIN_TEMPLATE_WORDS} words besides their numbers: only "
+                "the same text was looked for."
+            )
         if count := self._drawn_otherwise[TEST_SPLIT]:
             lines.append(
                 f"{count:,} questions are in the test split that md_trl draws from the original file of {self.task} "

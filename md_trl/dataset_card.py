@@ -15,10 +15,11 @@ from datasets.info import DatasetInfosDict
 from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard, DatasetCardData
 
+from .contamination import MIN_TEMPLATE_WORDS
 from .flat_twin import read_info, twin_of
 from .mixing import REPEAT_CAP
 from .records import ALL_PATHS, COT_POT, PATHS, MixedRow, SamplingParams
-from .tasks.names import DEFAULT_CONFIG
+from .tasks.names import DEFAULT_CONFIG, TASKS
 from .thought_source import thoughts_of
 
 
@@ -265,7 +266,10 @@ def _contamination(splits: Mapping[str, Mapping[str, Mapping[str, int]]]) -> str
         for task, found in tasks.items()
     ]
     head = "| split | test questions of | same text | same but for numbers |\n| --- | --- | ---: | ---: |\n"
-    note = "Compared by their words and numbers, without case and punctuation. Paraphrases are not found."
+    note = (
+        "Compared by their words and numbers, without case and punctuation. Paraphrases are not found, nor other "
+        f"numbers in questions of fewer than {MIN_TEMPLATE_WORDS} words besides these."
+    )
     return f"Questions that are also test questions:\n\n{head}" + "\n".join(rows) + f"\n\n{note}"
 
 
@@ -273,12 +277,13 @@ def _commands(task: str, metadata: Mapping[str, Any], has_thoughts: bool, repo: 
     """Write the commands that build a task again: from its raw thoughts, by import, or by sampling."""
     source, settings = metadata["source"] or {}, metadata["settings"]
     selection = _selection(metadata)
+    questions = task if task in TASKS else f"{task}.jsonl"
     splits = list(metadata["types"])
     paths = ["--paths", *selection["paths"]] if selection.get("paths") else []
     commands = []
     if not has_thoughts and "sampled on" not in settings:
         commands += [
-            ["md-trl", "store", "import", "--store", "thoughts.db", "--task", task, "--file", "thoughts.jsonl"]
+            ["md-trl", "store", "import", "--store", "thoughts.db", "--task", questions, "--file", "thoughts.jsonl"]
         ]
     elif not has_thoughts:
         options = {"model": settings.get("teacher"), "n": settings.get("CoT thoughts per question")}
@@ -286,7 +291,7 @@ def _commands(task: str, metadata: Mapping[str, Any], has_thoughts: bool, repo: 
         # A list of values is not an argument: the thoughts were sampled in several runs
         given = [part for k, v in options.items() if v and not set(", ") & set(v) for part in (f"--{k}", v)]
         commands += [
-            ["md-trl", "sample", "--task", task, "--split", split, *paths, *given, "--store", "thoughts.db"]
+            ["md-trl", "sample", "--task", questions, "--split", split, *paths, *given, "--store", "thoughts.db"]
             for split in splits
         ]
     thoughts = ["--thoughts", repo] if has_thoughts else ["--store", "thoughts.db"]

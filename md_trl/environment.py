@@ -44,7 +44,8 @@ def how_to_install(module: str) -> str:
         extra = dependencies().get(name)
     except PackageNotFoundError:  # a checkout that was not installed
         extra = None
-    return f"Install it: pip install {f'md_trl[{extra}]' if extra else name}"
+    package = f'"md_trl[{extra}]"' if extra else name
+    return f"Install it: pip install {package}"
 
 
 def describe_environment() -> str:

@@ -31,6 +31,8 @@ from .thought_source import thoughts_of
 
 _SHOWN_FINDINGS = 10
 _README = "README.md"
+_METRIC = "md/md_vote"
+"""The metric's repository in its own files."""
 
 
 @dataclass(frozen=True)
@@ -146,12 +148,18 @@ def publish_metric(repo: str, private: bool = False, tag: str | None = None) -> 
         `InputError`: The Hub refuses the upload. Nothing is published then.
     """
     target = HubRepo(repo, "space")
-    with as_file(files("md_trl") / "hub_cards" / "md_vote") as folder:
-        staged = {
-            file.relative_to(folder).as_posix(): file
-            for file in sorted(folder.rglob("*"))
-            if file.is_file() and "__pycache__" not in file.parts
-        }
+    with (
+        as_file(files("md_trl") / "hub_cards" / "md_vote") as folder,
+        tempfile.TemporaryDirectory(prefix="md_trl-publish-") as work,
+    ):
+        staged = {}
+        for file in sorted(folder.rglob("*")):
+            if file.is_file() and "__pycache__" not in file.parts:
+                name = file.relative_to(folder).as_posix()
+                staged[name] = Path(work) / name
+                staged[name].parent.mkdir(parents=True, exist_ok=True)
+                text = file.read_text(encoding="utf-8").replace(_METRIC, target.id)
+                staged[name].write_text(text, encoding="utf-8")
         return _publish(target, lambda head: (staged, []), "Publish md_vote", private, tag, sdk="gradio")
 
 

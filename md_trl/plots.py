@@ -192,13 +192,15 @@ def plot_points(tables: Sequence[StudentTable], files: Sequence[str | Path]) -> 
             Image files to write. The extension of each is its format.
     """
     most = max(len(table.columns) * (len(table.accuracies) + 2) for table in tables)
-    titles = [title for table in tables for title in (table.title, "Differences (points)")]
+    differences = any(row.against is not None for table in tables for row in table.rows)
+    of_table = 2 if differences else 1  # panels
+    titles = [title for table in tables for title in (table.title, "Differences (points)")[:of_table]]
     width = min(max(4.2, 0.13 * most), MAX_WIDTH)
     columns = 1 if 2 * width > MAX_WIDTH else 2
     pyplot, figure, axes = panels(titles, width, 3.8, legend=3.4, columns=columns, share="none")
     for place, axis in enumerate(axes):
-        table = tables[place // 2]
-        rows = [row for row in table.rows if (row.against is None) == (place % 2 == 0)]
+        table, of_differences = tables[place // of_table], place % of_table == 1
+        rows = [row for row in table.rows if (row.against is not None) == of_differences]
         for i, row in enumerate(rows):
             style = _style(row, tables) | {"linestyle": "none"}
             shift = 0.8 * ((i + 0.5) / len(rows) - 0.5)
@@ -207,7 +209,7 @@ def plot_points(tables: Sequence[StudentTable], files: Sequence[str | Path]) -> 
             ends = [[100 * abs(getattr(c, end) - c.value) for _, c in cells] for end in ("low", "high")]
             xs = [x for x, _ in cells]
             axis.errorbar(xs, values, ends, label=_name(row), markersize=4.5, elinewidth=1, **style)
-        if place % 2:
+        if of_differences:
             axis.axhline(0, color="black", linewidth=0.8)
         axis.set_xticks(range(len(table.columns)), [column.title.replace(" (", "\n(") for column in table.columns])
         axis.tick_params(axis="x", labelsize=8)
@@ -215,7 +217,7 @@ def plot_points(tables: Sequence[StudentTable], files: Sequence[str | Path]) -> 
         axis.grid(visible=False, axis="x")
         for border in range(1, len(table.columns)):
             axis.axvline(border - 0.5, color="lightgray", linewidth=0.8)
-    for axis in axes[::2]:
+    for axis in axes[::of_table]:
         axis.set_ylabel("accuracy (%)")
     common_legend(figure, axes)
     save(pyplot, figure, files)
@@ -226,19 +228,21 @@ def _name(row: Row) -> str:
 
 
 def _style(row: Row, tables: Sequence[StudentTable]) -> dict[str, Any]:
-    """Color and marker say the figure; solid and filled is MD, dashed and hollow its baselines, others follow."""
+    """Color and marker say the figure; solid and filled is MD, dashed and hollow its baselines, others half."""
     kind, color = row.key.kind, COLORS[row.key.figure]
     own = [ENSEMBLE, *PATHS, LABEL]
-    others = dict.fromkeys(r.key.kind for t in tables for r in t.rows if r.key.kind not in ("md", *own))
+    names = dict.fromkeys(r.key.kind for t in tables for r in t.rows if r.key.kind not in ("md", *own))
+    half = ({"alpha": 0.55, "fillstyle": side} for side in itertools.cycle(["left", "top", "right", "bottom"]))
+    others = dict(zip(names, half, strict=False))
     lines = {"md": "-"} | dict.fromkeys(own, "--")
     lines |= dict(zip(others, itertools.cycle([":", "-.", (0, (5, 1, 1, 1, 1, 1))]), strict=False))
-    filled = color if kind == "md" else "white"
+    filled = "white" if kind in own else color
     return {
         "color": color,
         "marker": _MARKERS[row.key.figure],
         "linestyle": lines[kind],
         "markerfacecolor": filled,
-    } | ({"alpha": 0.55} if kind in others else {})
+    } | (others[kind] if kind in others else {})
 
 
 def plot_solved(tables: Sequence[StudentTable], files: Sequence[str | Path]) -> None:

@@ -44,22 +44,27 @@ def run(command: list[str]) -> None:
 
 
 def run_all(title: str, commands: dict[str, list[str]], logs: Path, workers: int) -> None:
-    """Independent steps side by side, with one progress bar each. Their output goes to files."""
+    """Independent steps side by side, with one progress bar each on a terminal. Their output goes to files."""
     print(f"\n{title}, {workers} at a time. Their output is in {logs}.", flush=True)
     waiting, running = list(commands), {}
-    interval = 1 if sys.stderr.isatty() else 20
-    bars = {name: tqdm(total=1, desc=name, position=i, mininterval=interval) for i, name in enumerate(commands)}
+    terminal = sys.stderr.isatty()
+    bars = {name: tqdm(total=1, desc=name, position=i, disable=not terminal) for i, name in enumerate(commands)}
     try:
         while waiting or running:
             while waiting and len(running) < workers:
                 name = waiting.pop(0)
                 log = (logs / f"{title.split()[0].lower()}-{name}.log").open("w")
-                running[name] = subprocess.Popen(commands[name], stdout=log, stderr=subprocess.STDOUT), log
+                running[name] = (
+                    subprocess.Popen(commands[name], stdout=log, stderr=subprocess.STDOUT),
+                    log,
+                    time.time(),
+                )
             time.sleep(0.5)
-            for name, (process, log) in list(running.items()):
+            for name, (process, log, began) in list(running.items()):
                 # The last "12/345 [" that a progress bar of the step has printed
                 found = re.findall(r"(\d+)/(\d+) \[", Path(log.name).read_text(errors="replace")[-500:])
-                if found:
+                # A short bar, such as that of writing the model, is not the step's own
+                if found and int(found[-1][1]) >= bars[name].total:
                     bars[name].n, bars[name].total = map(int, found[-1])
                     bars[name].update(0)
                 if process.poll() is not None:
@@ -69,10 +74,12 @@ def run_all(title: str, commands: dict[str, list[str]], logs: Path, workers: int
                         raise SystemExit(f"{name} failed:\n{Path(log.name).read_text()[-3000:]}")
                     bars[name].n = bars[name].total
                     bars[name].refresh()
+                    if not terminal:
+                        print(f"{name}: finished in {time.time() - began:.0f} s", flush=True)
     finally:
         for bar in bars.values():
             bar.close()
-        for process, _ in running.values():
+        for process, *_ in running.values():
             process.kill()
 
 
@@ -139,8 +146,8 @@ def main() -> None:
 
 
 def write_summary(folder: Path, output: Path, args: argparse.Namespace, seconds: float) -> None:
-    """Write `report.json`: accuracies at one number of votes, and how much the rule for ties matters."""
-    from md_trl.comparison import ensemble
+    """Write `report.json`: accuracies at one number of votes, and what the rule for ties changes. Print a summary."""
+    from md_trl.comparison import compare, ensemble
     from md_trl.report import load_results
     from md_trl.voting import vote
 
@@ -155,6 +162,7 @@ def write_summary(folder: Path, output: Path, args: argparse.Namespace, seconds:
             k = args.n // 2
             pot_first = [q.is_correct(vote(q.pot[:k], q.cot[:k])) for q in result.questions]
             ties[name] = {"cot_first": students[name]["joint"], "pot_first": sum(pot_first) / len(pot_first)}
+    difference = compare(results["md"], results["ensemble"], "joint")
     ensemble_figures = students.pop("ensemble")
     types = json.loads((output / "mixed" / "stories" / "mixing.json").read_text())["types"]["train"]
     report = {
@@ -169,8 +177,25 @@ def write_summary(folder: Path, output: Path, args: argparse.Namespace, seconds:
     }
     for file in (output / "report.json", folder / "report.json"):
         file.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"\nDone in {seconds:.0f} s. {output} holds report.json, the tables and figures of results/, the dataset")
-    print("mixed/ and the models of students/.")
+    two_models = {"cot + pot: two models, one path each": report["ensemble"]}
+    print(f"\n{summary_table({name: students[name] for name in OBJECTIVES} | two_models)}\n")
+    gain, low, high = (100 * value for value in (difference.difference, difference.low, difference.high))
+    print(f"One model of both paths against two models: {gain:+.1f} points, 95% interval {low:+.1f} to {high:+.1f}.")
+    print(f"{CAVEAT}\n\nDone in {seconds:.0f} s: report.json, results/, mixed/ and students/ are in {output}.")
+    print("Look at all answers in a browser, or let the student go on learning from its own thoughts:")
+    print(f"  md-trl explore --results {output / 'results'}")
+    print("  md-trl refine --config recipes/refine/stories.yaml \\")
+    print(f"      --model {output / 'students/md'} --store {output / 'teacher.db'} --output {output / 'refined'}")
+
+
+def summary_table(rows: dict[str, dict[str, float]]) -> str:
+    """The table of README.md: accuracy in percent, and the number N of thoughts that vote."""
+    lines = ["| student | CoT | PoT | CoT w/ PoT | label |", "| --- | ---: | ---: | ---: | ---: |"]
+    for name, found in rows.items():
+        figures = [found.get(figure) for figure in ("cot", "pot", "joint", "label")]
+        cells = ["" if value is None else f"{100 * value:.1f} (N={found['votes']})" for value in figures]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -362,7 +362,7 @@ TRAIN = "train --dataset absent --task svamp --model_name_or_path absent --outpu
         (["report", "--config", "list.yaml"], "list.yaml holds ['results'] instead of arguments"),
         (["report", "--config", "t.zip"], "t.zip is not YAML"),
         (["calibrate", "--result", "t.zip", "--output", "w.json"], "t.zip is not a result"),
-        (EVAL + ["--engine", "vllm"], "pip install md_trl[vllm]"),
+        (EVAL + ["--engine", "vllm"], 'pip install "md_trl[vllm]"'),
         (EVAL + ["--model", "t.zip"], "t.zip is a file"),
         (EVAL + ["--model", "folder"], "Cannot load 'folder'"),
         (MIX + ["--pick", "cot"], "Write it as `--pick cot=MODEL pot=MODEL`"),

@@ -97,6 +97,12 @@ def test_texts_and_templates_are_counted_once_each_by_task():
     assert "svamp/train/0, svamp/train/1, svamp/train/2, ...)" in many.describe()
 
 
+def test_questions_too_short_to_compare_without_their_numbers_are_counted():
+    train = ["How many meters are 3.5 kilometers?", "How many meters are there in a kilometer?", HENS]
+    said = check("units", train, ["How many meters are 5.5 kilometers?"]).describe()
+    assert "1 questions have fewer than 8 words besides their numbers: only the same text was looked for." in said
+
+
 def test_the_file_holds_hashes_and_no_questions():
     shipped = json.loads((files("md_trl") / FILE.name).read_text())
     sizes = {

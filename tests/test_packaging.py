@@ -104,6 +104,12 @@ def test_versions_agree():
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
 
 
+def test_the_paper_is_cited_in_one_way():
+    files = [ROOT / "README.md", *(ROOT / "hub_cards").glob("*/README.md"), ROOT / "hub_cards/md_vote/md_vote.py"]
+    found = [re.search(r"^@.*?^}", file.read_text(), re.MULTILINE | re.DOTALL) for file in files]
+    assert len(files) == 5 and len({" ".join(entry[0].split()) for entry in found}) == 1
+
+
 # Imported, but no dependency: modules that the jail loads beside itself, or preloads if they are there; anyio comes
 # with Inspect and FastAPI with Gradio; lighteval needs an environment of its own
 UNDECLARED = {"anyio", "fastapi", "json_values", "lighteval", "mpmath", "seccomp", "sympy"}

@@ -532,11 +532,15 @@ def test_secrets_stop_the_upload_and_are_not_shown(hub):
 
 def test_the_metric_becomes_a_space(hub):
     url, hub, folder = hub
-    code = "for _ in range(2): print(json.dumps(publish_metric('md/md_vote').format()))"
+    code = "for _ in range(2): print(json.dumps(publish_metric('me/vote').format()))"
     first, second = attempts(url, folder, code)
-    assert first.startswith(f"Published {url}/spaces/md/md_vote") and "so there is no new commit" in second
-    assert hub.repos["space", "md/md_vote"].sdk == "gradio"
-    assert {"README.md", "app.py", "md_vote.py", "requirements.txt"} <= set(files_of(hub, "md/md_vote", "space"))
+    assert first.startswith(f"Published {url}/spaces/me/vote") and "so there is no new commit" in second
+    assert hub.repos["space", "me/vote"].sdk == "gradio"
+    files = files_of(hub, "me/vote", "space")
+    assert {"README.md", "app.py", "md_vote.py", "requirements.txt"} <= set(files)
+    for name in ("README.md", "app.py", "md_vote.py"):
+        text = hub.read_blob(files[name].sha256).decode()
+        assert 'evaluate.load("me/vote")' in text and "md/md_vote" not in text
 
 
 @pytest.mark.slow

@@ -102,12 +102,13 @@ Examples:
 """
 
 _CITATION = """
-@misc{mixed-distillation,
-    title = {Mixed Distillation Helps Smaller Language Models Reason Better},
-    year = {2023},
-    eprint = {2312.10730},
-    archivePrefix = {arXiv},
-    url = {https://huggingface.co/papers/2312.10730},
+@inproceedings{chenglin-etal-2024-mixed,
+  title     = {Mixed Distillation Helps Smaller Language Models Reason Better},
+  author    = {Li, Chenglin and Chen, Qianglong and Li, Liangyue
+               and Wang, Caiyu and Tao, Feng and Li, Yicheng and Chen, Zulong and Zhang, Yin},
+  booktitle = {Findings of EMNLP},
+  year      = {2024},
+  url       = {https://huggingface.co/papers/2312.10730}
 }
 """
 

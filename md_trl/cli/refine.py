@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..records import STUDENT_MAX_TOKENS, SamplingParams
@@ -64,4 +65,5 @@ def run(args: RefineArguments, training_args: MDConfig, model_args: ModelConfig)
     options = RefineOptions(**{option.name: getattr(args, option.name) for option in fields(RefineOptions)})
     params = SamplingParams(temperature=args.temperature, max_tokens=args.max_tokens)
     found = refine(args.model, args.task, args.store, args.output, training_args, options, params, model_args)
-    print(f"\n{describe(found)}\n\nWrote {args.output}/refine.json. The best student is {args.output}/student.")
+    output = Path(args.output)
+    print(f"\n{describe(found)}\n\nWrote {output / 'refine.json'}. The best student is {output / 'student'}.")

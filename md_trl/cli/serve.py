@@ -120,7 +120,7 @@ def run(args: ServeArguments) -> None:
     except ModuleNotFoundError as error:
         if error.name not in ("starlette", "uvicorn"):
             raise
-        raise InputError("`md-trl serve` needs Starlette and uvicorn: pip install md_trl[serve]") from None
+        raise InputError('`md-trl serve` needs Starlette and uvicorn: pip install "md_trl[serve]"') from None
 
     key = _key(args)
     with bind(args.host, args.port) as listener:

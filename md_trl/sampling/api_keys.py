@@ -29,7 +29,7 @@ def find_key(base_url: str) -> Key:
     r"""
     Find the API key of a server.
 
-    The environment variable `OPENAI_API_KEY` comes first, then the system's keyring (`pip install md_trl[keyring]`).
+    The environment variable `OPENAI_API_KEY` comes first, then the system's keyring (`pip install "md_trl[keyring]"`).
     If the keyring has no key and there is a terminal, it is asked for once and kept. A server on this machine needs no
     key.
 

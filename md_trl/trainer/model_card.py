@@ -24,8 +24,9 @@ SETTINGS = ("token_reduction", "layout", "max_length", "learning_rate", "seed")
 """Fields of [`MDConfig`] that the card lists, beside those of the rows that were trained on."""
 
 GITIGNORE = """\
-# Not uploaded: training_args.bin holds local folders (and is a pickle), a store of thoughts and the results of
-# evaluations name the local folder of the student.
+# Not uploaded: checkpoints with the state of the optimizer; training_args.bin, which holds local folders (and is a
+# pickle); a store of thoughts and the results of evaluations, which name the local folder of the student.
+checkpoint-*/
 training_args.bin
 *.db
 *.db-*

@@ -1,4 +1,4 @@
-"""Samples from a local model with vLLM (`pip install md_trl[vllm]`), which computes shared prefixes once.
+"""Samples from a local model with vLLM (`pip install "md_trl[vllm]"`), which computes shared prefixes once.
 
 Written against vLLM's documented interface (`LLM`, `SamplingParams`). The project has had no GPU to run it on: the
 tests use a stand-in for the module.
@@ -64,7 +64,7 @@ class VLLMEngine:
             from vllm import LLM
         except ImportError as error:
             raise ImportError(
-                "The engine `vllm` needs vLLM: `pip install md_trl[vllm]` on a machine that vLLM supports, or use "
+                'The engine `vllm` needs vLLM: `pip install "md_trl[vllm]"` on a machine that vLLM supports, or use '
                 "`--engine transformers`."
             ) from error
         check_at_least_one("batch_size", batch_size)
