@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -178,3 +179,24 @@ def test_experiments_of_the_paper_name_valid_commands(file, monkeypatch):
     for line in lines:
         _, *arguments = shlex.split(line)
         parse_verb(arguments, monkeypatch)
+
+
+def test_the_share_of_right_labels_by_agreement_is_counted():
+    """The counts of the script, against votes counted here."""
+    file = ROOT / "recipes/paper/results/smollm2/md_1-svamp_all-test-bf35d0da.json"
+    printed = subprocess.run(
+        [sys.executable, ROOT / "recipes/paper/agreement.py", file, "--known", "200", "--label_precision", "0.6"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    ).stdout
+    agreed = right = 0
+    for question in EvaluationResult.load(file).questions:
+        cot, pot, both = (Counter(filter(None, a)) for a in (question.cot, question.pot, question.cot + question.pot))
+        # Answers of this file that are equal are written alike. The one seen first wins a tie.
+        if cot and pot and cot.most_common(1)[0][0] == pot.most_common(1)[0][0] == both.most_common(1)[0][0]:
+            agreed += 1
+            right += question.is_correct(both.most_common(1)[0][0])
+    assert f"| 0.0 | {agreed / 1000:.1%} | {right / agreed:.1%} |" in printed
+    assert "| md@1 |" in printed and "| 800 |" in printed
