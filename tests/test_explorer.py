@@ -84,7 +84,7 @@ def explored(tmp_path_factory):
 
 
 def other_of(row, rows, filters):
-    return next((o for o in rows if o["author"] == filters.other and o["id"] == row["id"]), None)
+    return next((o for o in rows if o["author"] == filters.other != row["author"] and o["id"] == row["id"]), None)
 
 
 def matches(row, rows, f):
@@ -240,7 +240,7 @@ def explained(cot, pot, gold="5", failures=()):
     ]
     (mixed,) = mix([Question("q", "t", "train", "?", gold)], judged) if judged else [None]
     row |= mixed.to_dict()
-    row |= {"agreement": agreement_of(row["cot_vote"], row["pot_vote"])}
+    row |= {"agreement": agreement_of(row["cot_vote"], row["pot_vote"]), "n_label": 0, "trainable": 1}
     row["correct"] = equal(vote(cot, pot), gold) if vote(cot, pot) is not None else False
     thoughts |= {path: row[path] for path in PATHS}
     thoughts["pot_unusable"] = [{"text": "p", "reason": reason, "count": 1} for reason in failures]
@@ -393,7 +393,7 @@ def test_a_store_is_judged_and_not_changed(store, tmp_path):
         pytest.approx(1 / 3),
     ]
     assert (a["type"], a["agreement"], a["vote"], a["correct"]) == (4, "agree", "6", 0)
-    assert (b["type"], b_other["type"], b_other["agreement"]) == (3, 2, "one")
+    assert (b["type"], b_other["type"], b_other["agreement"]) == (3, None, "one")
     thoughts = catalog.read_thoughts(teacher["n"])
     assert thoughts["cot"] == [{"text": "The answer is 5.", "answer": "5", "correct": True, "count": 2}]
     assert thoughts["cot_unusable"] == [{"text": "Hm.", "reason": "states no answer", "count": 1}]

@@ -171,6 +171,38 @@ def test_a_student_is_compared_with_its_teacher(page):
     playwright.expect(page.locator("#opened header")).to_contain_text(f"Ann has {wanted[2]} apples")
 
 
+def test_models_without_a_common_question_are_named(page):
+    page.get_by_label("Compare with", exact=True).click()
+    assert "teacher" not in page.get_by_role("option").all_inner_texts()
+    page.get_by_role("option").nth(2).click()
+    found(page, 0)
+    reason = page.locator("#listing .mx-empty")
+    playwright.expect(reason).to_contain_text("These two answered no question in common: teacher answered own/train")
+    assert MODEL.replace("\x1b", "␛") in reason.inner_text()
+    # The chosen model is no longer offered, even if it was chosen for the comparison
+    choose(page, "Compare with", "student")
+    found(page, 30)
+    choose(page, "Model", "student")
+    playwright.expect(page.get_by_label("Compare with", exact=True)).to_have_value("nobody")
+    found(page, 30)
+    choose(page, "Compare with", "teacher")
+    found(page, 30)
+    playwright.expect(page.locator("#opened .mx-author h3")).to_have_text(["student", "teacher"])
+    page.get_by_label("4 neither").check()
+    choose(page, "Votes of the paths", "no path has a vote")
+    playwright.expect(reason).to_have_text("No question matches these filters.")
+
+
+@pytest.mark.parametrize("width", [920, 1400])
+def test_the_head_of_the_list_does_not_wrap_and_thoughts_have_no_scrollbar(page, width):
+    page.set_viewport_size({"width": width, "height": 900})
+    heights = "parts => parts.map((part) => part.getBoundingClientRect().height)"
+    for height in page.locator("#listing .mx-found b, #listing .mx-turns .mx-small").evaluate_all(heights):
+        assert height < 30
+    overflow = "texts => texts.map((text) => getComputedStyle(text).overflowY)"
+    assert set(page.locator("#opened pre").evaluate_all(overflow)) == {"visible"}
+
+
 def test_the_export_follows_the_filters(page, url):
     page.get_by_label("3 both").check()
     found(page, sum(i % 3 != 0 and i % 4 != 0 for i in range(QUESTIONS)))

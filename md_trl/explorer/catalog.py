@@ -5,6 +5,7 @@ The texts of thoughts stay in Parquet files. The catalog knows where, and reads 
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
@@ -25,15 +26,22 @@ THOUGHT_COLUMNS = (*PATHS, *(f"{path}_unusable" for path in PATHS))
 _BATCH_ROWS = 64
 """Rows whose thoughts are in memory at a time."""
 _SCHEMA = """
-CREATE TABLE authors (author INTEGER PRIMARY KEY, name TEXT NOT NULL, source TEXT NOT NULL, UNIQUE (name, source));
+-- `model` and `params` (JSON) are those of the settings of a store, and null for other sources.
+CREATE TABLE authors (
+    author INTEGER PRIMARY KEY, name TEXT NOT NULL, source TEXT NOT NULL, model TEXT, params TEXT,
+    UNIQUE (name, source)
+);
 CREATE TABLE files (file INTEGER PRIMARY KEY, path TEXT NOT NULL UNIQUE);
 CREATE TABLE notes (text TEXT NOT NULL);
--- `vote` is the joint vote, `correct` whether it is right; `cot_chars` the mean length of a CoT thought in characters.
+-- `type` is null if a path was not sampled. `vote` is the joint vote, or `label`, the bare answer, without thoughts;
+-- `correct` whether it is right; `cot_chars` the mean length of a CoT thought in characters;
+-- `trainable` whether the thoughts are for training, so that they have weights in the loss.
 CREATE TABLE rows (
     n INTEGER PRIMARY KEY, author INTEGER NOT NULL REFERENCES authors, id TEXT NOT NULL, task TEXT, split TEXT,
-    question TEXT, answer TEXT NOT NULL, type INTEGER NOT NULL, lambda REAL, repeat INTEGER,
+    question TEXT, answer TEXT NOT NULL, type INTEGER, lambda REAL, repeat INTEGER,
     n_cot INTEGER NOT NULL, n_pot INTEGER NOT NULL, n_cot_correct INTEGER NOT NULL, n_pot_correct INTEGER NOT NULL,
     cot_vote TEXT, pot_vote TEXT, vote TEXT, correct INTEGER NOT NULL, agreement TEXT NOT NULL,
+    n_label INTEGER NOT NULL, label TEXT, trainable INTEGER NOT NULL,
     cot_chars REAL, pot_chars REAL, tokens INTEGER, cost REAL,
     file INTEGER NOT NULL REFERENCES files, row_group INTEGER NOT NULL, position INTEGER NOT NULL
 );
@@ -93,7 +101,8 @@ def summarize(row: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         row (`Mapping`):
             Columns of a mixed row. Those that follow from the thoughts may be missing. `cot_unusable` and
-            `pot_unusable` may list thoughts that reach no answer, `split`, `tokens` and `cost` may be given.
+            `pot_unusable` may list thoughts that reach no answer, `label` bare answers; `split`, `tokens`, `cost` and
+            `trainable` may be given.
 
     Returns:
         `dict`: The columns of the catalog without author and place.
@@ -116,12 +125,17 @@ def summarize(row: Mapping[str, Any]) -> dict[str, Any]:
         texts = [(t["text"], t["count"]) for t in (*thoughts, *unusable) if t["text"] is not None]
         written = sum(count for _, count in texts)
         summary[f"{path}_chars"] = sum(len(text) * n for text, n in texts) / written if written else None
-    summary["vote"] = vote(*(answers[path] for path in PATHS))
+    labels = row.get("label") or []
+    summary["n_label"], summary["label"] = len(labels), majority(labels)
+    paths_sampled = [path for path in PATHS if summary[f"n_{path}"]]
+    summary["vote"] = vote(*(answers[path] for path in PATHS)) if paths_sampled else summary["label"]
     summary["correct"] = summary["vote"] is not None and equal(summary["vote"], gold)
     summary["agreement"] = agreement_of(summary["cot_vote"], summary["pot_vote"])
-    summary["type"] = int(_known(row.get("type"), type_of(solved["cot"], solved["pot"])))
+    computed = int(type_of(solved["cot"], solved["pot"])) if len(paths_sampled) == len(PATHS) else None
+    summary["type"] = _known(row.get("type"), computed)
+    summary["trainable"] = bool(row.get("trainable"))
     lambda_ = lambda_of(summary["n_cot_correct"], summary["n_pot_correct"])
-    summary["lambda"] = _known(row.get("lambda"), lambda_)
+    summary["lambda"] = None if summary["type"] is None else _known(row.get("lambda"), lambda_)
     summary["repeat"] = row.get("repeat")
     return summary
 
@@ -151,12 +165,52 @@ class Catalog:
         db.row_factory = sqlite3.Row
         return closing(db)
 
-    def add_author(self, name: str, source: str) -> int:
-        """Return the number of an author, and add it if it is new. Two sources may have an author of the same name."""
+    def add_author(
+        self, name: str, source: str, model: str | None = None, params: Mapping[str, Any] | None = None
+    ) -> int:
+        r"""
+        Return the number of an author, and add it if it is new.
+
+        Args:
+            name (`str`), source (`str`):
+                Its name, and where it is from. Two sources may have an author of the same name.
+            model (`str`, *optional*), params (`Mapping`, *optional*):
+                Model and sampling parameters, if the source is a store.
+
+        Returns:
+            `int`: The number.
+        """
+        values = name, source, model, None if params is None else json.dumps(params)
         with closing(sqlite3.connect(self._file)) as db, db:
-            db.execute("INSERT OR IGNORE INTO authors (name, source) VALUES (?, ?)", (name, source))
+            db.execute("INSERT OR IGNORE INTO authors (name, source, model, params) VALUES (?, ?, ?, ?)", values)
             found = db.execute("SELECT author FROM authors WHERE name = ? AND source = ?", (name, source))
             return found.fetchone()[0]
+
+    def authors_of_stores(self) -> list[tuple[int, str, dict[str, Any]]]:
+        """Return the authors of all stores: number, model and sampling parameters."""
+        with self.connect() as db:
+            found = db.execute("SELECT author, model, params FROM authors WHERE model IS NOT NULL ORDER BY author")
+            return [(author, model, json.loads(params)) for author, model, params in found]
+
+    def rows_of(self, author: int, task: str, split: str) -> list[sqlite3.Row]:
+        """Return the rows of an author for one task and split, in order."""
+        with self.connect() as db:
+            query = "SELECT * FROM rows WHERE author = ? AND task = ? AND split = ? ORDER BY n"
+            return db.execute(query, (author, task, split)).fetchall()
+
+    def rename_author(self, author: int, name: str) -> None:
+        """Rename an author, unless another one of its source has this name."""
+        with closing(sqlite3.connect(self._file)) as db, db:
+            db.execute("UPDATE OR IGNORE authors SET name = ? WHERE author = ?", (name, author))
+
+    def join_result(self, author: int, labels: Mapping[str, Iterable[str | None]]) -> None:
+        """Add the bare answers to questions, by id, of an author that was evaluated, not sampled for training."""
+        with closing(sqlite3.connect(self._file)) as db, db:
+            db.execute("UPDATE rows SET trainable = 0 WHERE author = ?", (author,))
+            for id, answers in labels.items():
+                answers = list(answers)
+                values = len(answers), majority(answers), id, author
+                db.execute("UPDATE rows SET n_label = ?, label = ? WHERE id = ? AND author = ?", values)
 
     def add_file(self, path: str | Path) -> int:
         """Return the number of a new Parquet file."""

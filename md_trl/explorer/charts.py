@@ -15,7 +15,9 @@ _WIDTH, _HEIGHT, _BASE = 460, 170, 140
 
 def type_bars(types: Mapping[QuestionType, int]) -> str:
     """Draw the number of questions of each type."""
-    total = max(sum(types.values()), 1)
+    total = sum(types.values())
+    if not total:
+        return ""
     lines = [
         f'<div class="mx-tally">{badge(type_)}<span>{SOLVED_BY[type_]}</span><span class="mx-track">'
         f'<span class="mx-fill mx-type{type_:d}" style="width:{100 * count / total:.2f}%"></span></span>'

@@ -65,9 +65,11 @@ def explain(row: Mapping[str, Any], thoughts: Mapping[str, Sequence[Mapping[str,
             Its thoughts, as [`~md_trl.explorer.catalog.Catalog.read_thoughts`] returns them.
 
     Returns:
-        `list[str]`: One sentence or two per path, and what follows from both.
+        `list[str]`: One sentence or two per path and for a bare answer, and what follows from both paths.
     """
-    sentences = [_explain_path(path, row, thoughts) for path in PATHS]
+    sentences = [] if only_label(row) else [_explain_path(path, row, thoughts) for path in PATHS]
+    if row["n_label"]:
+        sentences.append(_explain_label(row))
     votes = [row[f"{path}_vote"] for path in PATHS]
     if row["type"] == QuestionType.NEITHER:
         if row["agreement"] == "agree":
@@ -79,8 +81,22 @@ def explain(row: Mapping[str, Any], thoughts: Mapping[str, Sequence[Mapping[str,
             sentences.append("Together the votes of both paths are right, although neither is by itself.")
         elif row["n_cot_correct"] + row["n_pot_correct"]:
             sentences.append("More thoughts might change a vote: some are right.")
-        sentences.append("Such a question is not part of the mixed dataset.")
+        if row["trainable"]:
+            sentences.append("Such a question is not part of the mixed dataset.")
     return sentences
+
+
+def only_label(row: Mapping[str, Any]) -> bool:
+    """Return whether a model was asked for nothing but a bare answer."""
+    return bool(row["n_label"]) and not any(row[f"n_{path}"] for path in PATHS)
+
+
+def _explain_label(row: Mapping[str, Any]) -> str:
+    if row["label"] is None:
+        return "Label: the bare answer cannot be read."
+    if equal(row["label"], row["answer"]):
+        return f"Label: the bare answer is {row['label']}, the gold answer."
+    return f"Label: the bare answer is {row['label']}, not the gold answer {row['answer']}."
 
 
 def _explain_path(path: str, row: Mapping[str, Any], thoughts: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:

@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..answers import equal
 from ..records import PATHS, QuestionType
 from ..weighting import path_weights
-from .explanation import MEANINGS, PATH_NAMES, Tally, explain, tally
+from .explanation import MEANINGS, PATH_NAMES, Tally, explain, only_label, tally
 
 
 MAX_CHARS = 20_000
@@ -73,6 +74,15 @@ def badge(type_: int) -> str:
     )
 
 
+def _row_badge(row: Mapping[str, Any]) -> str:
+    """Return the mark of a question's type, or of what was not sampled."""
+    if row["type"] is not None:
+        return badge(row["type"])
+    missing = [PATH_NAMES[path] for path in PATHS if not row[f"n_{path}"]]
+    what = f"{missing[0]} " if len(missing) == 1 else ""
+    return f'<span class="mx-type mx-untyped" title="a type needs thoughts of both paths">{what}not sampled</span>'
+
+
 def answer_chip(answer: str | None, correct: bool, note: str = "") -> str:
     """Return the mark of an answer: right, wrong or missing, by colour and by symbol."""
     if answer is None:
@@ -84,6 +94,11 @@ def answer_chip(answer: str | None, correct: bool, note: str = "") -> str:
 def clip(text: str, length: int) -> str:
     """Shorten a text to at most this many characters."""
     return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def empty(reason: str) -> str:
+    """Return what stands in place of the list of questions if there are none."""
+    return f'<div class="mx-empty">{escape(reason)}</div>'
 
 
 def listing(rows: Sequence[Any], opened: int | None = None, other: str | None = None) -> str:
@@ -101,37 +116,41 @@ def listing(rows: Sequence[Any], opened: int | None = None, other: str | None = 
     Returns:
         `str`: HTML. Each row is a button with the attribute `data-open`.
     """
-    if not rows:
-        return '<div class="mx-empty">No question matches these filters.</div>'
     lines = []
     for row in rows:
-        votes = "".join(
-            f'<span class="mx-vote"><b>{PATH_NAMES[path]}</b> {_vote(row, path)}'
-            f"<i>{row[f'n_{path}_correct']}/{row[f'n_{path}']}</i></span>"
-            for path in PATHS
-        )
+        votes = "".join(_path_vote(row, path) for path in PATHS if row[f"n_{path}"])
+        if row["n_label"]:
+            votes += f'<span class="mx-vote"><b>label</b> {_judged_chip(row["label"], row["answer"])}</span>'
         extra = ""
         if row["type"] == QuestionType.BOTH:
             extra = f'<span class="mx-small">λ {row["lambda"]:.2f}</span>'
         if other is not None:
-            own = answer_chip(row["vote"], bool(row["correct"]))
+            own = f"<b>{_vote_name(row)}</b> {answer_chip(row['vote'], bool(row['correct']))}"
             chip = answer_chip(row["other_vote"], bool(row["other_correct"]))
-            extra += f'<span class="mx-vote"><b>joint</b> {own} <b>{escape(clip(other, 24))}</b> {chip}</span>'
+            extra += f'<span class="mx-vote">{own} <b>{escape(clip(other, 24))}</b> {chip}</span>'
         question = escape(clip(row["question"] or row["id"], 220))
         current = ' aria-current="true"' if row["n"] == opened else ""
         lines.append(
-            f'<button type="button" class="mx-row" data-open="{row["n"]}"{current}>{badge(row["type"])}'
+            f'<button type="button" class="mx-row" data-open="{row["n"]}"{current}>{_row_badge(row)}'
             f'<span class="mx-question">{question}</span><span class="mx-votes">{votes}{extra}</span></button>'
         )
     return f'<div class="mx-list">{"".join(lines)}</div>'
 
 
-def _vote(row: Mapping[str, Any], path: str) -> str:
-    if not row[f"n_{path}"]:
-        return answer_chip(None, False, "not sampled")
-    solved = QuestionType(row["type"])
-    only = QuestionType.COT_ONLY if path == "cot" else QuestionType.POT_ONLY
-    return answer_chip(row[f"{path}_vote"], solved in (QuestionType.BOTH, only), "no vote")
+def _path_vote(row: Mapping[str, Any], path: str) -> str:
+    chip = _judged_chip(row[f"{path}_vote"], row["answer"], "no vote")
+    right = f"<i>{row[f'n_{path}_correct']}/{row[f'n_{path}']}</i>"
+    return f'<span class="mx-vote"><b>{PATH_NAMES[path]}</b> {chip}{right}</span>'
+
+
+def _vote_name(row: Mapping[str, Any]) -> str:
+    if only_label(row):
+        return "label"
+    return "joint vote" if all(row[f"n_{path}"] for path in PATHS) else "vote"
+
+
+def _judged_chip(answer: str | None, gold: str, note: str = "") -> str:
+    return answer_chip(answer, answer is not None and equal(answer, gold), note)
 
 
 def question_view(
@@ -170,7 +189,7 @@ def question_view(
 
 
 def _author_section(row: Mapping[str, Any], thoughts: Mapping[str, Any], name: str, page: int) -> str:
-    joint = answer_chip(row["vote"], bool(row["correct"]), "no vote")
+    joint = answer_chip(row["vote"], bool(row["correct"]), "no answer" if only_label(row) else "no vote")
     used = []
     if row["tokens"]:
         used.append(f"{row['tokens']:,} tokens")
@@ -180,20 +199,22 @@ def _author_section(row: Mapping[str, Any], thoughts: Mapping[str, Any], name: s
         used.append(f"seen {row['repeat']}× per epoch")
     meta = f'<span class="mx-small">{" · ".join(used)}</span>' if used else ""
     reasons = "".join(f"<li>{escape(clip(sentence, 500))}</li>" for sentence in explain(row, thoughts))
-    columns = "".join(_path_column(path, row, thoughts, page) for path in PATHS)
-    meaning = f"<span>{MEANINGS[QuestionType(row['type'])]}</span>"
+    columns = "" if only_label(row) else "".join(_path_column(path, row, thoughts, page) for path in PATHS)
+    meaning = "" if row["type"] is None else MEANINGS[QuestionType(row["type"])]
+    if only_label(row):
+        meaning = "asked only for a bare answer"
     return (
-        f'<section class="mx-author"><div class="mx-bar"><h3>{escape(name)}</h3>{badge(row["type"])}'
-        f'{meaning}<span class="mx-joint">joint vote {joint}</span>{meta}</div>'
+        f'<section class="mx-author"><div class="mx-bar"><h3>{escape(name)}</h3>{_row_badge(row)}'
+        f'<span>{meaning}</span><span class="mx-joint">{_vote_name(row)} {joint}</span>{meta}</div>'
         f'<div class="mx-why"><ul>{reasons}</ul>{_weights(row)}</div><div class="mx-columns">{columns}</div></section>'
     )
 
 
 def _weights(row: Mapping[str, Any]) -> str:
-    """Show what each path weighs in the loss."""
-    type_ = QuestionType(row["type"])
-    if type_ == QuestionType.NEITHER:
+    """Show what each path weighs in the loss, if the thoughts are for training."""
+    if not row["trainable"] or row["type"] in (None, QuestionType.NEITHER):
         return ""
+    type_ = QuestionType(row["type"])
     if type_ != QuestionType.BOTH or row["lambda"] is None:
         return '<div class="mx-weights"><span class="mx-small">weights in the loss: CoT 1, PoT 1 (Eq. 2)</span></div>'
     weights = path_weights("md", type_, row["lambda"])
@@ -218,10 +239,12 @@ def _path_column(path: str, row: Mapping[str, Any], thoughts: Mapping[str, Any],
     bars = "".join(_tally_line(t, sampled) for t in tallies[:6])
     if len(tallies) > 6:
         bars += f'<div class="mx-small">and {len(tallies) - 6} other answers</div>'
-    every = [*thoughts[path], *thoughts[f"{path}_unusable"]]
+    # The most frequent first, and those without an answer last
+    every = [t for of in (path, f"{path}_unusable") for t in sorted(thoughts[of], key=lambda t: -t["count"])]
     shown = every[page * THOUGHTS_SHOWN : (page + 1) * THOUGHTS_SHOWN]
     cards = "".join(_thought(path, thought) for thought in shown if thought["text"] is not None)
-    title = f'{_TITLES[path]} <span class="mx-small">{row[f"n_{path}_correct"]} of {sampled} right</span>'
+    counts = f"{row[f'n_{path}_correct']} of {sampled} right" if sampled else "not sampled"
+    title = f'{_TITLES[path]} <span class="mx-small">{counts}</span>'
     return f'<div class="mx-column mx-{path}"><h4>{title}</h4><div class="mx-tallies">{bars}</div>{cards}</div>'
 
 

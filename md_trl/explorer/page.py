@@ -97,11 +97,15 @@ def build(catalog: Catalog) -> gr.Blocks:
             return view.figures(view.filters(*values))
 
         quiet = {"queue": False, "show_progress": "hidden", "trigger_mode": "always_last", "api_visibility": "private"}
+        # Gradio would refuse the other model of an event that was on its way when the menu stopped to offer it
+        quiet["preprocess"] = False
         # Pasting into a text box is a change, but no input
         changes = [i.change if isinstance(i, gr.Textbox | gr.Number) else i.input for i in inputs]
         gr.on(changes, filtered, [shown, *inputs], [shown, listing, opened], **quiet)
         gr.on(changes, drawn, inputs, figures, **quiet)
         tab.select(drawn, inputs, figures, **quiet)
+        author, *_, other = inputs
+        author.input(view.offer_others, [author, other], other, **quiet)
         listing.turn(turned, inputs, [listing, opened], **quiet)
         for panel in (listing, opened):
             panel.open(read, inputs, opened, **quiet)
@@ -137,7 +141,8 @@ def _filter_inputs(view: _View) -> list[gr.components.Component]:
         author = gr.Dropdown(
             [*names, ("all", 0)], value=view.first.author, label="Model", min_width=200, visible=several
         )
-        other = gr.Dropdown([("nobody", 0), *names], value=0, label="Compare with", min_width=200, visible=several)
+        others = view.others(view.first.author)
+        other = gr.Dropdown(others, value=0, label="Compare with", min_width=200, visible=several)
         choices = [(label, key) for key, (label, _) in queries.RELATIONS.items()]
         relation = gr.Dropdown(choices, value="any", label="and show where", min_width=190, visible=several)
         task = gr.Dropdown([anything, *tasks], value="", label="Task", min_width=110, visible=len(tasks) > 1)
@@ -152,7 +157,7 @@ def _filter_inputs(view: _View) -> list[gr.components.Component]:
         outcome = choose("Joint vote", queries.OUTCOMES)
         low = gr.Number(0, label="λ from (type 3)", minimum=0, maximum=1, step=0.1, min_width=110)
         high = gr.Number(1, label="λ up to", minimum=0, maximum=1, step=0.1, min_width=110)
-    return [author, task, split, types, low, high, agreement, outcome, text, other, relation, sort]
+    return [author, task, split, types, low, high, agreement, outcome, text, relation, sort, other]
 
 
 class _View:
@@ -164,7 +169,7 @@ class _View:
         self.first = Filters(author=next(iter(self.names), None))
 
     def filters(
-        self, author, task, split, types, low, high, agreement, outcome, text, other, relation, sort
+        self, author, task, split, types, low, high, agreement, outcome, text, relation, sort, other
     ) -> Filters:
         """The filters that the inputs of the page stand for."""
         return Filters(
@@ -178,10 +183,18 @@ class _View:
             agreement=agreement or None,
             outcome=outcome or None,
             text=text or "",
-            other=other or None,
+            other=other if other in self.names and other != author else None,
             relation=relation,
             sort=sort,
         )
+
+    def others(self, author: int | None) -> list[tuple[str, int]]:
+        """The choices of whom to compare an author with."""
+        return [("nobody", 0), *((name, number) for number, name in self.names.items() if number != author)]
+
+    def offer_others(self, author: int, other: int) -> gr.Dropdown:
+        """The menu of whom to compare with, once another author is chosen."""
+        return gr.Dropdown(self.others(author), value=0 if other == author else other)
 
     def show(self, filters: Filters, number: int = 1) -> tuple[str, str]:
         """The list of questions on one page, and the first question of it."""
@@ -192,7 +205,26 @@ class _View:
         opened = rows[0]["n"] if rows else None
         other = None if filters.other is None else self.names[filters.other]
         question = "" if opened is None else self.question(opened, filters.other)
-        return self._head(filters, found, number, pages) + markup.listing(rows, opened, other), question
+        listing = markup.listing(rows, opened, other) if rows else markup.empty(self._why_nothing(filters))
+        return self._head(filters, found, number, pages) + listing, question
+
+    def _why_nothing(self, filters: Filters) -> str:
+        """Why no question is listed."""
+        author, other = filters.author, filters.other
+        if other is None or queries.have_common_questions(self.catalog, author, other):
+            return "No question matches these filters."
+        places = {number: ", ".join(queries.places_of(self.catalog, number)) for number in (author, other) if number}
+        if author is None:
+            return f"No other model answered a question of {self.names[other]} ({places[other]})."
+        reason = (
+            f"These two answered no question in common: {self.names[author]} answered {places[author]}, and "
+            f"{self.names[other]} {places[other]}."
+        )
+        if sum("train" in of_author for of_author in places.values()) == 1:
+            reason += (
+                " To compare a student with its teacher, let it answer training questions: md-trl eval --split train"
+            )
+        return reason
 
     def _head(self, filters: Filters, found: int, number: int, pages: int) -> str:
         turns = "".join(

@@ -124,7 +124,7 @@ def _from_where(filters: Filters) -> tuple[str, list[Any]]:
     if filters.other is not None:
         join = " JOIN rows o ON o.n = (SELECT min(n) FROM rows WHERE id = r.id AND author = ?)"
         values.append(filters.other)
-        parts.append(RELATIONS[filters.relation][1])
+        parts += ["r.author != o.author", RELATIONS[filters.relation][1]]
     for name in ("author", "task", "split", "agreement"):
         if (value := getattr(filters, name)) is not None:
             parts.append(f"r.{name} = ?")
@@ -191,6 +191,18 @@ def answered_by(catalog: Catalog, question_id: str) -> list[sqlite3.Row]:
             "SELECT r.*, a.name, a.source FROM rows r JOIN authors a USING (author) WHERE id = ? ORDER BY author, n"
         )
         return db.execute(query, (question_id,)).fetchall()
+
+
+def have_common_questions(catalog: Catalog, author: int | None, other: int) -> bool:
+    """Return whether an author, or any if it is `None`, answered a question that another one answered."""
+    return count(catalog, Filters(author=author, other=other)) > 0
+
+
+def places_of(catalog: Catalog, author: int) -> list[str]:
+    """Return the tasks and splits of the questions that an author answered, as in `svamp/test`."""
+    with catalog.connect() as db:
+        query = "SELECT DISTINCT task, split FROM rows WHERE author = ? ORDER BY 1, 2"
+        return ["/".join(filter(None, place)) or "questions without a split" for place in db.execute(query, (author,))]
 
 
 def row(catalog: Catalog, n: int) -> sqlite3.Row | None:
@@ -283,12 +295,12 @@ def histogram(catalog: Catalog, filters: Filters, column: str, bins: int = BINS)
 
 def correct_grid(catalog: Catalog, filters: Filters) -> tuple[int, list[list[int]]]:
     r"""
-    Count rows by their numbers of correct CoT (n1) and PoT thoughts (n2).
+    Count rows by their numbers of correct CoT (n1) and PoT thoughts (n2), if both paths were sampled.
 
     Returns:
         `tuple[int, list[list[int]]]`: How many numbers share a cell, and the count of rows by cell of n1 and of n2.
     """
-    query = "SELECT r.n_cot_correct, r.n_pot_correct, count(*) {rows} GROUP BY 1, 2"
+    query = "SELECT r.n_cot_correct, r.n_pot_correct, count(*) {rows} AND r.type IS NOT NULL GROUP BY 1, 2"
     found = [tuple(row) for row in _ask(catalog, query, filters)]
     largest = max((max(n1, n2) for n1, n2, _ in found), default=0)
     step = largest // GRID + 1

@@ -11,41 +11,27 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow
-from pyarrow.parquet import ParquetFile, ParquetWriter
+from pyarrow.parquet import ParquetFile
 
-from ..answers import answer_of_value, equal
+from ..answers import answer_of_value
 from ..dataset_card import read_metadata
 from ..errors import InputError
-from ..evaluation import EvaluationResult
 from ..execution import Executor, default_cache
 from ..judging import mark, read_answers
 from ..mixed_rows import chunks
 from ..mixing import mix_question
 from ..progress import progress_bar
 from ..records import PATHS, Question, QuestionType, Thought
-from ..report import load_results, with_distinct_names
 from ..sampling.ledger import Price
 from ..store import Selection, Store, open_store
 from .catalog import Catalog, Place
+from .results import add_results
+from .thought_files import GROUP_ROWS, RowWriter
 
 
 CHUNK = 5_000
 """Thoughts that are judged together: few enough that the progress bar moves."""
-GROUP_ROWS = 64
-"""Rows of one row group of the explorer's own files: few enough to read one of them at once."""
 _REQUIRED = ("id", "question", "answer", "type", *PATHS)
-
-_THOUGHTS = pyarrow.list_(
-    pyarrow.struct(
-        {"text": pyarrow.string(), "answer": pyarrow.string(), "correct": pyarrow.bool_(), "count": pyarrow.int32()}
-    )
-)
-_UNUSABLE = pyarrow.list_(
-    pyarrow.struct({"text": pyarrow.string(), "reason": pyarrow.string(), "count": pyarrow.int32()})
-)
-_OWN_SCHEMA = pyarrow.schema(
-    [(path, _THOUGHTS) for path in PATHS] + [(f"{path}_unusable", _UNUSABLE) for path in PATHS]
-)
 
 
 def add_dataset(catalog: Catalog, folder: str | Path, progress: bool = False) -> None:
@@ -89,7 +75,7 @@ def add_dataset(catalog: Catalog, folder: str | Path, progress: bool = False) ->
     if any(dropped.values()):
         what = ", ".join(f"{count:,} of {name}" for name, count in dropped.items() if count)
         catalog.add_note(
-            f"{folder.name}: without questions that neither path solves ({what}). The store has them (`--store`)."
+            f"{folder.name}: without questions that neither path solves ({what}). The store has them (--store)."
         )
 
 
@@ -118,7 +104,8 @@ def _dataset_rows(
                                     f"{file}: row {position} of row group {group} has no {name}. Mix the thoughts "
                                     "again, or fill in the value."
                                 )
-                        yield author, Place(number, group, position), {"task": task, "split": split} | row
+                        known = {"task": task, "split": split, "trainable": True}
+                        yield author, Place(number, group, position), known | row
                         position += 1
                     bar.update(batch.num_rows)
 
@@ -161,14 +148,14 @@ def add_store(
         if not authors:
             raise InputError(f"{file} has no CoT or PoT thoughts. Sample some with `md-trl sample --store {file}`.")
         questions = {question.id: question for question in store.questions.load()}
-        for name, model, settings in authors:
+        for name, model, params, settings in authors:
             selection = Selection(settings=settings, paths=PATHS)
-            author = catalog.add_author(name, str(file))
+            author = catalog.add_author(name, str(file), model, params)
             price = (prices or {}).get(model)
             total = sum(store.count_sampled(selection).values())
             with (
                 progress_bar(show=progress, total=total, desc=f"Judging {_printable(name)}", unit="question") as bar,
-                _RowWriter(catalog) as writer,
+                RowWriter(catalog) as writer,
             ):
                 for thoughts in chunks(store.iterate_thoughts(selection), chunk):
                     rows = []
@@ -180,13 +167,15 @@ def add_store(
                     bar.update(len(rows))
 
 
-def _authors_of_store(store: Store) -> list[tuple[str, str, list[int]]]:
-    """Name the authors of a store with their model and settings: the k-th CoT and PoT setting of a model belong
-    together, if they were sampled with the same parameters."""
+def _authors_of_store(store: Store) -> list[tuple[str, str, dict[str, Any], list[int]]]:
+    """Name the authors of a store with their model, parameters and settings: the k-th CoT and PoT setting of a model
+    belong together, if they were sampled with the same parameters."""
     by_path: dict[tuple[str, str], dict[str, dict[int, None]]] = defaultdict(lambda: {path: {} for path in PATHS})
+    params_of: dict[str, dict[str, Any]] = {}
     for row in store.status(Selection(paths=PATHS)):
         if row.thoughts:
             parameters = ", ".join(f"{name}={value}" for name, value in sorted(row.params.items()))
+            params_of[parameters] = row.params
             by_path[row.model, parameters][row.path][row.setting] = None
     authors = []
     for (model, parameters), settings in by_path.items():
@@ -200,7 +189,7 @@ def _authors_of_store(store: Store) -> list[tuple[str, str, list[int]]]:
             alike = sum(other[1] == parameters for other in same) > 1
             details = parameters if not alike else f"settings {', '.join(map(str, numbers))}"
             short = f"{short} ({details})"
-        named.append((short, model, numbers))
+        named.append((short, model, params_of[parameters], numbers))
     return named
 
 
@@ -229,6 +218,9 @@ def _judge(thoughts: list[Thought], questions: Mapping[str, Question], executor:
         question = questions[question_id]
         row = mix_question(question, of_path["cot"], of_path["pot"]).to_dict() | {"split": question.split}
         row["repeat"] = None  # it depends on the mixed questions of a split
+        row["trainable"] = question.split == "train"
+        if not (of_path["cot"] and of_path["pot"]):
+            row["type"] = None  # a path that was not sampled has not failed
         for path in PATHS:
             row[f"{path}_unusable"] = _unusable(of_path[path], results)
         yield row
@@ -261,74 +253,6 @@ def _usage(store: Store, question_id: str, settings: Iterable[int], price: Price
         "tokens": tokens[2] or None,
         "cost": price.cost(*tokens) if price is not None and any(tokens) else None,
     }
-
-
-def add_results(catalog: Catalog, folder: str | Path) -> None:
-    r"""
-    Add the answers of students to test questions. A result keeps answers, not texts.
-
-    Args:
-        catalog ([`~md_trl.explorer.catalog.Catalog`]):
-            Catalog to add to.
-        folder (`str` or [`~pathlib.Path`]):
-            Folder that `md-trl eval` wrote.
-
-    Raises:
-        `FileNotFoundError`: The folder has no results.
-        `InputError`: A file is not a result.
-    """
-    for result in with_distinct_names(load_results(folder)):
-        author = catalog.add_author(result.name, str(folder))
-        with _RowWriter(catalog) as writer:
-            catalog.add_rows([(author, writer.add(row), row) for row in _result_rows(result)])
-    catalog.add_note(f"{Path(folder).name}: answers without texts. The student's store has its thoughts (`--store`).")
-
-
-def _result_rows(result: EvaluationResult) -> Iterator[dict[str, Any]]:
-    for question in result.questions:
-        row: dict[str, Any] = {"id": question.id, "task": result.task, "split": result.split}
-        row |= {"answer": question.answer, "question": None, "tokens": question.tokens or None}
-        for path in PATHS:
-            answers: dict[str, dict[str, Any]] = {}
-            for answer in getattr(question, path):
-                if answer is not None:
-                    new = {"text": None, "answer": answer, "correct": equal(answer, question.answer), "count": 0}
-                    answers.setdefault(answer, new)["count"] += 1
-            row[path] = list(answers.values())
-            missing = sum(answer is None for answer in getattr(question, path))
-            row[f"{path}_unusable"] = [{"text": None, "reason": "no answer", "count": missing}] if missing else []
-        yield row
-
-
-class _RowWriter:
-    """Writes thoughts to a Parquet file of the explorer's own, in small row groups."""
-
-    def __init__(self, catalog: Catalog):
-        names = (catalog.folder / f"thoughts-{number}.parquet" for number in itertools.count())
-        file = next(name for name in names if not name.exists())
-        self._number = catalog.add_file(file)
-        self._writer = ParquetWriter(file, _OWN_SCHEMA)
-        self._group, self._rows = 0, []
-
-    def __enter__(self) -> _RowWriter:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.flush()
-        self._writer.close()
-
-    def add(self, row: Mapping[str, Any]) -> Place:
-        """Write the thoughts of a row, and return where they are."""
-        if len(self._rows) == GROUP_ROWS:
-            self.flush()
-        self._rows.append({name: row[name] for name in _OWN_SCHEMA.names})
-        return Place(self._number, self._group, len(self._rows) - 1)
-
-    def flush(self) -> None:
-        """Finish the row group."""
-        if self._rows:
-            self._writer.write_table(pyarrow.Table.from_pylist(self._rows, _OWN_SCHEMA))
-            self._group, self._rows = self._group + 1, []
 
 
 def read_sources(
