@@ -75,9 +75,12 @@ def is_ensemble(result: EvaluationResult) -> bool:
     return {"cot", "pot"} == set(result.settings)
 
 
-def is_part_of(student: EvaluationResult, other: EvaluationResult) -> bool:
-    """Return whether all answers of a student of one path are those of an ensemble, too."""
-    return is_ensemble(other) and student.model in other.model.split(" + ") and not student.has("joint")
+def share_answers(a: EvaluationResult, b: EvaluationResult) -> bool:
+    """Return whether one is an ensemble, and the other a student of one path that is a part of it."""
+    return any(
+        is_ensemble(pair) and student.model in pair.model.split(" + ") and not student.has("joint")
+        for pair, student in ((a, b), (b, a))
+    )
 
 
 @dataclass(frozen=True)

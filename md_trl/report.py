@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .comparison import Comparison, compare, ensemble, is_part_of, weights_suffix
+from .comparison import Comparison, compare, ensemble, share_answers, weights_suffix
 from .errors import InputError
 from .evaluation import FIGURE_NAMES, FIGURES, JOINT_ALL, LEGEND, THIRD_PATH_FIGURES, EvaluationResult
 from .intervals import share_interval
@@ -149,7 +149,7 @@ def compare_with(results: Sequence[EvaluationResult], baselines: Sequence[str]) 
             Names of students or ensembles.
 
     Returns:
-        `list[Comparison]`: Paired differences. Students are not compared with an ensemble that they are part of.
+        `list[Comparison]`: Paired differences. An ensemble is not compared with its parts.
 
     Raises:
         `ValueError`: A baseline is unknown.
@@ -159,7 +159,7 @@ def compare_with(results: Sequence[EvaluationResult], baselines: Sequence[str]) 
         for name in baselines
         for baseline in _named(name, results)
         for result in results
-        if _place(result) == _place(baseline) and result.name != baseline.name and not is_part_of(result, baseline)
+        if _place(result) == _place(baseline) and result.name != baseline.name and not share_answers(result, baseline)
     ]
     return [found for found in (compare(*pair) for pair in pairs) if found is not None]
 

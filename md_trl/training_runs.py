@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .comparison import Comparison, compare_seeds, is_ensemble, is_part_of, weights_suffix
+from .comparison import Comparison, compare_seeds, is_ensemble, share_answers, weights_suffix
 from .errors import InputError
 from .evaluation import FIGURE_NAMES, FIGURES, THIRD_PATH_FIGURES, EvaluationResult
 from .intervals import mean_interval
@@ -127,15 +127,15 @@ def compare_runs(runs: Sequence[TrainingRuns], baselines: Sequence[str]) -> list
             Names of kinds of students or of ensembles.
 
     Returns:
-        `list[Comparison]`: Paired differences. Kinds that share fewer than two seeds are left out, and
-            the parts of an ensemble.
+        `list[Comparison]`: Paired differences. Kinds that share fewer than two seeds are left out, and an
+            ensemble is not compared with its parts.
     """
     found = []
     for b in [run for name in baselines for run in runs if run.name == name]:
         of_seed = b.by_seed()
         for a in runs:
             pairs = [(result, of_seed[seed]) for seed, result in a.by_seed().items() if seed in of_seed]
-            if a is not b and len(pairs) > 1 and not is_part_of(*pairs[0]):
+            if a is not b and len(pairs) > 1 and not share_answers(*pairs[0]):
                 found += [compare_seeds(a.name, b.name, pairs, figure) for figure in FIGURES]
     return [comparison for comparison in found if comparison is not None]
 

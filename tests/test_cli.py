@@ -209,7 +209,7 @@ def test_debug_with_a_value_is_an_argument_of_the_training():
 def test_a_missing_extra_is_named(monkeypatch, capsys):
     error = ModuleNotFoundError("No module named 'starlette.routing'", name="starlette.routing")
     monkeypatch.setattr("md_trl.report.load_results", lambda folder: (_ for _ in ()).throw(error))
-    with pytest.raises(SystemExit, match=r"No module named .*pip install md_trl\[serve\]"):
+    with pytest.raises(SystemExit, match=r'No module named .*pip install "md_trl\[serve\]"'):
         main(["report", "--results", "r"])
 
 
@@ -449,10 +449,14 @@ def test_report_takes_ensembles_and_a_baseline(tmp_path, capsys):
     for path in ("cot", "pot"):
         questions = [QuestionResult(f"toy/test/{i}", "1", **{path: ["1", "2"]}) for i in range(4)]
         EvaluationResult(f"{path} student", "m", "toy", "test", {}, questions).save(tmp_path)
+    questions = [QuestionResult(f"toy/test/{i}", "1", cot=["2", "2"], pot=["1", "1"]) for i in range(4)]
+    EvaluationResult("md", "m", "toy", "test", {}, questions).save(tmp_path)
     main(["report", "--results", str(tmp_path), "--ensemble", "pair=cot student+pot student", "--baseline", "pair"])
-    assert "| cot student | pair | toy | CoT (N=2) | +0.0 | [+0.0, +0.0] |" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "| md | pair | toy | CoT w/ PoT (N=2) | -100.0 | [-100.0, -100.0] |" in printed
+    assert "| cot student | pair | toy |" not in printed
     students = json.loads((tmp_path / "report.json").read_text())["students"]
-    assert [student["name"] for student in students] == ["cot student", "pot student", "pair"]
+    assert [student["name"] for student in students] == ["cot student", "md", "pot student", "pair"]
 
 
 def test_a_recipe_trains_on_what_the_store_holds_now(tmp_path):

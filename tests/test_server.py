@@ -472,7 +472,7 @@ def test_a_port_in_use_and_a_missing_extra_are_named(monkeypatch):
     monkeypatch.delattr("md_trl.server.app")
     monkeypatch.setitem(sys.modules, "starlette.applications", None)
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    with pytest.raises(SystemExit, match=r"pip install md_trl\[serve\]"):
+    with pytest.raises(SystemExit, match=r'pip install "md_trl\[serve\]"'):
         main(["serve", "--model", "m"])
 
 

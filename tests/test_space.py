@@ -231,7 +231,7 @@ class TestFilesAndLines:
             ("a.jsonl", "[1]", "Line 1 is not an object with cot, pot and references"),
             ("a.jsonl", "", "There is no question to score"),
             ("a.jsonl", f'{{"cot": [{"9" * 5000}]}}', "Line 1 cannot be read: Exceeds the limit"),
-            ("a.jsonl", f'{{"cot": {"[" * 5000}', "recursion"),
+            ("a.jsonl", f'{{"cot": {"[" * 5000}', "recursion" if sys.version_info < (3, 12) else "is not valid JSON"),
             ("a.jsonl", b"\xff\xfe", "a.jsonl is not a text in UTF-8"),
             ("a.csv", "cot,pot,references\n5,5,5\n5,5\n", "Line 3 does not have the 3 cells that the header names"),
             ("a.csv", "cot,pot,references\n5,5,5,5\n", "Line 2 does not have the 3 cells that the header names"),

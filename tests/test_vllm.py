@@ -43,7 +43,7 @@ def test_not_installed(folder, monkeypatch):
     from md_trl.sampling.engines.vllm import VLLMEngine
 
     monkeypatch.setitem(sys.modules, "vllm", None)  # Another test may have imported the stand-in
-    with pytest.raises(ImportError, match=r"pip install md_trl\[vllm\].*--engine transformers"):
+    with pytest.raises(ImportError, match=r'pip install "md_trl\[vllm\]".*--engine transformers'):
         VLLMEngine(folder)
 
 

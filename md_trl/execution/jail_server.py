@@ -44,7 +44,8 @@ _USER_NAMESPACE = 0x10000000
 _MODULES = (
     "abc array ast bisect calendar cmath collections collections.abc copy csv dataclasses datetime decimal enum "
     "fractions functools hashlib heapq inspect itertools json math numbers operator pprint random re statistics "
-    "string textwrap time timeit traceback typing unicodedata uuid warnings zoneinfo"
+    "string textwrap time timeit traceback typing unicodedata uuid warnings zoneinfo "
+    "_pylong"  # Python 3.12 and newer load it to convert large integers
 ).split()
 _SCIENTIFIC = (
     "numpy numpy.linalg numpy.fft numpy.random numpy.polynomial "

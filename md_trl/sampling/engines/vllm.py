@@ -68,12 +68,12 @@ class VLLMEngine:
                 "`--engine transformers`."
             ) from error
         check_at_least_one("batch_size", batch_size)
-        check_student(model)
         if (Path(model) / "adapter_config.json").exists():
             raise InputError(
                 f"{model} is an adapter, which the engine `vllm` does not load. Merge it "
                 "(`AutoPeftModelForCausalLM.from_pretrained(...).merge_and_unload()`), or use `--engine transformers`."
             )
+        check_student(model)
         self._llm = LLM(model=model, enable_prefix_caching=True, logprobs_mode="raw_logprobs", **llm_kwargs)
         self.model = model_name(model)
         self.student_settings = read_student_settings(model)
