@@ -212,7 +212,10 @@ LOOPS = {
     "huge shift": ("answer = 1 << 10 ** 12", ("memory", REFUSED)),
     "huge factorial": ("import math\nanswer = math.factorial(10 ** 7)", ("timeout", "memory")),
     "modular power": ("answer = pow(3, 10 ** 400000, 10 ** 4000 + 1)", "timeout"),
-    "digits": ("import sys\nsys.set_int_max_str_digits(0)\nanswer = len(str(1 << 10 ** 7))", "timeout"),
+    "digits": (
+        "import sys\nsys.set_int_max_str_digits(0)\nanswer = len(str(1 << 10 ** 7))",
+        ("timeout", "ok"),
+    ),  # Python 3.12 and newer are fast
     "regular expression": ("import re\nanswer = bool(re.match('(a+)+$', 'a' * 50 + 'b'))", "timeout"),
     "sorting by a trap": (
         "class A:\n    def __lt__(self, other):\n        while True:\n            pass\nanswer = sorted([A(), A()])",
