@@ -5,13 +5,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .curves import mean_curve
 from .evaluation import FIGURE_NAMES, JOINT_ALL, THIRD_PATH_FIGURES, EvaluationResult
 from .records import ALL_PATHS, COT_POT, LABEL, PATHS
 from .student_tables import ENSEMBLE, Row, StudentTable
 from .training_runs import TrainingRuns, training_runs
+
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 MAX_COLUMNS = 4
@@ -84,11 +88,20 @@ def panels(
 
 
 def save(pyplot, figure, files: Sequence[str | Path]) -> None:
-    """Write a figure to files and close it. The extension of each file is its format."""
-    for file in files:
-        figure.savefig(file, dpi=150)
-        figure.set_layout_engine("none")  # The next file has the same layout
+    """Write a figure to files and close it, see [`write_figure`]."""
+    write_figure(figure, files)
     pyplot.close(figure)
+
+
+def write_figure(figure: Figure, files: Sequence[str | Path]) -> None:
+    """Write a figure to files. The extension of each is its format. The same figure gives the same files."""
+    import matplotlib
+
+    for file in files:
+        metadata = {"Date": None} if Path(file).suffix == ".svg" else None
+        with matplotlib.rc_context({"svg.hashsalt": "md_trl"}):
+            figure.savefig(file, dpi=150, metadata=metadata)
+        figure.set_layout_engine("none")  # The next file has the same layout
 
 
 def common_legend(figure, axes) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from .evaluation import EvaluationResult
 from .intervals import mean_interval
+from .plots import write_figure
 from .training_runs import split_seed
 
 
@@ -77,8 +78,7 @@ def plot_rounds(results: Sequence[EvaluationResult], files: Sequence[str | Path]
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
     axes[0].set_ylabel("accuracy (%)")
-    for file in files:
-        figure.savefig(file, dpi=150)
+    write_figure(figure, files)
     return True
 
 
