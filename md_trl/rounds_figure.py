@@ -71,8 +71,9 @@ def plot_rounds(results: Sequence[EvaluationResult], files: Sequence[str | Path]
                 mean, low, high = zip(*points.values(), strict=True)
                 axis.plot(list(points), mean, label=label, color=color, marker=marker, markersize=4, linewidth=1.4)
                 axis.fill_between(list(points), low, high, color=color, alpha=0.12, linewidth=0)
-        seeds = max(map(len, rounds.values()))
-        axis.set_title(f"{name}\n{task}/{split}" + (f", {seeds} seeds" if seeds > 1 else ""), fontsize=9, wrap=True)
+        fewest, most = (of(map(len, rounds.values())) for of in (min, max))
+        seeds = f"{most} seeds" if fewest == most else f"{fewest} to {most} seeds"
+        axis.set_title(f"{name}\n{task}/{split}" + (f", {seeds}" if most > 1 else ""), fontsize=9, wrap=True)
         axis.set_xlabel("round")
         axis.set_xticks(list(rounds))
         axis.grid(alpha=0.3)
