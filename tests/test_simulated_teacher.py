@@ -107,6 +107,7 @@ def test_a_text_depends_on_question_trigger_seed_index_and_temperature_alone(cli
     assert len(drawn) == 3
 
 
+@pytest.mark.slow
 def test_greedy_is_one_text_and_right_where_that_is_more_probable_than_any_mistake(client):
     for path in TRIGGERS:
         greedy = {text for seed in range(3) for text in texts(ask(client, path=path, n=5, temperature=0, seed=seed))}
@@ -285,6 +286,7 @@ def test_every_thought_is_what_it_claims_to_be(seed):
     assert verified.keys() | {"all_but", "in_all"} == WORDINGS.keys() == {kind.name for kind in KINDS}
 
 
+@pytest.mark.slow
 def test_the_documented_chances_hold_in_every_family_and_on_both_paths():
     right = defaultdict(list)
     for question in load("train", size=2000):

@@ -57,6 +57,7 @@ def test_noise_changes_few_tokens():
     assert (inverted[0] != inverted[1]).double().mean() > 5 * bound
 
 
+@pytest.mark.slow
 def test_thoughts_in_float32_hardly_depend_on_the_batch():
     """At most 0.1% of the thoughts, as docs/sampling.md says."""
 
