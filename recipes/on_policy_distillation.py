@@ -34,7 +34,7 @@ from md_trl.prompts import SETTINGS_FILE, encode, read_student_settings, student
 from md_trl.student_folder import replace_card
 from md_trl.tasks import load_questions
 from md_trl.trainer import MDTrainer
-from md_trl.trainer.model_card import GITIGNORE, hub_id
+from md_trl.trainer.model_card import gitignore, hub_id
 from md_trl.trainer.student_settings import write_student_settings
 from md_trl.validation import VALIDATION_FILE, select_held_out
 
@@ -110,7 +110,7 @@ def save(trainer: DistillationTrainer, args: argparse.Namespace, asked: dict[str
         versions={name: version(name) for name in ("md_trl", "trl", "transformers", "torch", "datasets", "peft")},
     )
     replace_card(args.output, str(card))
-    (args.output / ".gitignore").write_text(GITIGNORE)
+    (args.output / ".gitignore").write_text(gitignore(config))
 
 
 def main() -> None:

@@ -11,11 +11,13 @@ from huggingface_hub._eval_results import parse_eval_result_entries
 from servers.hub import running_hub
 from test_hub_server import client
 
+from md_trl import MDConfig
 from md_trl.errors import InputError
 from md_trl.evaluation import EvaluationResult, QuestionResult
 from md_trl.prompts import read_student_settings
 from md_trl.student_folder import replace_card, weights_digest, write_evaluation
 from md_trl.student_results import evaluation_section, push_results, write_results
+from md_trl.trainer.model_card import gitignore
 
 
 PREPARE = f"""
@@ -225,3 +227,9 @@ def test_nothing_to_write(student, tmp_path):
         write_results(student, [])
     with pytest.raises(InputError, match="has no README.md"):
         push_results(tmp_path / "nowhere", [result()], "md/s")
+
+
+@pytest.mark.parametrize(("strategy", "uploaded"), [("every_save", False), ("all_checkpoints", True)])
+def test_checkpoints_are_uploaded_only_if_all_of_them_are_asked_for(strategy, uploaded):
+    lines = gitignore(MDConfig("out", use_cpu=True, hub_strategy=strategy)).splitlines()
+    assert ("checkpoint-*/" not in lines) == uploaded and "training_args.bin" in lines

@@ -78,8 +78,10 @@ def mix_refined(
     row = next((row for row in candidates if row.type != QuestionType.NEITHER), candidates[0])
     learned, counts = {}, {"teacher": 0, "own": 0}
     for path in PATHS:
-        own = [*student.get(path, ()), *earlier.get(path, ())]
-        own = [thought for thought in own if thought.correct and (path != "pot" or can_write(thought.text))]
+        own = [thought for thought in (*student.get(path, ()), *earlier.get(path, ())) if thought.correct]
+        if path == "pot":
+            written = {text for text in {thought.text for thought in own} if can_write(text)}
+            own = [thought for thought in own if thought.text in written]
         of_teacher, of_student = choose(teacher.get(path, ()), own, path, own_share, per_path)
         learned[path] = [*of_teacher, *of_student]
         counts["teacher"] += len(of_teacher)

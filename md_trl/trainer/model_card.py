@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers import TrainerState
+from transformers.trainer_utils import HubStrategy
 
 from ..mixing import SOLVED_BY
 from ..records import PATHS_AND_LABEL
@@ -33,6 +34,11 @@ training_args.bin
 /results/
 """
 """What is not uploaded from a student's folder. The Hub obeys the `.gitignore` of a commit."""
+
+
+def gitignore(args: MDConfig) -> str:
+    """Return the `.gitignore` of a student's folder, without checkpoints if `hub_strategy` asks for all of them."""
+    return GITIGNORE.replace("checkpoint-*/\n", "") if args.hub_strategy == HubStrategy.ALL_CHECKPOINTS else GITIGNORE
 
 
 def hub_id(name: str | None) -> str | None:

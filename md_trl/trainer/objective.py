@@ -21,7 +21,7 @@ from .evaluation_callback import EvaluationCallback
 from .lm_head import EdgeScorer, EdgeScores
 from .logged_totals import RunningTotals, Totals
 from .md_config import MDConfig
-from .model_card import GITIGNORE, hub_id, student_card
+from .model_card import gitignore, hub_id, student_card
 from .preprocessing import prepare_questions, tokenize_completions
 from .quantized import keep_trainable
 from .student_settings import student_settings, write_student_settings
@@ -196,7 +196,7 @@ class MixedObjective(QuestionLoading):
     def _save_card(self, folder: Path, card: ModelCard, same_weights: bool = True) -> None:
         replace_card(folder, str(card), same_weights)
         if not (folder / ".gitignore").exists():
-            (folder / ".gitignore").write_text(GITIGNORE)
+            (folder / ".gitignore").write_text(gitignore(self.args))
 
     def _student_settings(self) -> dict[str, Any]:
         return student_settings(self.train_dataset, self.args.objective)

@@ -37,17 +37,19 @@ def main() -> None:
         pooled += pairs
     print("\n| confidence at least | coverage | precision |\n| ---: | ---: | ---: |")
     for threshold in THRESHOLDS:
-        chosen = [right for label, right in pooled if label is not None and label.confidence >= threshold]
-        precision = f"{sum(chosen) / len(chosen):.1%}" if chosen else ""
-        print(f"| {threshold:.1f} | {len(chosen) / len(pooled):.1%} | {precision} |")
+        print(f"| {threshold:.1f} | {labelled(pooled, threshold)} |")
 
 
 def row(name: str, threshold: float | None, pairs: list, accuracy: float) -> str:
-    if threshold is None:
-        return f"| {name} | none | {len(pairs)} | 0.0% | | {accuracy:.1%} |"
+    shown, cells = ("none", "0.0% | ") if threshold is None else (f"{threshold:.2f}", labelled(pairs, threshold))
+    return f"| {name} | {shown} | {len(pairs)} | {cells} | {accuracy:.1%} |"
+
+
+def labelled(pairs: list, threshold: float) -> str:
+    """Share of the questions that get a label, and share of right labels if there are any."""
     chosen = [right for label, right in pairs if label is not None and label.confidence >= threshold]
-    coverage, precision = len(chosen) / len(pairs), sum(chosen) / len(chosen)
-    return f"| {name} | {threshold:.2f} | {len(pairs)} | {coverage:.1%} | {precision:.1%} | {accuracy:.1%} |"
+    precision = f"{sum(chosen) / len(chosen):.1%}" if chosen else ""
+    return f"{len(chosen) / len(pairs):.1%} | {precision}"
 
 
 if __name__ == "__main__":
