@@ -1,3 +1,4 @@
+import gc
 import os
 import signal
 from pathlib import Path
@@ -17,6 +18,14 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Tests do not assert on wall time, since a busy machine may be slow once.
 settings.register_profile("md_trl", deadline=None)
 settings.load_profile("md_trl")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _keep_garbage_collections_short():
+    """Trainers collect garbage explicitly, which takes a second if all that earlier tests have imported is searched."""
+    gc.collect()
+    gc.freeze()
+
 
 SHARED = Path(__file__).parents[2] / "shared"
 """Folder beside the checkout with original data files, which the repository does not contain."""

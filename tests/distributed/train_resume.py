@@ -1,4 +1,4 @@
-"""Run by `test_distributed.py`: train 10 steps, or get killed after 5, or resume for the other 5."""
+"""Run by `test_distributed.py`: train 10 steps; get killed after 5; resume for the other 5. Each in its own process."""
 
 import os
 import signal
@@ -65,16 +65,15 @@ def train(student: str, mode: str, output: str) -> None:
     torch.save({"logs": logs, "weights": trainer.model.state_dict()}, f"{output}/result.pt")
 
 
-def main(mode: str, output: str) -> None:
+def main(folder: str) -> None:
     for student in STUDENTS:
-        if mode != "killed":
-            train(student, mode, f"{output}/{student}")
-        elif (child := os.fork()) == 0:
-            train(student, mode, f"{output}/{student}")
-            os._exit(0)
-        else:
+        for mode, output in (("whole", "whole"), ("killed", "parts"), ("resumed", "parts")):
+            if (child := os.fork()) == 0:
+                train(student, mode, f"{folder}/{output}/{student}")
+                os._exit(0)
             _, status = os.waitpid(child, 0)
-            assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, f"{student} was not killed"
+            expected = -signal.SIGKILL if mode == "killed" else 0
+            assert os.waitstatus_to_exitcode(status) == expected, f"{student}, {mode}: {status}"
 
 
 if __name__ == "__main__":
