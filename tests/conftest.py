@@ -22,7 +22,7 @@ settings.load_profile("md_trl")
 
 @pytest.fixture(scope="module", autouse=True)
 def _keep_garbage_collections_short():
-    """Trainers collect garbage explicitly, which takes a second if all that earlier tests have imported is searched."""
+    """Trainers collect garbage, which takes a second if all that earlier tests have imported is searched."""
     gc.collect()
     gc.freeze()
 

@@ -1,4 +1,4 @@
-"""Run by `test_distributed.py`: train 10 steps; get killed after 5; resume for the other 5. Each in its own process."""
+"""Run by `test_distributed.py`: train 10 steps; get killed after 5; resume for the other 5. Each is a process."""
 
 import os
 import signal
