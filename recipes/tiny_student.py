@@ -32,6 +32,7 @@ PIECES = 2000
 def read_texts(dataset: Path | None, task: str | None) -> tuple[list[str], bool]:
     """All that a student is to read and to write, and whether its words are those of the test questions, too."""
     from md_trl.prompts import student_prompt
+    from md_trl.records import ALL_PATHS, COT_POT, PATHS_AND_LABEL
     from md_trl.tasks import load_questions, task_name
     from md_trl.training_rows import load_mixed_rows, mixed_tasks
 
@@ -39,9 +40,10 @@ def read_texts(dataset: Path | None, task: str | None) -> tuple[list[str], bool]
         rows = [{"question": q.question, "answer": q.answer} for q in load_questions(task, "train")]
     else:
         rows = load_mixed_rows(dataset, mixed_tasks(dataset) if task is None else task_name(task))
-    texts = [student_prompt(row["question"], path) for row in rows for path in ("cot", "pot", "label")]
-    thoughts = [thought for row in rows for path in ("cot", "pot") for thought in row.get(path) or ()]
-    texts += [thought if isinstance(thought, str) else thought["text"] for thought in thoughts]
+    thoughts = {path: [thought for row in rows for thought in row.get(path) or ()] for path in ALL_PATHS}
+    paths = [path for path in PATHS_AND_LABEL if path != COT_POT or thoughts[path]]
+    texts = [student_prompt(row["question"], path) for row in rows for path in paths]
+    texts += [t if isinstance(t, str) else t["text"] for of_path in thoughts.values() for t in of_path]
     texts += ["\n" + row["answer"] for row in rows if row.get("answer")]
     return texts, all(row.get("task") == "stories" for row in rows)
 

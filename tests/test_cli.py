@@ -78,6 +78,14 @@ def test_every_verb_explains_itself_on_one_screen(capsys, monkeypatch, verb):
     assert out.count("\n") <= 50 and max(map(len, out.splitlines())) <= 80
 
 
+@pytest.mark.parametrize("verb", ["sample", "eval", "serve"])
+def test_help_says_which_model_is_asked_and_where(capsys, verb):
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    out = capsys.readouterr().out
+    assert all(f"  --{name} " in out for name in ("model", "engine", "base_url"))
+
+
 @pytest.mark.parametrize("option", ["--help-all", "--help_all"])
 def test_help_all_describes_every_field_in_full(capsys, option):
     from md_trl.cli.sample import SampleArguments

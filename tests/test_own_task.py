@@ -589,6 +589,22 @@ def test_the_tiny_student_of_stories_has_a_token_for_each_number(tmp_path):
     assert tokenizer.tokenize("answer = 124")[-1] == tokenizer.unk_token
 
 
+def test_the_tiny_student_of_stories_can_write_plans_and_programs(tmp_path):
+    from md_trl.prompts import student_prompt
+
+    plan = "Add them: 1 + 2 = 3.\n```python\nanswer = 1 + 2\n```"
+    row = {"task": "stories", "question": "Ann has 1 pen and buys 2. How many?", "answer": "3"}
+    row |= {"type": 3, "lambda": 0.5, "repeat": 1, "cot": ["The answer is 3."], "pot": ["answer = 1 + 2"]}
+    for name, columns in (("two", {}), ("three", {"cot_pot": [plan]})):
+        parquet.write_table(pyarrow.Table.from_pylist([row | columns]), tmp_path / f"{name}.parquet")
+        tiny_student("--dataset", tmp_path / f"{name}.parquet", "--output", tmp_path / name)
+    two, three = (AutoTokenizer.from_pretrained(tmp_path / name) for name in ("two", "three"))
+    text = student_prompt(row["question"], "cot_pot") + plan
+    assert three.decode(three(text)["input_ids"]) == text
+    # Without a third path, nothing of it is in the vocabulary
+    assert "`" in three.get_vocab() and "`" not in two.get_vocab() and " write" not in two.get_vocab()
+
+
 def test_the_tiny_student_says_what_it_lacks(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):

@@ -10,6 +10,7 @@ from ..prompts import FEW_SHOT_PROMPTS
 from ..records import PATHS, STUDENT_MAX_TOKENS, STUDENT_THOUGHTS, SamplingParams
 from ..stopping import RULES
 from .engine_arguments import ENGINES, EngineArguments, make_engine
+from .engine_arguments import SHOWN as SHOWN  # read by `md_trl.cli`
 
 
 if TYPE_CHECKING:

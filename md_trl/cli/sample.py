@@ -19,6 +19,7 @@ from ..sampling.ledger import Ledger, read_prices
 from ..sampling.shards import take_shard
 from ..store import Store
 from ..tasks import load_questions
+from .engine_arguments import SHOWN as SHOWN  # read by `md_trl.cli`
 from .engine_arguments import EngineArguments, make_engine
 
 

@@ -12,6 +12,7 @@ from ..errors import InputError, UsageError
 from ..records import STUDENT_MAX_TOKENS, SamplingParams
 from ..stopping import BUDGET, RULES
 from .engine_arguments import ENGINES, EngineArguments, make_engine
+from .engine_arguments import SHOWN as SHOWN  # read by `md_trl.cli`
 
 
 if TYPE_CHECKING:
