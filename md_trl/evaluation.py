@@ -18,7 +18,7 @@ from .answers import equal
 from .errors import InputError
 from .mixing import type_of
 from .records import ALL_PATHS, COT_POT, LABEL, PATHS, PATHS_AND_LABEL, PROGRAM_PATHS, Question, QuestionType, Thought
-from .voting import VoteWeights, majority, score, vote, vote_two
+from .voting import VoteWeights, majority, score, usable, vote, vote_two
 
 
 JOINT_ALL = "joint_all"
@@ -164,7 +164,7 @@ class EvaluationResult:
             paths = len(PATHS_OF[figure])
             return max(self.n // paths, 1) * paths
         if figure == "n2":
-            used = (q.pot[:1] if q.pot[:1] not in ([], [None]) else q.pot[:1] + q.cot[:1] for q in self.questions)
+            used = (q.pot[:1] if usable(q.pot[:1]) else q.pot[:1] + q.cot[:1] for q in self.questions)
             return sum(map(len, used)) / len(self.questions)
         return 1 if figure == LABEL else self.n
 
@@ -315,15 +315,25 @@ class EvaluationResult:
             `ValueError`: The file is not a result.
         """
         try:
-            return cls.from_dict(json.loads(Path(file).read_text(encoding="utf-8")))
+            result = cls.from_dict(json.loads(Path(file).read_text(encoding="utf-8")))
         except json.JSONDecodeError as error:
             raise InputError(
                 f"{file} is not valid JSON (line {error.lineno}: {error.msg}). Delete it, or run the evaluation again."
             ) from None
-        except (AttributeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        except InputError:
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise InputError(
                 f"{file} is not a result of `md-trl eval`. Move it elsewhere, or run the evaluation again."
             ) from error
+        for question in result.questions:
+            for path in PATHS_AND_LABEL:
+                if not isinstance(answers := getattr(question, path), list):
+                    raise InputError(
+                        f"{file}: `{path}` of the question {question.id!r} is {answers!r:.80}, expected a list of "
+                        "answers. Correct it, or run the evaluation again."
+                    )
+        return result
 
 
 def voters(

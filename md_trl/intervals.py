@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from statistics import NormalDist
 
 from .errors import InputError
@@ -41,8 +42,10 @@ def bootstrap_interval(
     """
     import numpy  # Loaded here so that `md_trl.voting`, which imports this module, stays light
 
-    if isinstance(resamples, bool) or resamples < 1:
-        raise InputError(f"A bootstrap needs at least 1 resample, got {resamples!r}. Pass {RESAMPLES} for example.")
+    if isinstance(resamples, bool) or not isinstance(resamples, Integral) or resamples < 1:
+        raise InputError(
+            f"A bootstrap needs a whole number of resamples, at least 1, got {resamples!r}. Pass {RESAMPLES}, say."
+        )
     if not 0 < confidence_level < 1:
         raise InputError(f"confidence_level must lie between 0 and 1, got {confidence_level!r}. Pass 0.95 for 95%.")
     # How often each distinct value is drawn is multinomial, which needs no array of resampled questions.

@@ -172,6 +172,8 @@ def _read_generations(given: dict[str, list], run_programs: bool) -> dict[str, l
 def _listed(values: Any, place: str) -> Sequence[Any]:
     if isinstance(values, list | tuple):
         return values
+    if hasattr(values, "to_pylist"):  # an array of Arrow
+        return values.to_pylist()
     if isinstance(values, str | dict) or not isinstance(values, Iterable):
         raise InputError(f"{place} is {values!r}, but must be a list of answers, for example ['5', '6'].")
     return list(values)

@@ -48,6 +48,8 @@ CANONICAL = [
     # plain numbers
     ("5", "5"),
     ("007", "7"),
+    ("٣٫٥", "3.50"),
+    ("٣٬٠٠٠", "3000"),
     ("+5", "5"),
     ("-7", "-7"),
     ("٣", "3"),
@@ -226,6 +228,7 @@ CANONICAL = [
 STRICT = [
     ("The answer is $5.00 per apple.", "5"),
     ("The answer is Rs. 500.", "500"),
+    ("The answer is No. 5.", "no 5"),
     ("The answer is ５.", "5"),
     ("The answer is 3.5.", "3.50"),
     ("The answer is 1,234.", "1234"),

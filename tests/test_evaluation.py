@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from md_trl.comparison import bootstrap_interval, compare, ensemble
+from md_trl.errors import InputError
 from md_trl.evaluation import EvaluationResult, QuestionResult, collect_answers
 from md_trl.records import Question, QuestionType, Thought
 from md_trl.report import (
@@ -137,12 +138,30 @@ def test_an_ensemble_votes_with_the_cot_of_one_student_and_the_pot_of_the_other(
 
 def test_the_n2_rule_of_questions_without_a_program_or_a_chain_of_thought():
     """A question may have no thoughts of a path."""
-    answers = [(["1"], ["2"]), (["1"], []), ([], ["1"]), ([], [None]), (["1"], [None]), ([], [])]
+    answers = [(["1"], ["2"]), (["1"], []), ([], ["1"]), ([], [None]), (["1"], [None]), ([], []), (["1"], [""])]
     questions = [QuestionResult(f"q{i}", "1", cot, pot) for i, (cot, pot) in enumerate(answers)]
     result = EvaluationResult("md", "m", "toy", "test", {}, questions)
-    assert result.correct("n2") == [False, True, True, False, True, False]
-    assert result.votes("n2") == (1 + 1 + 1 + 1 + 2 + 0) / 6
-    assert result.figures()["n2"] == {"accuracy": 0.5, "mean_samples": 1}
+    assert result.correct("n2") == [False, True, True, False, True, False, True]
+    assert result.votes("n2") == (1 + 1 + 1 + 1 + 2 + 0 + 2) / 7
+    assert result.figures()["n2"] == {"accuracy": 4 / 7, "mean_samples": 8 / 7}
+
+
+def test_a_file_that_is_no_result_is_named(tmp_path):
+    good = EvaluationResult("md", "m", "toy", "test", {}, [QuestionResult("q0", "1", ["1"], ["2"])]).to_dict()
+    for content, message in (
+        (
+            json.dumps(good | {"questions": [good["questions"][0] | {"cot": None}]}),
+            "`cot` of the question 'q0' is None",
+        ),
+        (json.dumps(good | {"questions": [good["questions"][0] | {"pot": "2"}]}), "`pot` of the question 'q0' is '2'"),
+        (json.dumps(good | {"questions": []}), "There are no questions"),
+        ("[" * 100_000, "is not a result of `md-trl eval`"),
+        ("1" * 5_000, "is not a result of `md-trl eval`"),
+        ("{", "is not valid JSON"),
+    ):
+        (tmp_path / "r.json").write_text(content)
+        with pytest.raises(InputError, match=message):
+            EvaluationResult.load(tmp_path / "r.json")
 
 
 def test_intervals_cover_the_truth_as_often_as_they_say():

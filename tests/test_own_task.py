@@ -579,6 +579,14 @@ def test_a_task_of_ones_own_needs_no_download_with_the_tiny_student(tmp_path, mo
     assert "4 thoughts" in md_trl("sample", *sampling, "--limit", 2, "--n", 1, "--max_tokens", 4, "--store", "o.db")
 
 
+def test_integers_of_any_length_stay_exact(tmp_path):
+    row = '{"question": "a", "answer": ' + "7" * 5_000 + "}"
+    for name, text in (("long.jsonl", row), ("long.json", f"[{row}]")):
+        (tmp_path / name).write_text(text)
+        [question] = own_file.load(tmp_path / name)
+        assert question.answer == "7" * 5_000
+
+
 def test_the_tiny_student_of_stories_has_a_token_for_each_number(tmp_path):
     row = {"task": "stories", "question": "Ann has 123 pens. How many?", "answer": "123"}
     row |= {"type": 3, "lambda": 0.5, "repeat": 1, "cot": ["The answer is 123."], "pot": ["answer = 123"]}

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import random
 import re
 import sqlite3
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from md_trl.answers import NO_ANSWER, canonical
 from md_trl.errors import InputError
 from md_trl.records import Choice, Question, SamplingParams, Thought
 from md_trl.store import Claim, Granted, Selection, Store
@@ -482,8 +484,8 @@ USAGES = st.fixed_dictionaries(
 
 
 @given(
-    answers=st.lists(TEXTS.filter(str.strip), min_size=3, max_size=3),
-    texts=st.lists(TEXTS, min_size=3, max_size=3),
+    answers=st.lists(TEXTS.filter(lambda text: canonical(text) not in NO_ANSWER), min_size=3, max_size=3),
+    texts=st.lists(TEXTS.filter(str.strip), min_size=3, max_size=3),
     sampled=st.lists(
         st.tuples(
             st.integers(0, 2),
@@ -714,6 +716,8 @@ GOOD = {"task": "svamp", "id": "svamp/train/q-0", "path": "cot", "text": "a"}
         ({**GOOD, "id": "svamp/train/nobody", "gold": "1"}, "unknown question id.*question"),
         ({**GOOD, "id": "nobody", "question": "What?", "gold": "1"}, "'nobody'. Write it as `svamp/SPLIT/NAME`"),
         ({**GOOD, "id": "asdiv/train/1", "question": "What?", "gold": "1"}, "'asdiv/train/1'. Write it as `svamp/"),
+        ({**GOOD, "id": "svamp/train/nobody", "question": "What?", "gold": "..."}, "unknown question id.*gold"),
+        ({"task": "svamp", "path": "cot", "text": "a", "question": " ", "gold": "5"}, "'question' is empty"),
         ({**GOOD, "task": "gsm8k"}, "is a question of svamp, not of gsm8k"),
         ({**GOOD, "question": "Another?"}, "is 'How much is 0 plus one\\?' in the store, not 'Another\\?'"),
         (
@@ -757,6 +761,35 @@ def test_parquet_written_by_other_tools(store, tmp_path):
     (tmp_path / "no.parquet").write_text("{}")
     with pytest.raises(ValueError, match="no.parquet is not a Parquet file"):
         store.import_thoughts(tmp_path / "no.parquet")
+
+
+def test_what_arrow_fills_with_null_is_left_out(store, tmp_path):
+    import pyarrow
+    from pyarrow.parquet import write_table
+
+    rows = [GOOD | {"usage": {f"{kind}_tokens": 5}, "params": {kind: 0.5}} for kind in ("prompt", "completion")]
+    rows[0]["params"], rows[1]["params"] = {"temperature": 0.5}, {"top_p": 0.5}
+    write_table(pyarrow.Table.from_pylist(rows), tmp_path / "t.parquet")
+    assert store.import_thoughts(tmp_path / "t.parquet").thoughts == 2
+    # A missing gold answer is nan in a column of floats
+    new = {"task": "svamp", "path": "cot", "text": "a", "question": "Another?", "gold": float("nan")}
+    write_table(pyarrow.Table.from_pylist([new]), tmp_path / "nan.parquet")
+    with pytest.raises(ValueError, match="no question of svamp.*'Another\\?'.*gold"):
+        store.import_thoughts(tmp_path / "nan.parquet")
+
+
+def test_a_damaged_parquet_file_is_named(store, tmp_path):
+    import pyarrow
+    from pyarrow.parquet import write_table
+
+    rows = [GOOD | {"text": f"thought {i} " + random.Random(i).randbytes(20).hex()} for i in range(2_000)]
+    write_table(pyarrow.Table.from_pylist(rows), tmp_path / "t.parquet")
+    content = bytearray((tmp_path / "t.parquet").read_bytes())
+    middle = len(content) // 3
+    content[middle : middle + 2_000] = bytes(2_000)
+    (tmp_path / "t.parquet").write_bytes(content)
+    with pytest.raises(ValueError, match="t.parquet cannot be read after row 0.*It is damaged"):
+        store.import_thoughts(tmp_path / "t.parquet")
 
 
 def test_import_ignores_blank_lines_and_a_byte_order_mark(store, tmp_path):

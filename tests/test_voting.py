@@ -305,7 +305,9 @@ class TestScore:
     @pytest.mark.parametrize(
         ("option", "error"),
         [
-            ({"bootstrap": -1}, "at least 1 resample, got -1"),
+            ({"bootstrap": -1}, "at least 1, got -1"),
+            ({"bootstrap": 2.5}, "a whole number of resamples, at least 1, got 2.5"),
+            ({"cot_weights": [0.5]}, r"cot_weights\[0\] is 0.5, but must be a list of weights"),
             ({"bootstrap": 9, "confidence_level": 95}, "between 0 and 1, got 95"),
             ({"tie_break": "random"}, "tie_break is 'random'"),
         ],

@@ -54,6 +54,7 @@ def canonical(value: Any) -> str:
     ```
     """
     if isinstance(value, str):
+        value = str(value)  # NumPy has a type of its own for texts
         return _cached(value) if len(value) <= _CACHED_CHARS else _canonical_text(value)
     if value is None:
         return ""

@@ -30,7 +30,7 @@ _ASIDE = re.compile(
     r",\s+(?!and\s+[\W]?\d|\d|[-$€£]\s?\d)|\s+(?:because|since|which|as we|so that)\b|;?\s+(?:therefore|hence|thus)\b",
     re.IGNORECASE,
 )
-_FIRST_TRUTH = re.compile(r"(yes|no|true|false)\b(?=\s*(?:[,.;:!(-]|$))", re.IGNORECASE)
+_FIRST_TRUTH = re.compile(r"(yes|no(?!\.\s*\d)|true|false)\b(?=\s*(?:[,.;:!(-]|$))", re.IGNORECASE)
 _LAST_TRUTH = re.compile(
     r"(?:^|[\n.,;:!*\"']\s{0,3}|\b(?:so|therefore|thus|hence|say|is)\s{1,3})(?P<truth>yes|no|true|false)\b"
     r"(?=\s*(?:[,.;:!*\"']|$))",

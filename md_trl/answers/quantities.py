@@ -10,7 +10,7 @@ import re
 from decimal import Decimal
 from fractions import Fraction
 
-from .markup import SEPARATORS, strip_markup
+from .markup import MAX_QUANTITY_CHARS, SEPARATORS, strip_markup
 from .number_form import WIDE, format_decimal, format_fraction
 
 
@@ -110,7 +110,7 @@ def read_quantity(text: str) -> str | None:
 
 def read_unit(text: str) -> str | None:
     """Read what follows a number as its unit, which its canonical form drops: `km`, `%`. `None` if nothing does."""
-    match = _QUANTITY.match(strip_markup(text))
+    match = _QUANTITY.match(strip_markup(text)) if len(text) <= MAX_QUANTITY_CHARS else None
     if not match or read_quantity(match.group()) is None:
         return None
     value, rest = _fraction(match) if match["top"] is not None else _number(match)

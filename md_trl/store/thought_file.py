@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..answers import equal
+from ..answers import NO_ANSWER, canonical, equal
 from ..errors import InputError
 from ..records import PATHS_AND_LABEL, Question
 from .settings import FLOAT_PARAMS
@@ -94,16 +94,23 @@ def _parquet_rows(file: str | Path) -> Iterator[tuple[str, Any]]:
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
+    count = 0
     with open(file, "rb") as stream:
         try:
             batches = ParquetFile(stream).iter_batches(1024)
-            rows = enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
         except pyarrow.ArrowException as error:
             raise InputError(
                 f"{file} is not a Parquet file: {error}. Write it as Parquet, or give a JSONL file another name."
             ) from None
-        for number, row in rows:
-            yield f"{file}, row {number}", row
+        try:
+            for batch in batches:
+                for row in batch.to_pylist():
+                    count += 1
+                    yield f"{file}, row {count}", row
+        except (pyarrow.ArrowException, OSError) as error:
+            raise InputError(
+                f"{file} cannot be read after row {count:,}: {error}. It is damaged: write or download it again."
+            ) from None
 
 
 def check_rows(rows: Iterable[tuple[str, Any]], tasks: Collection[str]) -> Iterator[ThoughtLine]:
@@ -199,6 +206,9 @@ def _check(where: str, row: Any, tasks: Collection[str]) -> ThoughtLine:
     if not isinstance(row, dict):
         raise InputError(f"{where}: {_short(row)} is not an object. {FORM}.")
     row = {name: value for name, value in row.items() if value is not None}  # null is the same as left out
+    for name, fields in (("usage", _TOKEN_COUNTS), ("params", FLOAT_PARAMS)):
+        if isinstance(row.get(name), dict):
+            row[name] = {key: value for key, value in row[name].items() if value is not None or key not in fields}
     _check_fields(where, row)
     _check_numbers(where, row)
     if row["task"] not in tasks:
@@ -219,7 +229,7 @@ def _check(where: str, row: Any, tasks: Collection[str]) -> ThoughtLine:
         text=row["text"].strip(),
         id=row.get("id"),
         question=row.get("question"),
-        gold=str(row["gold"]) if str(row.get("gold", "")).strip() else None,
+        gold=str(row["gold"]) if canonical(row.get("gold")) not in NO_ANSWER else None,
         answer=None if "answer" not in row else str(row["answer"]),
         logprob=row.get("logprob"),
         model=row.get("model", ""),
@@ -241,6 +251,8 @@ def _check_fields(where: str, row: dict[str, Any]) -> None:
     for name in ("task", "path", "text", "id", "question", "model", "finish_reason"):
         if not isinstance(row.get(name, ""), str):
             raise InputError(f"{where}: {name!r} is {_short(row[name])}. Write it as a string.")
+    if not row.get("question", "question").strip():
+        raise InputError(f"{where}: 'question' is empty. Write its text, or leave it out if there is an 'id'.")
     for name in ("gold", "answer"):
         if not (isinstance(row.get(name, ""), str) or _is_number(row[name])):
             raise InputError(f"{where}: {name!r} is {_short(row[name])}. Write it as a string or a number.")

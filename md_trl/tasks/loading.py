@@ -23,6 +23,8 @@ SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 """Endings of the files that [`table_rows`] reads."""
 CONVERTED = "refs/convert/parquet"
 """Branch of a dataset on the Hub that holds what the Hub has converted to Parquet."""
+_CONVERTIBLE_DIGITS = 4300
+"""Python converts no longer text to an integer, by default."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ def table_rows(file: Path, hint: str) -> list[Row]:
 def json_rows(file: Path, hint: str) -> list[Row]:
     """Load the rows of a JSON file that holds one list of objects."""
     try:
-        rows = json.loads(_text(file, hint))
+        rows = _json(_text(file, hint))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{file} is not a JSON file: {error}. {hint}") from error
     if not isinstance(rows, list):
@@ -176,10 +178,16 @@ def jsonl_rows(file: Path, hint: str) -> list[Row]:
     for number, line in enumerate(_text(file, hint).split("\n"), 1):
         if line.strip():
             try:
-                rows.append(_row(json.loads(line), f"{file}, row {number}", hint))
+                values = _json(line)
             except (json.JSONDecodeError, RecursionError) as error:
                 raise InputError(f"{file}, row {number} is not JSON: {error}. {hint}") from error
+            rows.append(_row(values, f"{file}, row {number}", hint))
     return rows
+
+
+def _json(text: str) -> Any:
+    """Read JSON. An integer that is too long for Python to convert stays as it is written, and so exact."""
+    return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) <= _CONVERTIBLE_DIGITS else digits)
 
 
 def csv_rows(file: Path, hint: str) -> list[Row]:

@@ -38,6 +38,8 @@ def check_weights(weights: Iterable[float] | None, answers: Sequence[Any], name:
     """
     if weights is None:
         return [1.0] * len(answers)
+    if not isinstance(weights, Iterable):
+        raise InputError(f"{name} is {weights!r}, but must be a list of weights, one for each answer.")
     weights = list(weights)  # A copy, which the caller may change
     if len(weights) != len(answers):
         raise InputError(
