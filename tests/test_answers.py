@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from fractions import Fraction
 
+import numpy
 import pytest
 from conftest import SHARED, needs_shared
 from hypothesis import assume, example, given
@@ -350,6 +351,10 @@ class TestCanonical:
     @pytest.mark.parametrize(("value", "expected"), CANONICAL, ids=repr)
     def test_table(self, value, expected):
         assert canonical(value) == expected
+
+    @pytest.mark.parametrize("text", ["6", "six"])
+    def test_a_text_of_numpy_becomes_a_plain_one(self, text):
+        assert type(canonical(numpy.str_(text))) is str
 
     @given(values)
     @example("1e9999999999")

@@ -30,7 +30,7 @@ from md_trl.cli.train import RecipeArguments, _load_rows
 from md_trl.errors import InputError
 from md_trl.execution import Executor
 from md_trl.few_shot import load_few_shot
-from md_trl.prompts import teacher_messages, teacher_prompt
+from md_trl.prompts import student_prompt, teacher_messages, teacher_prompt
 from md_trl.records import Choice
 from md_trl.sampling import sample
 from md_trl.sampling.engines import SampleResult
@@ -598,8 +598,6 @@ def test_the_tiny_student_of_stories_has_a_token_for_each_number(tmp_path):
 
 
 def test_the_tiny_student_of_stories_can_write_plans_and_programs(tmp_path):
-    from md_trl.prompts import student_prompt
-
     plan = "Add them: 1 + 2 = 3.\n```python\nanswer = 1 + 2\n```"
     row = {"task": "stories", "question": "Ann has 1 pen and buys 2. How many?", "answer": "3"}
     row |= {"type": 3, "lambda": 0.5, "repeat": 1, "cot": ["The answer is 3."], "pot": ["answer = 1 + 2"]}

@@ -767,8 +767,10 @@ def test_what_arrow_fills_with_null_is_left_out(store, tmp_path):
     import pyarrow
     from pyarrow.parquet import write_table
 
-    rows = [GOOD | {"usage": {f"{kind}_tokens": 5}, "params": {kind: 0.5}} for kind in ("prompt", "completion")]
-    rows[0]["params"], rows[1]["params"] = {"temperature": 0.5}, {"top_p": 0.5}
+    rows = [
+        GOOD | {"usage": {"prompt_tokens": 5}, "params": {"temperature": 0.5}},
+        GOOD | {"usage": {"completion_tokens": 5}, "params": {"top_p": 0.5}},
+    ]
     write_table(pyarrow.Table.from_pylist(rows), tmp_path / "t.parquet")
     assert store.import_thoughts(tmp_path / "t.parquet").thoughts == 2
     # A missing gold answer is nan in a column of floats
