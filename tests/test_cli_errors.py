@@ -234,3 +234,14 @@ def test_only_the_warning_about_an_optional_kernel_is_silenced(caplog):
     logger.warning("Failed to load CPU gemm_4bit_forward from kernels-community: %s.", "No module named 'kernels'")
     logger.warning("Something else.")
     assert [record.getMessage() for record in caplog.records] == ["Something else."]
+
+
+def test_a_refused_import_leaves_no_new_store_and_an_old_one_as_it_was(workplace, tmp_path, capsys):
+    file = tmp_path / "bad.jsonl"
+    file.write_text('{"task": "svamp", "question": "What is 3 plus 1?", "gold": "4", "path": "verse", "text": "4"}\n')
+    assert "line 1: unknown path" in message(capsys, "store", "import", "--store", tmp_path / "new.db", "--file", file)
+    assert sorted(tmp_path.iterdir()) == [file]
+    old = shutil.copy(workplace / "t.db", tmp_path / "old.db")
+    assert "line 1: unknown path" in message(capsys, "store", "import", "--store", old, "--file", file)
+    with Store(old) as store, Store(workplace / "t.db") as before:
+        assert store.status() == before.status() != []

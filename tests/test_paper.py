@@ -1,7 +1,9 @@
 """The experiments of `recipes/paper`: what they run, and that an interrupted one goes on."""
 
+import argparse
 import json
 import os
+import runpy
 import shlex
 import signal
 import subprocess
@@ -167,6 +169,22 @@ def test_mistakes_are_found_before_anything_begins(experiment, tmp_path, change,
     printed = run(experiment(**change), *options)
     assert printed.returncode == 1 and message in printed.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("asked_for", "fields"),
+    [
+        ([], {"baseline": "both", "ensemble": ["both=cot+pot"]}),
+        (["md", "cot"], {}),
+        (["cot", "pot"], {"baseline": "both", "ensemble": ["both=cot+pot"]}),
+    ],
+)
+def test_a_report_does_not_name_students_that_were_not_asked_for(experiment, asked_for, fields):
+    report_fields, load = map(runpy.run_path(str(RUN)).get, ("report_fields", "load"))
+    file = experiment(report={"baseline": "both", "ensemble": ["both=cot+pot"]})
+    options = {"base": None, "output": None, "tasks": None, "seeds": None, "limit": None, "steps": None, "model": None}
+    chosen = argparse.Namespace(**options, train_limit=None, only=asked_for)
+    assert report_fields(*load(file, chosen)) == fields
 
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import UsageError, check_at_least_one
+from ..errors import InputError, UsageError, check_at_least_one
 from ..nearby import did_you_mean_file
 from ..sampling.ledger import Ledger, read_prices
 from ..store import StatusRow, Store
@@ -120,10 +120,16 @@ def _import(args: StoreArguments) -> None:
             "`--limit` is a number of questions to add, and there is no file of questions. Name one as `--source`, or "
             "one of your own as `--task`, or leave out `--limit`."
         )
-    with Store(args.store) as store:
-        questions = questions[: args.limit]
-        added = store.questions.add(questions)
-        summary = store.import_thoughts(args.file, task, args.split)
+    questions = questions[: args.limit]
+    is_new = not Path(args.store).exists()
+    try:
+        with Store(args.store) as store:
+            added = store.questions.add(questions)
+            summary = store.import_thoughts(args.file, task, args.split)
+    except InputError:
+        if is_new:  # It would only hold the questions, which the next import adds.
+            Path(args.store).unlink(missing_ok=True)
+        raise
     # Those that were added first are known to the import.
     known = len(questions) - added if questions else summary.known_questions
     print(

@@ -303,9 +303,11 @@ def fill(value: Any, place: dict[str, Any]) -> Any:
 
 
 def report_fields(experiment: dict[str, Any], students: list[Student]) -> dict[str, Any]:
-    """Fields of `md-trl report`, without the ensembles of students that were not asked for."""
+    """Fields of `md-trl report`, without the ensembles and the baseline of students that were not asked for."""
     fields, names = dict(experiment.get("report", {})), {student.name for student in students}
     pairs = [text for text in fields.pop("ensemble", []) if set(text.partition("=")[2].split("+")) <= names]
+    if fields.get("baseline") not in names | {text.partition("=")[0] for text in pairs}:
+        fields.pop("baseline", None)
     return fields | ({"ensemble": pairs} if pairs else {})
 
 
