@@ -1,5 +1,6 @@
 # `make quickstart` runs the whole method offline, `make test` the tests. Both build .venv first, once.
 PYTHON ?= python3
+# Modules are compiled when they are first imported: most never are, and compiling all of them takes a minute.
 # torch comes first and alone, so that nothing else pulls in another build of it. On a machine without a GPU whose index has
 # CUDA builds: make TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 TORCH ?= torch==2.13.0
@@ -41,6 +42,6 @@ clean:
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -qq --upgrade pip
-	$(BIN)/python -m pip install -qq $(TORCH)
-	$(BIN)/python -m pip install -qq -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install -qq --no-compile $(TORCH)
+	$(BIN)/python -m pip install -qq --no-compile -c constraints.txt -e ".[dev]"
 	touch $@

@@ -55,7 +55,7 @@ def launch(processes, script, *arguments):
 
 
 @lru_cache
-def reference_run(student, tuning, per_step, steps=5, seed=42):
+def reference_run(student, tuning, per_step, steps=3, seed=42):
     """Train with SGD in a plain loop, in the order of the sampler, one thought at a time."""
     (model, tokenizer), rows = make_student(student, tuning == "lora"), random_rows(24, seed=1)
     loss_of = seq2seq_reference_loss if student == "t5" else reference_loss

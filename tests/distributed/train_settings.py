@@ -23,7 +23,7 @@ def main(output: str) -> None:
         args = config(
             output_dir=f"{output}/{setting}",
             layout=layout,
-            max_steps=5,
+            max_steps=3,
             per_device_train_batch_size=int(batch),
             gradient_accumulation_steps=int(accumulation),
             per_device_eval_batch_size=5,
