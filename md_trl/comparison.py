@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from .errors import InputError
 from .evaluation import FIGURES, JOINT_ALL, EvaluationResult, QuestionResult
 from .intervals import bootstrap_interval, two_level_interval
+from .records import PATHS
 
 
 def ensemble(name: str, cot_student: EvaluationResult, pot_student: EvaluationResult) -> EvaluationResult:
@@ -78,9 +79,14 @@ def is_ensemble(result: EvaluationResult) -> bool:
 def share_answers(a: EvaluationResult, b: EvaluationResult) -> bool:
     """Return whether one is an ensemble, and the other a student of one path that is a part of it."""
     return any(
-        is_ensemble(pair) and student.model in pair.model.split(" + ") and not student.has("joint")
+        is_ensemble(pair) and not student.has("joint") and any(_has_answers_of(pair, student, path) for path in PATHS)
         for pair, student in ((a, b), (b, a))
     )
+
+
+def _has_answers_of(pair: EvaluationResult, student: EvaluationResult, path: str) -> bool:
+    of_pair, of_student = ([(q.id, getattr(q, path)[: pair.n]) for q in r.questions] for r in (pair, student))
+    return student.has(path) and of_pair == of_student
 
 
 @dataclass(frozen=True)
@@ -93,8 +99,8 @@ class Comparison:
             Name of the first student.
         b (`str`):
             Name of the second student, the baseline.
-        task (`str`):
-            Task on which they are compared.
+        task (`str`), split (`str`):
+            Task and split on which they are compared.
         figure (`str`):
             Figure that is compared, see [`FIGURES`].
         difference (`float`):
@@ -104,7 +110,7 @@ class Comparison:
         high (`float`):
             Upper end of the 95% interval.
         votes (`float`):
-            Number of samples per question of both, or of the one that has fewer.
+            Number of samples per question of both, that of the one that has fewer; of `a` after early stopping.
         n_questions (`int`):
             Number of questions.
         seeds (`int`, *optional*, defaults to `1`):
@@ -114,11 +120,14 @@ class Comparison:
         weights (`list[str]`, *optional*):
             What the votes of `a` and of `b` weigh, if `figure` is a joint vote and either is not that of Eq. 5, which
             is `none`.
+        votes_b (`float`, *optional*):
+            Number of samples per question of `b`, if it is another one because either stopped early.
     """
 
     a: str
     b: str
     task: str
+    split: str
     figure: str
     difference: float
     low: float
@@ -128,11 +137,13 @@ class Comparison:
     seeds: int = 1
     p_value: float | None = None
     weights: list[str] | None = None
+    votes_b: float | None = None
 
 
 def compare(a: EvaluationResult, b: EvaluationResult, figure: str | None = None) -> Comparison | None:
     r"""
-    Compare two students on the questions that both answered, at the same number of votes.
+    Compare two students on the questions that both answered, at the same number of votes. If a stopping rule decided
+    how many samples one of them has, each votes with its own.
 
     Args:
         a ([`EvaluationResult`]):
@@ -156,11 +167,13 @@ def compare(a: EvaluationResult, b: EvaluationResult, figure: str | None = None)
         a=a.name,
         b=b.name,
         task=a.task,
+        split=a.split,
         figure=figure,
         difference=sum(differences) / len(differences),
         low=low,
         high=high,
-        votes=votes,
+        votes=votes[0],
+        votes_b=votes[1] if votes[1] != votes[0] else None,
         n_questions=len(differences),
         p_value=mcnemar(differences.count(1), differences.count(-1)),
         weights=_weights(figure, [a], [b]),
@@ -193,14 +206,27 @@ def compare_seeds(
     if not found or any(of_pair is None for of_pair in found):
         return None
     shared = [id_ for id_ in found[0][2] if all(id_ in by_id for _, _, by_id in found)]
-    if not shared or len({figure for figure, _, _ in found}) > 1:
+    if len(shared) < 2 or len({figure for figure, _, _ in found}) > 1:
         return None
     table = [[by_id[id_] for id_ in shared] for _, _, by_id in found]
     difference, low, high = two_level_interval(table)
-    votes, figure = sum(votes for _, votes, _ in found) / len(found), found[0][0]
-    weights = _weights(figure, *zip(*pairs, strict=True))
-    seeds, task = len(found), pairs[0][0].task
-    return Comparison(name_a, name_b, task, figure, difference, low, high, votes, len(shared), seeds, weights=weights)
+    votes_a, votes_b = (sum(votes) / len(found) for votes in zip(*(votes for _, votes, _ in found), strict=True))
+    figure, (first, _) = found[0][0], pairs[0]
+    return Comparison(
+        a=name_a,
+        b=name_b,
+        task=first.task,
+        split=first.split,
+        figure=figure,
+        difference=difference,
+        low=low,
+        high=high,
+        votes=votes_a,
+        votes_b=votes_b if votes_b != votes_a else None,
+        n_questions=len(shared),
+        seeds=len(found),
+        weights=_weights(figure, *zip(*pairs, strict=True)),
+    )
 
 
 def _weights(figure: str, *students: Sequence[EvaluationResult]) -> list[str] | None:
@@ -223,15 +249,18 @@ def weights_suffix(results: Sequence[EvaluationResult], figure: str) -> str:
 
 def _differences(
     a: EvaluationResult, b: EvaluationResult, figure: str | None
-) -> tuple[str, float, dict[str, int]] | None:
-    """The figure, its number of votes, and by question whether only the first (1) or the second (-1) is right."""
+) -> tuple[str, tuple[float, float], dict[str, int]] | None:
+    """The figure, the number of votes of both, and by question whether only the first (1) or second (-1) is right."""
     if figure is None:
         figure = next((figure for figure in FIGURES if a.has(figure) and b.has(figure)), None)
     if figure is None or not (a.has(figure) and b.has(figure)) or (a.task, a.split) != (b.task, b.split):
         return None
-    votes = min(a.votes(figure), b.votes(figure))
+    votes = a.votes(figure), b.votes(figure)
+    if not (a.stops_early or b.stops_early):
+        votes = min(votes), min(votes)
     correct_a, correct_b = (
-        {q.id: correct for q, correct in zip(r.questions, r.correct(figure, int(votes)), strict=True)} for r in (a, b)
+        {q.id: correct for q, correct in zip(r.questions, r.correct(figure, int(n)), strict=True)}
+        for r, n in zip((a, b), votes, strict=True)
     )
     by_id = {id_: correct_a[id_] - correct_b[id_] for id_ in correct_a if id_ in correct_b}
     return (figure, votes, by_id) if by_id else None

@@ -326,6 +326,12 @@ class EvaluationResult:
             raise InputError(
                 f"{file} is not a result of `md-trl eval`. Move it elsewhere, or run the evaluation again."
             ) from error
+        ids = [question.id for question in result.questions]
+        if not ids or len(set(ids)) < len(ids):
+            twice = next((f"the question {id_!r} twice" for id_ in ids if ids.count(id_) > 1), "no questions")
+            raise InputError(f"{file} has {twice}. Run the evaluation again.")
+        if not isinstance(result.name, str) or not isinstance(result.settings, dict):
+            raise InputError(f"{file} has no valid `name` and `settings`. Run the evaluation again.")
         for question in result.questions:
             for path in PATHS_AND_LABEL:
                 if not isinstance(answers := getattr(question, path), list):

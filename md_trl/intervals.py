@@ -138,10 +138,12 @@ def two_level_interval(
     r"""
     Interval of a mean over training seeds and questions, both of which are samples of what might have been.
 
-    The variance of the mean is that of the means by seed over the number of seeds, plus that of the means by question
-    over the number of questions, minus what both contain: the noise of single answers. The interval uses Student's t
-    with the degrees of freedom of [Satterthwaite](https://doi.org/10.2307/3002019), because a handful of seeds says
-    little about their spread: a bootstrap over five seeds would be too narrow.
+    The variance of the mean has two parts: that of the means by seed over the number of seeds, which contains the
+    noise of single answers, and that of the means by question over the number of questions, less this noise. Each
+    part has the quantile of Student's t for its own degrees of freedom, `half² = Σ t² v`, as for the difference of two
+    means in Howe (1974, Journal of the American Statistical Association 69, 789-794). A handful of seeds says little
+    about their spread: with one quantile for the sum, or a bootstrap over seeds, intervals over two or three would be
+    too narrow.
 
     Args:
         table (`Sequence[Sequence[float]]` of shape `(n_seeds, n_questions)`):
@@ -167,13 +169,11 @@ def two_level_interval(
         )
     values = numpy.asarray(table, dtype=float)
     mean, parts = float(values.mean()), [values.mean(axis=axis) for axis in (1, 0)]
-    variances = [part.var(ddof=1) / len(part) for part in parts]
-    noise = values - parts[0][:, None] - parts[1] + mean
+    mean, by_seed, by_question = float(values.mean()), values.mean(axis=1), values.mean(axis=0)
+    noise = values - by_seed[:, None] - by_question + mean
     noise_of_mean = (noise**2).sum() / numpy.prod([size - 1 for size in values.shape]) / values.size
-    # The estimate of a difference may fall below that of its larger part
-    variance = max(sum(variances) - noise_of_mean, *variances)
-    if variance == 0:
-        return mean, mean, mean
-    freedom = sum(variances) ** 2 / sum(v**2 / (len(part) - 1) for v, part in zip(variances, parts, strict=True))
-    half = float(t.ppf((1 + confidence_level) / 2, freedom)) * float(variance) ** 0.5
-    return mean, mean - half, mean + half
+    of_seeds, of_questions = (part.var(ddof=1) / len(part) for part in (by_seed, by_question))
+    # An estimate of what is left of the second part may be negative
+    parts = [(of_seeds, len(by_seed)), (max(of_questions - noise_of_mean, 0), len(by_question))]
+    half = sum(v * float(t.ppf((1 + confidence_level) / 2, size - 1)) ** 2 for v, size in parts) ** 0.5
+    return mean, mean - float(half), mean + float(half)

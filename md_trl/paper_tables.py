@@ -25,7 +25,7 @@ from typing import NamedTuple
 from .comparison import ensemble, is_ensemble
 from .curves import n2_shares, shares_by_votes
 from .errors import InputError
-from .evaluation import EvaluationResult, QuestionResult
+from .evaluation import THIRD_PATH_FIGURES, EvaluationResult, QuestionResult
 from .mixing import SOLVED_BY, type_of
 from .records import LABEL, PATHS, QuestionType
 from .replay import SUBSETS, available_weights
@@ -103,7 +103,9 @@ def parse_name(name: str, tasks: Collection[str] = TASKS) -> StudentName:
     percent = ALL
     if found := re.fullmatch(r"(.+)-([1-9]\d?|100)pct", kind):
         kind, percent = found[1], int(found[2])
-    trained_on = next((task for task in tasks if kind.endswith(f"-{task}") and kind != f"-{task}"), None)
+    # The longest, as one task may be named as the end of another
+    named = [task for task in tasks if kind.endswith(f"-{task}") and kind != f"-{task}"]
+    trained_on = max(named, key=len, default=None)
     return StudentName(kind.removesuffix(f"-{trained_on}"), trained_on, percent, seed)
 
 
@@ -167,6 +169,13 @@ def group_students(results: Sequence[EvaluationResult]) -> tuple[Students, list[
         for runs in kinds.values():
             check_same_questions(runs)
         students[place] = {kind: TrainingRuns(kind, runs) for kind, runs in kinds.items()}
+        if twice := [
+            path for path in PATHS if path not in kinds and any(kind.startswith(f"{path} (") for kind in kinds)
+        ]:
+            problems.append(
+                f"There is no ensemble on {place}: several results are named {' and '.join(map(repr, twice))}. Name "
+                "them apart with `md-trl eval --name`, and form a pair with `--ensemble`."
+            )
         if ENSEMBLE not in kinds and {*PATHS} <= set(kinds):
             try:
                 students[place][ENSEMBLE] = _ensemble(*(students[place][path] for path in PATHS))
@@ -195,7 +204,7 @@ def _ensemble(cot: TrainingRuns, pot: TrainingRuns) -> TrainingRuns:
 def figures_of(kind: str, runs: TrainingRuns) -> list[str]:
     """Return the figures of a kind of student that tables show: its own path, or all that it has."""
     own = {"label_all": [LABEL]} | {name: [name] for name in (*PATHS, LABEL)}
-    of_kind = ["joint"] if _is_ensemble(runs) else own.get(kind, [*PATHS, "joint", LABEL])
+    of_kind = ["joint"] if _is_ensemble(runs) else own.get(kind, [*PATHS, "joint", *THIRD_PATH_FIGURES, LABEL])
     return [figure for figure in of_kind if runs.has(figure)]
 
 
@@ -220,6 +229,11 @@ def paper_tables(
         `tuple[list[StudentTable], list[str]]`: The tables, and what had to be left out.
     """
     students, problems = group_students(results)
+    problems += [
+        f"Students trained on {place.percent}% of {place.trained_on} are in no table on {place}."
+        for place in students
+        if place.trained_on is not None and place.percent != ALL
+    ]
     main = {place: kinds for place, kinds in students.items() if place.trained_on is None and place.percent == ALL}
     tables = [_accuracy_table("1", "Accuracy by task (Table 1)", main, published=1)]
     for source in dict.fromkeys(place.trained_on for place in students if place.trained_on is not None):
@@ -227,9 +241,10 @@ def paper_tables(
         title = f"Accuracy on other tasks, trained on {source} (Table 2)"
         # The paper's students were trained on GSM8K
         tables.append(_accuracy_table("2", title, there, published=2 if source == "gsm8k" else None))
+    for task, split in dict.fromkeys((place.task, place.split) for place in students):
+        tables.append(_training_set_table(Place(task, split, None, ALL), students))
     for place, kinds in main.items():
         tables.append(_samples_table(place, kinds))
-        tables.append(_training_set_table(place, students))
         tables.append(_groups_table(place, kinds))
         tables.append(_solved_table(place, kinds))
         tables.append(_ties_table(place, kinds, ensemble_likelihood))
@@ -260,7 +275,7 @@ def _accuracies(kinds: Mapping[str, TrainingRuns]) -> dict[Key, Cell]:
     cells = {}
     for kind, runs in kinds.items():
         for figure in figures_of(kind, runs):
-            votes = sum(result.votes(figure) for result in runs.results) / len(runs.results)
+            votes = runs.votes(figure)
 
             def at(votes: float | None, runs=runs, figure=figure) -> Values:
                 return {
@@ -269,8 +284,8 @@ def _accuracies(kinds: Mapping[str, TrainingRuns]) -> dict[Key, Cell]:
                 }
 
             # After early stopping, all thoughts vote
-            early = any(result.stops_early for result in runs.results)
-            cells[Key(kind, figure)] = Cell(at(None), votes, None if early else at)
+            own = runs.has_own_votes(figure)
+            cells[Key(kind, figure)] = Cell(at(None if own else votes), votes, None if own else at)
     return cells
 
 

@@ -257,7 +257,7 @@ def thoughts_per_question(result: EvaluationResult) -> int:
 
 
 def available_weights(result: EvaluationResult) -> list[str]:
-    """Return the weights that a result allows: `likelihood` needs a question whose thoughts have log-probabilities."""
+    """Return the weights that a result allows: `likelihood` needs a question whose usable thoughts all have one."""
     return [kind for kind in WEIGHTS if kind == "none" or any(map(_has_likelihoods, result.questions))]
 
 
@@ -287,9 +287,11 @@ def calibration(result: EvaluationResult, weights: str | VoteWeights = "none") -
 
 
 def _has_likelihoods(question: QuestionResult) -> bool:
-    """Whether every usable thought has a log-probability. An ensemble may have none at all."""
+    """Whether there are usable thoughts, and all have a log-probability. An ensemble may have none at all."""
     pairs = [(question.cot_logprob, question.cot), (question.pot_logprob, question.pot)]
-    return all(len(logprobs) == len(answers) and has_likelihoods(logprobs, answers) for logprobs, answers in pairs)
+    return any(answer is not None for _, answers in pairs for answer in answers) and all(
+        len(logprobs) == len(answers) and has_likelihoods(logprobs, answers) for logprobs, answers in pairs
+    )
 
 
 def _orders(result: EvaluationResult, weights: str | VoteWeights, subsets: int, seed: int) -> list[list[Seen]]:

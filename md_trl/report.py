@@ -36,19 +36,28 @@ def load_results(folder: str | Path) -> list[EvaluationResult]:
 
     Args:
         folder (`str` or `Path`):
-            Folder of `*.json` files. A `report.json` among them is skipped.
+            Folder of `*.json` files. A `report.json` among them is skipped, and so are copies.
 
     Returns:
         `list[EvaluationResult]`: The results, sorted by file name.
 
     Raises:
         `FileNotFoundError`: The folder has no results.
-        `ValueError`: A file is not a result.
+        `ValueError`: A file is not a result, or two files of the same evaluation differ in their answers.
     """
     files = _result_files(folder)
     if not files:
         raise FileNotFoundError(f"There are no results in {folder}. Write some with `md-trl eval --output {folder}`.")
-    return [EvaluationResult.load(file) for file in files]
+    found: dict[str, tuple[Path, EvaluationResult]] = {}
+    for file in files:
+        result = EvaluationResult.load(file)
+        first, same = found.setdefault(result.file_name(), (file, result))
+        if same != result:
+            raise InputError(
+                f"{first} and {file.name} are results of the same evaluation, {result.name!r} on "
+                f"{result.task}/{result.split}, but their answers differ. Move one of them elsewhere."
+            )
+    return [result for _, result in found.values()]
 
 
 def has_results(folder: str | Path) -> bool:
@@ -70,7 +79,7 @@ def with_distinct_names(results: Sequence[EvaluationResult]) -> list[EvaluationR
 
     Returns:
         `list[EvaluationResult]`: The same results in the same order. Where several share a name, it is followed by the
-        settings in which they differ, as in `student (model=outputs/a@1f0e9c2d)`.
+        settings in which they differ, as in `student (model=outputs/a@1f0e9c2d)` or `md (n=10)@1`.
     """
     named = []
     for result in results:
@@ -79,7 +88,8 @@ def with_distinct_names(results: Sequence[EvaluationResult]) -> list[EvaluationR
         own = _run(result)
         differing = [key for key, value in own.items() if any(run.get(key) != value for run in same_name)]
         details = ", ".join(f"{key}={own[key]}" for key in differing)
-        named.append(replace(result, name=f"{result.name} ({details})") if details else result)
+        kind, seed = split_seed(result.name)
+        named.append(replace(result, name=f"{kind} ({details}){seed}") if details else result)
     return named
 
 
@@ -113,12 +123,16 @@ def add_ensembles(
     """
     added = []
     for name, students in ensembles.items():
-        if any(result.name == name for result in results):
+        if any(name in (result.name, split_seed(result.name)[0]) for result in results):
             raise InputError(f"`--ensemble {name}=...` is also the name of a student. Choose another name.")
         of_cot, of_pot = ({_place(result): result for result in _named(student, results)} for student in students)
         common = [place for place in of_cot if place in of_pot]
         if not common:
-            raise InputError(f"{students[0]!r} and {students[1]!r} were not evaluated on the same task and split.")
+            places = [" and ".join(f"{task}/{split}{seed}" for task, split, seed in of) for of in (of_cot, of_pot)]
+            raise InputError(
+                f"{students[0]!r} and {students[1]!r} cannot vote together: they share no task, split and seed "
+                f"({places[0]} against {places[1]}). Evaluate both on the same ones, or choose other students."
+            )
         added += [ensemble(f"{name}{place[-1]}", of_cot[place], of_pot[place]) for place in common]
     return [*results, *added]
 
@@ -138,9 +152,16 @@ def _named(name: str, results: Sequence[EvaluationResult]) -> list[EvaluationRes
     return found
 
 
+def _comparable(result: EvaluationResult, baseline: EvaluationResult) -> bool:
+    """Return whether two results have the same task and split, and the same seed if the baseline has one."""
+    seed = split_seed(baseline.name)[1]
+    return (result.task, result.split) == (baseline.task, baseline.split) and seed in ("", split_seed(result.name)[1])
+
+
 def compare_with(results: Sequence[EvaluationResult], baselines: Sequence[str]) -> list[Comparison]:
     r"""
-    Compare every student with each baseline, on the tasks that both were evaluated on.
+    Compare every student with each baseline, on the tasks that both were evaluated on. A baseline without a seed is
+    compared with every seed of the others.
 
     Args:
         results (`Sequence[EvaluationResult]`):
@@ -159,7 +180,7 @@ def compare_with(results: Sequence[EvaluationResult], baselines: Sequence[str]) 
         for name in baselines
         for baseline in _named(name, results)
         for result in results
-        if _place(result) == _place(baseline) and result.name != baseline.name and not share_answers(result, baseline)
+        if _comparable(result, baseline) and result.name != baseline.name and not share_answers(result, baseline)
     ]
     return [found for found in (compare(*pair) for pair in pairs) if found is not None]
 
@@ -277,10 +298,12 @@ def comparison_table(comparisons: Sequence[Comparison]) -> str:
     ]
     for c in comparisons:
         difference, low, high = (f"{100 * value:+.1f}" for value in (c.difference, c.low, c.high))
-        figure = f"{(FIGURE_NAMES | THIRD_PATH_FIGURES)[c.figure]} (N={round(c.votes, 2):g})"
+        other = "" if c.votes_b is None else f" against {round(c.votes_b, 2):g}"
+        figure = f"{(FIGURE_NAMES | THIRD_PATH_FIGURES)[c.figure]} (N={round(c.votes, 2):g}{other})"
         figure += f", weights: {' against '.join(c.weights)}" if c.weights else ""
-        last = f"{c.seeds} seeds" if c.p_value is None else f"{c.p_value:.3f}"
-        lines.append(f"| {c.a} | {c.b} | {c.task} | {figure} | {difference} | [{low}, {high}] | {last} |")
+        p_value = "" if c.p_value is None else "<0.001" if c.p_value < 0.001 else f"{c.p_value:.3f}"
+        last = p_value or f"{c.seeds} seeds"
+        lines.append(f"| {c.a} | {c.b} | {c.task}/{c.split} | {figure} | {difference} | [{low}, {high}] | {last} |")
     return "\n".join(lines)
 
 
@@ -351,6 +374,12 @@ def write_report(
     comparisons, runs = compare_with(results, baselines), training_runs(results)
     over_seeds = compare_runs(runs, baselines)
     paper, problems = paper_tables(results, ensemble_likelihood)
+    compared_with = {split_seed(comparison.b)[0] for comparison in comparisons}
+    problems += [
+        f"No student was evaluated on the task, split and seed of the baseline {name!r}."
+        for name in baselines
+        if split_seed(name)[0] not in compared_with
+    ]
     report = {
         "students": [student_figures(result) for result in results],
         "comparisons": [asdict(comparison) for comparison in comparisons],
@@ -374,10 +403,9 @@ def write_report(
     averaged = {(result.name, result.task, result.split) for run in runs for result in run.results}
     if single := [r for r in results if (r.name, r.task, r.split) not in averaged]:
         tables.append(result_tables(single))
-    compared = {(c.a, c.b, c.task) for c in over_seeds}
-    tables.append(
-        comparison_table([c for c in comparisons if (split_seed(c.a)[0], split_seed(c.b)[0], c.task) not in compared])
-    )
+    compared = {(c.a, c.b, c.task, c.split) for c in over_seeds}
+    alone = [c for c in comparisons if (split_seed(c.a)[0], split_seed(c.b)[0], c.task, c.split) not in compared]
+    tables.append(comparison_table(alone))
     images = ["![Accuracy against the number of samples, by student](report.png)", *_plot_tables(paper, folder)]
     if (folder / "training.png").exists():
         images.append("![Losses of each path during training](training.png)")

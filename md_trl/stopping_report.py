@@ -69,7 +69,8 @@ def study_stopping(
 
     Args:
         results (`Sequence[EvaluationResult]`):
-            Results of students. Those with fewer than [`LEAST_BUDGET`] thoughts for some question are left out.
+            Results of students. Those with fewer than [`LEAST_BUDGET`] thoughts for some question are left out, and
+            those without any usable thought.
         subsets (`int`, *optional*, defaults to `50`):
             As in [`~md_trl.replay.replay`].
         seed (`int`, *optional*, defaults to `0`):
@@ -85,7 +86,8 @@ def study_stopping(
     """
     studies = []
     for result in results:
-        if (budget := thoughts_per_question(result)) < LEAST_BUDGET:
+        usable = any(answer is not None for question in result.questions for answer in question.cot + question.pot)
+        if (budget := thoughts_per_question(result)) < LEAST_BUDGET or not usable:
             continue
         replayed = replay_all(
             result,
@@ -102,8 +104,9 @@ def study_stopping(
         )
     if not studies:
         raise InputError(
-            f"No student has {LEAST_BUDGET // 2} CoT and {LEAST_BUDGET // 2} PoT thoughts for every question, so no "
-            "stopping rule can be replayed. Evaluate one with `md-trl eval --paths cot pot --n 10`."
+            f"No student has {LEAST_BUDGET // 2} CoT and {LEAST_BUDGET // 2} PoT thoughts for every question, with "
+            "an answer in any of them, so no stopping rule can be replayed. Evaluate one with `md-trl eval --paths "
+            "cot pot --n 10`."
         )
     return studies
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple
 
-from .evaluation import FIGURE_NAMES
+from .evaluation import FIGURE_NAMES, THIRD_PATH_FIGURES
 from .intervals import mean_interval
 from .records import LABEL
 
@@ -46,7 +46,7 @@ class Key(NamedTuple):
 
     def __str__(self) -> str:
         name = _KINDS.get(self.kind, f"`{self.kind}`")
-        figure = "" if self.kind == self.figure else f" + {FIGURE_NAMES[self.figure]}"
+        figure = "" if self.kind == self.figure else f" + {(FIGURE_NAMES | THIRD_PATH_FIGURES)[self.figure]}"
         return f"{name}{figure}{self.variant and f', {self.variant}'}"
 
     def minus(self, other: Key) -> str:
@@ -94,6 +94,10 @@ class Estimate:
             Number of training runs.
         n_questions (`int`):
             Number of questions.
+        seed (`str`, *optional*, defaults to `""`):
+            `@SEED`, if there is a single run that has one.
+        votes_b (`float`, *optional*):
+            Number of samples of what is subtracted, if it is another one because either stopped early.
     """
 
     value: float
@@ -102,6 +106,8 @@ class Estimate:
     votes: float | None
     seeds: int
     n_questions: int
+    seed: str = ""
+    votes_b: float | None = None
 
 
 def estimate(cell: Cell, shares: bool = True) -> Estimate | None:
@@ -122,12 +128,14 @@ def estimate(cell: Cell, shares: bool = True) -> Estimate | None:
     if len(ids) < 2:
         return None
     table = [[float(of_seed[id_]) for id_ in ids] for of_seed in cell.values.values()]
-    return Estimate(*mean_interval(table, shares), cell.votes, len(table), len(ids))
+    seed = next(iter(cell.values)) if len(table) == 1 else ""
+    return Estimate(*mean_interval(table, shares), cell.votes, len(table), len(ids), seed)
 
 
 def difference(a: Cell, b: Cell) -> Estimate | None:
     r"""
-    Return the mean difference of two cells, paired by seed and question, at the same number of samples.
+    Return the mean difference of two cells, paired by seed and question, at the same number of samples. Where a
+    stopping rule decided how many there are, each has its own.
 
     Args:
         a ([`Cell`]), b ([`Cell`]):
@@ -137,16 +145,17 @@ def difference(a: Cell, b: Cell) -> Estimate | None:
         [`Estimate`] or `None`: The mean of `a` minus that of `b`; `None` if they share no seed, or fewer than two
         questions.
     """
-    votes = a.votes
-    if a.votes != b.votes and a.at is not None and b.at is not None:
-        votes = min(a.votes, b.votes)
+    votes, votes_b = a.votes, b.votes if b.votes != a.votes else None
+    if votes_b is not None and a.at is not None and b.at is not None:
+        votes, votes_b = min(a.votes, b.votes), None
         a, b = Cell(a.at(votes)), Cell(b.at(votes))
     paired = {
         seed: {id_: value - b.values[seed][id_] for id_, value in of_seed.items() if id_ in b.values[seed]}
         for seed, of_seed in a.values.items()
         if seed in b.values
     }
-    return estimate(Cell(paired, votes), shares=False) if paired else None
+    found = estimate(Cell(paired, votes), shares=False) if paired else None
+    return found and replace(found, votes_b=votes_b)
 
 
 @dataclass(frozen=True)
@@ -359,7 +368,10 @@ def _format(cell: Estimate | None, signed: bool, votes: bool, seeds: bool) -> st
         f"{round(100 * share, 1) + 0.0:{'+' if signed else ''}.1f}" for share in (cell.value, cell.low, cell.high)
     )
     notes = [f"N={round(cell.votes, 2):g}"] if votes and cell.votes is not None else []
-    notes += [f"{cell.seeds} seeds"] if seeds and cell.seeds > 1 else []
+    if notes and cell.votes_b is not None:
+        notes = [f"{notes[0]} against {round(cell.votes_b, 2):g}"]
+    if seeds and (cell.seeds > 1 or cell.seed):
+        notes.append(f"{cell.seeds} seeds" if cell.seeds > 1 else f"seed {cell.seed[1:]}")
     return f"{value} [{low}, {high}]" + (f" ({', '.join(notes)})" if notes else "")
 
 

@@ -79,15 +79,15 @@ def read_logs(folder: str | Path) -> list[dict[str, Any]]:
         [`~md_trl.errors.InputError`]: If the folder has no logs, or they lack the number of target tokens.
     """
     folder = Path(folder)
-    checkpoints = folder.glob(f"checkpoint-*/{_STATE}")
-    by_step = sorted(checkpoints, key=lambda file: int(file.parent.name.rpartition("-")[2]))
+    checkpoints = [file for file in folder.glob(f"checkpoint-*/{_STATE}") if file.parent.name[11:].isdigit()]
+    by_step = sorted(checkpoints, key=lambda file: int(file.parent.name[11:]))
     file = next((file for file in [folder / _STATE, *reversed(by_step)] if file.exists()), None)
     if file is None:
         raise InputError(
             f"There is no {_STATE} in {folder} or its checkpoints. Name the `output_dir` of a training run."
         )
     try:
-        logs = json.loads(file.read_text(encoding="utf-8"))["log_history"]
+        logs = [dict(log) for log in json.loads(file.read_text(encoding="utf-8"))["log_history"]]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file} holds no logs ({error!r}). Train the student again.") from None
     if not any("num_target_tokens" in log and "loss" in log for log in logs):
@@ -113,7 +113,7 @@ def training_curves(folders: Sequence[str]) -> list[TrainingCurve]:
     """
     runs: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for text in folders:
-        name, _, folder = text.rpartition("=")
+        name, folder = ("", text) if Path(text).is_dir() or "=" not in text else text.split("=", 1)
         kind, seed = split_seed(name or Path(folder).resolve().name)
         if seed in runs.setdefault(kind, {}):
             raise InputError(f"Two students are named {kind + seed!r}. Write `NAME@SEED=FOLDER` to tell them apart.")
@@ -121,7 +121,10 @@ def training_curves(folders: Sequence[str]) -> list[TrainingCurve]:
     curves = []
     for kind, logs in runs.items():
         for loss in (*LOSSES, *(f"eval_{loss}" for loss in LOSSES)):
-            by_step = [{log["step"]: log for log in of_run if loss in log} for of_run in logs.values()]
+            by_step = [
+                {log["step"]: log for log in of_run if loss in log and "num_target_tokens" in log}
+                for of_run in logs.values()
+            ]
             if not all(by_step):
                 continue
             shared = sorted(set.intersection(*map(set, by_step)))

@@ -47,6 +47,15 @@ class TrainingRuns:
         """Return whether all results have a figure."""
         return all(result.has(figure) for result in self.results)
 
+    def has_own_votes(self, figure: str) -> bool:
+        """Return whether a rule decides how many samples each question has: after early stopping, or with N=2."""
+        return figure == "n2" or any(result.stops_early for result in self.results)
+
+    def votes(self, figure: str) -> float:
+        """Return the number of samples of a figure: the mean if a rule decides it, else the smallest of all seeds."""
+        votes = [result.votes(figure) for result in self.results]
+        return sum(votes) / len(votes) if self.has_own_votes(figure) else min(votes)
+
     def figure(self, figure: str) -> dict[str, float]:
         r"""
         Return the mean accuracy of a figure.
@@ -59,8 +68,11 @@ class TrainingRuns:
             `dict[str, float]`: `accuracy`, `low` and `high` (95% interval over seeds and questions, see
             [`~md_trl.intervals.mean_interval`]), and `votes`.
         """
-        accuracy, low, high = mean_interval([result.correct(figure) for result in self.results])
-        votes = sum(result.votes(figure) for result in self.results) / len(self.results)
+        votes = self.votes(figure)
+        counted = [
+            result.correct(figure, None if self.has_own_votes(figure) else int(votes)) for result in self.results
+        ]
+        accuracy, low, high = mean_interval(counted)
         return {"accuracy": accuracy, "low": low, "high": high, "votes": votes}
 
     def figures(self) -> dict[str, dict[str, float]]:

@@ -233,7 +233,7 @@ def test_report_compares_students_and_ensembles(tmp_path):
     # Without a baseline, every student is compared with the ensembles, on the first figure that both have
     # but not with those that they are part of
     assert [(c["a"], c["b"], c["figure"]) for c in report["comparisons"]] == [("md", "pair", "joint")]
-    assert "| md | pair | toy | CoT w/ PoT (N=4) |" in text and "| pair | toy/test | 30 |" in text
+    assert "| md | pair | toy/test | CoT w/ PoT (N=4) |" in text and "| pair | toy/test | 30 |" in text
     write_report(students, tmp_path, baseline="md")
     report = json.loads((tmp_path / "report.json").read_text())
     assert [(c["a"], c["b"]) for c in report["comparisons"]] == [("cot", "md"), ("pot", "md")]

@@ -7,14 +7,16 @@ import pytest
 from scipy.stats import binomtest
 
 from md_trl.cli import main
-from md_trl.comparison import bootstrap_interval
+from md_trl.comparison import bootstrap_interval, compare, compare_seeds, ensemble, share_answers
 from md_trl.errors import InputError
 from md_trl.evaluation import EvaluationResult, QuestionResult, collect_answers
 from md_trl.intervals import two_level_interval
 from md_trl.paper_tables import StudentName, paper_tables, parse_name
 from md_trl.plots import MAX_COLUMNS, panels
 from md_trl.records import Question, Thought
-from md_trl.report import add_ensembles, load_results, write_report
+from md_trl.replay import available_weights
+from md_trl.report import add_ensembles, compare_with, load_results, with_distinct_names, write_report
+from md_trl.stopping_report import study_stopping
 from md_trl.student_tables import Key, published_figures
 from md_trl.tasks import load_questions
 from md_trl.training_curves import read_logs, training_curves
@@ -254,8 +256,8 @@ def test_votes_that_weigh_differently_are_named(tmp_path):
     assert of_single.count("weights: likelihood") == 2  # of as many samples as one path, and of all
     [of_other] = [line for line in text.splitlines() if line.startswith("| other | svamp/test | 2 | 24 |")]
     assert "weights" not in of_other
-    assert "| md | other | svamp | CoT w/ PoT (N=2), weights: likelihood against none |" in text
-    assert "| md | other | svamp | PoT (N=2) |" in text
+    assert "| md | other | svamp/test | CoT w/ PoT (N=2), weights: likelihood against none |" in text
+    assert "| md | other | svamp/test | PoT (N=2) |" in text
     comparisons = json.loads((tmp_path / "report.json").read_text())["seeds"]["comparisons"]
     assert {c["figure"]: c["weights"] for c in comparisons} == {
         "joint": ["likelihood", "none"],
@@ -291,7 +293,7 @@ def test_each_training_run_has_one_cell_at_the_end_of_the_report(tmp_path):
         assert rows[kind, "svamp/test", figure] == expected
     assert [figure for kind, _, figure in rows if kind == "pair"][0] == "CoT w/ PoT (N=2)"
     # Each difference to the baseline is there once, over the seeds
-    assert main_part.count("| md | pair | svamp | CoT w/ PoT (N=2) |") == 1
+    assert main_part.count("| md | pair | svamp/test | CoT w/ PoT (N=2) |") == 1
     comparisons = json.loads((tmp_path / "report.json").read_text())["comparisons"]
     assert sum(c["figure"] == "joint" for c in comparisons) == 3
 
@@ -526,6 +528,10 @@ def test_bad_training_folders_are_named(tmp_path):
         training_curves([one, two])
     with pytest.raises(InputError, match="Two students are named 'md@1'"):
         training_curves([one, f"md@1={two}"])
+    write_logs(tmp_path / "lr=1e-3" / "md@1", [1, 3], ["cot_loss"])
+    (tmp_path / "lr=1e-3" / "md@1" / "checkpoint-best").mkdir()
+    folder = str(tmp_path / "lr=1e-3" / "md@1")
+    assert training_curves([folder]) == training_curves([f"md@1={folder}"]) == training_curves([one])
     with pytest.raises(InputError, match="There is no trainer_state.json in .*nowhere"):
         read_logs(tmp_path / "nowhere")
     (tmp_path / "md@1" / "trainer_state.json").write_text("[]")
@@ -549,3 +555,115 @@ def test_losses_are_drawn_without_and_with_results(tmp_path, capsys):
     student("md", size=4, n=2).save(folder)
     main(arguments)
     assert "training.png" in (folder / "report.md").read_text()
+
+
+def test_copies_of_a_result_count_once(tmp_path):
+    file = student("md@1").save(tmp_path)
+    (tmp_path / "a copy.json").write_text(file.read_text())
+    assert [result.name for result in load_results(tmp_path)] == ["md@1"]
+    values = json.loads(file.read_text())
+    values["questions"][0]["cot"] = ["8", "8"]
+    (tmp_path / "a copy.json").write_text(json.dumps(values))
+    with pytest.raises(InputError, match="results of the same evaluation, 'md@1' on svamp/test, but their answers"):
+        load_results(tmp_path)
+    values["questions"][1]["id"] = values["questions"][0]["id"]
+    (tmp_path / "a copy.json").write_text(json.dumps(values))
+    with pytest.raises(InputError, match="a copy.json has the question 'svamp/test/0' twice"):
+        load_results(tmp_path)
+
+
+def test_runs_that_were_evaluated_twice_are_averaged_over_their_seeds():
+    again = [replace(run, settings={"n": 2}) for run in family(n=2)]
+    results = with_distinct_names([*family(), *again])
+    assert [r.name for r in results if "md" in r.name] == ["md (n=4)@1", "md (n=4)@2", "md (n=2)@1", "md (n=2)@2"]
+    tables, problems = paper_tables(results)
+    assert {cell.seeds for row in tables[0].rows for cell in row.cells if cell} == {2}
+    assert problems[0].startswith("There is no ensemble on svamp/test: several results are named 'cot' and 'pot'.")
+
+
+def test_an_ensemble_has_a_name_of_its_own(tmp_path):
+    results = family()
+    with pytest.raises(InputError, match="also the name of a student"):
+        add_ensembles(results, {"md": ("cot", "pot")})
+    with pytest.raises(InputError, match="share no task, split and seed .svamp/test@1 against svamp/test@2."):
+        add_ensembles(results, {"pair": ("cot@1", "pot@2")})
+    named(results, "md@1").save(tmp_path)
+    with pytest.raises(SystemExit, match="names several pairs 'pair'"):
+        main(["report", "--results", str(tmp_path), "--ensemble", "pair=a+b", "pair=c+d"])
+    # It is compared with all that are no part of it, whatever the models are called
+    served = [replace(result, model="student") for result in results]
+    pair = ensemble("pair@1", named(served, "cot@1"), named(served, "pot@1"))
+    assert share_answers(named(served, "cot@1"), pair) and share_answers(pair, named(served, "pot@1"))
+    assert not share_answers(named(served, "cot@2"), pair) and not share_answers(named(served, "md@1"), pair)
+
+
+def test_a_baseline_without_a_seed_is_compared_with_every_seed(tmp_path):
+    results = [*family(), student("teacher")]
+    found = compare_with(results, ["teacher"])
+    assert {(c.a, c.b) for c in found if c.figure == "joint"} == {("md@1", "teacher"), ("md@2", "teacher")}
+    text = write_report([*results, student("other@3")], tmp_path, baseline="other")
+    assert "No student was evaluated on the task, split and seed of the baseline 'other'." in text
+    # A difference over fewer seeds than its rows says which it is of
+    tables, _ = paper_tables([r for r in family() if r.name != "pot@2"])
+    text = tables[0].to_markdown()
+    assert text.count("(N=4, seed 1)") == 4 and text.count("(N=4, 2 seeds)") == 5
+
+
+def test_splits_are_told_apart_in_comparisons(tmp_path):
+    results = [student(f"{name}@{seed}") for name in ("md", "base") for seed in (1, 2)]
+    held_out = [replace(result, split="validation") for result in results if result.name.endswith("@1")]
+    text = write_report([*results, *held_out], tmp_path, baseline="base")
+    assert "| md@1 | base@1 | svamp/validation | CoT w/ PoT (N=4) |" in text
+    assert "| md | base | svamp/test | CoT w/ PoT (N=4) |" in text
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert {comparison["split"] for comparison in report["comparisons"]} == {"test", "validation"}
+
+
+def test_after_early_stopping_each_votes_with_its_own_samples():
+    fixed, early = student("fixed", n=6), replace(student("early"), settings={"rule": "agreement", "n": 4})
+    for question in early.questions[:10]:
+        question.cot, question.cot_logprob = question.cot[:2], question.cot_logprob[:2]
+    right = [
+        [
+            winner(q.cot[: r.n // 2 if r is fixed else None] + q.pot[: r.n // 2 if r is fixed else None]) == "1"
+            for q in r.questions
+        ]
+        for r in (early, fixed)
+    ]
+    found = compare(early, fixed, "joint")
+    assert found.difference == pytest.approx(share(right[0]) - share(right[1]))
+    assert (found.votes, found.votes_b) == (early.votes("joint"), 6)
+    over_seeds = compare_seeds("early", "fixed", [(early, fixed)] * 2, "joint")
+    assert (over_seeds.votes, over_seeds.votes_b) == (found.votes, found.votes_b)
+    pair = ensemble("ensemble", replace(fixed, name="cot"), replace(fixed, name="pot"))
+    tables, _ = paper_tables([early, pair])
+    cell = next(row.cells[0] for row in tables[0].rows if row.against)
+    assert (cell.value, cell.votes, cell.votes_b) == pytest.approx((found.difference, found.votes, 6))
+    assert f"(N={round(found.votes, 2):g} against 6)" in tables[0].to_markdown()
+
+
+def test_seeds_with_unequal_numbers_of_samples_are_averaged_at_the_smallest():
+    results = [student("md@1", n=8), replace(student("md@2", n=4), settings={"n": 4})]
+    row = next(row for row in paper_tables(results)[0][0].rows if row.key.figure == "joint")
+    right = [winner(q.cot[:2] + q.pot[:2]) == "1" for r in results for q in r.questions]
+    assert (row.cells[0].votes, row.cells[0].value) == (4, pytest.approx(share(right)))
+
+
+def test_students_without_usable_thoughts_have_no_likelihoods_and_no_study():
+    mute = student("mute", logprobs=False, n=6)
+    mute.questions[0].cot = mute.questions[0].pot = [None] * 6
+    assert available_weights(mute) == ["none"]
+    for question in mute.questions:
+        question.cot = question.pot = [None] * 6
+    other = student("md", n=6)
+    assert [study.name for study in study_stopping([mute, other], subsets=2, progress=False)] == ["md"]
+
+
+def test_shares_without_all_of_the_questions_and_the_third_path_have_tables():
+    tables, problems = paper_tables([*family("-20pct"), *family("-40pct"), student("md-gsm8k-20pct")])
+    assert [c.title for c in find(tables, "training set").columns] == ["20%", "40%"]
+    assert "Students trained on 20% of gsm8k are in no table on svamp/test." in problems
+    tables, _ = paper_tables([student("cot_pot", paths=("cot_pot",)), student("all", paths=("cot", "pot", "cot_pot"))])
+    names = [row.name for row in find(tables, "1").rows]
+    assert "`cot_pot`" in names and {"`all` + plan + PoT", "`all` + all three, same N"} <= set(names)
+    assert find(tables, "3") and parse_name("md-hard-gsm8k", ("gsm8k", "hard-gsm8k")).trained_on == "hard-gsm8k"

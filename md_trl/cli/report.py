@@ -70,7 +70,10 @@ def run(args: ReportArguments) -> None:
     from ..report import has_results, load_results, write_report
     from ..training_curves import draw_training
 
-    ensembles = dict(map(_parse_ensemble, args.ensemble or []))
+    pairs = list(map(_parse_ensemble, args.ensemble or []))
+    ensembles = dict(pairs)
+    if twice := sorted({name for name, _ in pairs if [other for other, _ in pairs].count(name) > 1}):
+        raise InputError(f"`--ensemble` names several pairs {twice[0]!r}. Give each a name of its own.")
     if args.training:
         print(f"{draw_training(args.training, args.results)}\n\nWrote training.png and training.svg.\n")
     if args.training and not has_results(args.results):
