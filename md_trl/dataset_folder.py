@@ -13,6 +13,7 @@ from typing import Any
 from pyarrow.parquet import ParquetWriter
 
 from .dataset_card import METADATA_FILE, folder_card
+from .errors import InputError
 from .flat_twin import twin_of, write_flat_twin
 from .mixed_rows import MixedSplit
 from .mixing import LAMBDA_BINS, describe
@@ -57,6 +58,11 @@ def write_folder(
     """
     output = Path(output)
     check_task_name(task)
+    if (output / "README.md").exists() and not any(output.glob(f"*/{METADATA_FILE}")):
+        raise InputError(
+            f"{output} has a README.md that `md-trl mix` did not write, and which the dataset's card would replace. "
+            "Choose another folder."
+        )
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{task}-", dir=output) as temporary:
         new = Path(temporary) / "new"

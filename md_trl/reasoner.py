@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -197,6 +198,7 @@ class MixedReasoner:
         self.votes = VoteSettings.of(weights)
         self.params = SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=seed)
         self._check_greedy()
+        model = os.fspath(model) if isinstance(model, os.PathLike) else model
         self.engine = _engine(model, tokenizer, model_name)
         self.store = None if store is None else Path(store)
         self._warnings: set[str] = set()  # shared with `with_settings`

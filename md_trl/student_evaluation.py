@@ -33,6 +33,21 @@ POLL_SECONDS = 1.0
 """Pause between two checks for samples that another process is still drawing."""
 
 
+def paths_to_sample(learned: Sequence[str] | None) -> list[str]:
+    r"""
+    Return what to sample of a student where nothing else is said.
+
+    Args:
+        learned (`Sequence[str]`, *optional*):
+            Paths that it has learned, as in its `md_trl.json`. `None` if they are unknown.
+
+    Returns:
+        `list[str]`: Both paths, or what it has learned if it lacks one of them.
+    """
+    learned = learned or PATHS
+    return [path for path in PATHS if path in learned] or list(learned)
+
+
 @dataclass(frozen=True)
 class StudentEvaluation:
     r"""

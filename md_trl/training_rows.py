@@ -46,6 +46,8 @@ def load_mixed_rows(dataset: str | Path, tasks: str | Sequence[str] = ()) -> dat
     if has_plain_rows(dataset):
         return _of_tasks(_load_plain(Path(dataset)), tasks, dataset)
     if not tasks:
+        if Path(dataset).is_dir() and not mixed_tasks(dataset):
+            raise InputError(f"{dataset} holds no mixed rows. Name a folder that `md-trl mix` wrote.")
         raise UsageError(f"`task` is missing: name the tasks of {dataset} to train on{_held(Path(dataset))}.")
     rows = [_load_task(str(dataset), task) for task in tasks]
     return rows[0] if len(rows) == 1 else datasets.concatenate_datasets(rows)
@@ -101,7 +103,11 @@ def _load_parquet(files: Sequence[Path]) -> datasets.Dataset:
         return datasets.load_dataset("parquet", data_files={"train": [str(file) for file in files]}, split="train")
     except (ValueError, DatasetsError) as error:
         cause = error.__cause__ or error
-        raise InputError(f"Cannot read {', '.join(map(str, files))} as Parquet: {cause}") from error
+        raise InputError(
+            f"Cannot read {', '.join(map(str, files))} as Parquet: {cause}. Mixed rows are a folder of `md-trl mix`, "
+            "or what `save_to_disk` or `to_parquet` writes; thoughts in a store are named with `--store`, and "
+            "questions with `--task`."
+        ) from error
 
 
 def _of_tasks(rows: datasets.Dataset, tasks: Sequence[str], dataset: str | Path) -> datasets.Dataset:

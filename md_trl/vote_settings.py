@@ -169,7 +169,9 @@ def _learn(result: EvaluationResult, weights: str) -> tuple[VoteSettings, list[b
             f"{result.name!r} has a question without CoT or without PoT thoughts on {result.task}/{result.split}, or "
             "stopped early. Evaluate the student with `--paths cot pot` and without `--stop`."
         )
-    if weights not in available_weights(result):
+    if weights not in available_weights(result) and any(
+        a is not None for q in result.questions for a in q.cot + q.pot
+    ):
         raise InputError(
             f"The thoughts of {result.name!r} on {result.task}/{result.split} have no log-probabilities. Use weights "
             "'none', or evaluate with an engine that reports them."

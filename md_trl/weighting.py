@@ -90,6 +90,17 @@ def thought_text(thought: str | list[dict[str, Any]]) -> str:
     return message["content"]
 
 
+def check_thoughts(row: dict[str, Any], path: str) -> list[Any]:
+    """Return the thoughts of a path, none if the row lacks it. A text instead of a list of texts is an error."""
+    thoughts = row.get(path)
+    if isinstance(thoughts, str):
+        raise InputError(
+            f"`{path}` is a text, {thoughts!r:.60}, instead of a list of thoughts. Write `[text]`. CSV files hold no "
+            "lists: use JSONL or Parquet."
+        )
+    return [] if thoughts is None else thoughts
+
+
 def thoughts_to_learn(row: dict[str, Any], path: str, unsolved_path: str) -> list[str]:
     r"""
     Return the distinct texts of a path that the student learns from, in the order of the row.
@@ -108,7 +119,7 @@ def thoughts_to_learn(row: dict[str, Any], path: str, unsolved_path: str) -> lis
     """
     by_majority = unsolved_path == "majority" and UNSOLVED_PATH.get(row["type"]) == path
     texts = []
-    for thought in row.get(path) or []:
+    for thought in check_thoughts(row, path):
         if not isinstance(thought, dict):
             thought = {"text": thought, "correct": True}
         if by_majority:

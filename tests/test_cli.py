@@ -380,6 +380,8 @@ TRAIN = "train --dataset absent --task svamp --model_name_or_path absent --outpu
         (TRAIN + ["--eval_task", "svamp", "--eval_source", "absent.json"], "absent.json does not exist"),
         (TRAIN + ["--eval_task", "stories", "--eval_split", "dev"], "Unknown split 'dev'"),
         (TRAIN + ["--eval_task", "stories", "--eval_n", "0"], "`n` is 0"),
+        (TRAIN + ["--eval_task", "stories", "--eval_max_tokens", "0"], "`max_tokens` is 0"),
+        (TRAIN + ["--resume_from_checkpoint", "folder"], "is no checkpoint: no trainer_state.json. Name a folder"),
         (TRAIN + ["--eval_task", "stories", "--eval_temperature", "0"], "`temperature=0` is greedy"),
         (TRAIN + ["--eval_task", "stories", "--eval_paths", "prose"], "Unknown path 'prose'"),
         (TRAIN + ["--eval_task", "stories", "--eval_store", "no_store.db"], "no_store.db"),

@@ -208,6 +208,7 @@ def test_a_host_that_cannot_be_resolved_is_no_server_to_start(tmp_path, monkeypa
         ("num_train_epochs", "0", "`num_train_epochs` must be more than 0"),
         ("adam_beta2", "1.5", "`adam_beta2` must be from 0 to below 1"),
         ("max_length", "0", "`max_length` must be at least 1"),
+        ("rationale_weight", "-1", "`rationale_weight` must be 0 or more"),
         ("train_limit", "0", "`train_limit` is 0"),
         ("eval_limit", "-1", "`eval_limit` is -1"),
     ],

@@ -22,6 +22,7 @@ from md_trl import MixedThoughts
 from md_trl.cli import main
 from md_trl.dataset import build_dataset, ensure_dataset
 from md_trl.dataset_folder import write_folder
+from md_trl.errors import InputError
 from md_trl.execution import Executor, default_cache
 from md_trl.judging import mark, read_answers
 from md_trl.mixed_rows import MixedSplit, mix_store
@@ -126,6 +127,15 @@ def test_tasks_share_a_folder_and_can_be_written_again(tmp_path):
         [row] = load(folder, task)
         assert row["task"] == task
     assert (folder / "README.md").read_text().count("## svamp\n") == 1
+
+
+def test_a_readme_of_something_else_is_not_replaced(tmp_path):
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "README.md").write_text("# My project")
+    with pytest.raises(InputError, match="has a README.md that `md-trl mix` did not write"):
+        build(make_store(tmp_path / "t.db"), folder, "svamp")
+    assert (folder / "README.md").read_text() == "# My project" and len(list(folder.iterdir())) == 1
 
 
 def test_type_4_is_counted_and_not_written(tmp_path):

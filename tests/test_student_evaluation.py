@@ -14,14 +14,14 @@ from md_trl import student_evaluation
 from md_trl.answers import equal
 from md_trl.cli import main
 from md_trl.evaluation import EvaluationResult
-from md_trl.prompts import teacher_messages, teacher_prompt
+from md_trl.prompts import TRIGGERS, teacher_messages, teacher_prompt
 from md_trl.records import PATHS, Choice, Question, SamplingParams
 from md_trl.report import accuracy_table
 from md_trl.sampling.engines import SampleResult, derive_seed
 from md_trl.sampling.engines.transformers import TransformersEngine
 from md_trl.stopping import Seen, rule_named, take
 from md_trl.store import Store
-from md_trl.student_evaluation import StudentEvaluation
+from md_trl.student_evaluation import StudentEvaluation, paths_to_sample
 from md_trl.student_results import _entries
 from md_trl.tasks import load_questions
 from md_trl.voting import vote
@@ -128,6 +128,29 @@ def test_a_run_waits_for_samples_that_another_process_draws(engine, tmp_path, mo
         monkeypatch.setattr(student_evaluation.time, "sleep", sleep)
         result = evaluation.run("student", engine, store)
     assert len(waits) == 3 and result.questions[1].cot[1] == "77"
+
+
+def test_a_student_of_one_path_is_asked_only_for_what_it_learned(tmp_path, capsys):
+    student = tmp_path / "student"
+    tiny_llama().save_pretrained(student)
+    byte_tokenizer().save_pretrained(student)
+    command = ["eval", "--model", str(student), "--task", "stories", "--limit", "2", "--n", "1", "--max_tokens", "4"]
+    command += ["--store", str(tmp_path / "s.db"), "--output", str(tmp_path / "results")]
+
+    def sampled(*options):
+        main([*command, *options])
+        newest = max((tmp_path / "results").glob("*.json"), key=lambda file: file.stat().st_mtime_ns)
+        return EvaluationResult.load(newest).settings["paths"]
+
+    assert sampled() == ["cot", "pot"]
+    settings = {"objective": "cot", "paths": ["cot"], "prompt_format": "plain", "triggers": {"cot": TRIGGERS["cot"]}}
+    (student / "md_trl.json").write_text(json.dumps(settings))
+    assert sampled() == ["cot"]
+    assert "has not learned" not in capsys.readouterr().out
+    assert sampled("--paths", "cot", "pot") == ["cot", "pot"]
+    assert "has not learned the path 'pot', only cot" in capsys.readouterr().out
+    assert paths_to_sample(["label"]) == ["label"] and paths_to_sample(["cot", "label"]) == ["cot"]
+    assert paths_to_sample(["cot", "pot", "cot_pot"]) == paths_to_sample(None) == ["cot", "pot"]
 
 
 def test_the_processes_of_a_training_share_the_evaluation(tmp_path):

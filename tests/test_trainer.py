@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import random
+import re
 import sqlite3
 from collections import Counter
 
@@ -396,12 +397,44 @@ def test_bad_input_is_refused_by_name(tmp_path):
         ([ROWS[0] | {"question": None}], {}, r"question None"),
         ([ROWS[0] | {"answer": None}], {"objective": "label"}, r"answer None"),
         ([ROWS[0] | {"cot": [{"text": "a"}]}], {}, r"a cot thought without `text` or `correct`"),
+        ([ROWS[0] | {"cot": "2 and 3 is 5."}], {}, r"Row 0 .*`cot` is a text, '2 and 3 is 5.', instead of a list"),
         ([{k: v for k, v in ROWS[0].items() if k != "pot"}], {}, r"no column pot"),
+        ([], {}, r"`train_dataset` holds no rows"),
         (ROWS, {"max_length": 10}, r"thoughts longer than `max_length=10`"),
     ]
     for rows, config, message in cases:
         with pytest.raises(ValueError, match=message):
             train(tmp_path, tiny_llama(), rows, **config)
+
+
+def test_other_kinds_of_datasets_are_refused_with_what_to_do(tmp_path):
+    for rows, message in (
+        (Dataset.from_list(ROWS).to_pandas(), "got `DataFrame`. Convert it with `datasets.Dataset.from_pandas"),
+        ("mixed", "got `str`. Load it with `datasets.load_dataset`"),
+        (Dataset.from_list(ROWS).to_iterable_dataset(), "Load it without `streaming=True`"),
+        (tuple(ROWS), "got `tuple`. Convert it with `datasets.Dataset.from_list`"),
+        (["a", "b"], "has 'a' as a row. Every row is a dictionary"),
+    ):
+        with pytest.raises(TypeError, match=re.escape(message)):
+            train(tmp_path, tiny_llama(), rows)
+    args = MDConfig(str(tmp_path), use_cpu=True, report_to="none")
+    with pytest.raises(TypeError, match="`eval_dataset` must be .* got `DataFrame`"):
+        MDTrainer(tiny_llama(), args, None, ROWS, Dataset.from_list(ROWS).to_pandas(), byte_tokenizer())
+
+
+def test_the_format_of_a_dataset_changes_nothing(tmp_path):
+    rows = Dataset.from_list(ROWS)
+    _, [expected] = train(tmp_path, tiny_llama(), rows)
+    for name in ("numpy", "torch", "pandas"):
+        _, [found] = train(tmp_path, tiny_llama(), rows.with_format(name))
+        assert relative_error(found, expected) == 0
+
+
+def test_a_model_may_be_given_as_a_path(tmp_path):
+    tiny_llama().save_pretrained(tmp_path / "tiny")
+    byte_tokenizer().save_pretrained(tmp_path / "tiny")
+    args = MDConfig(str(tmp_path / "o"), max_steps=1, use_cpu=True, report_to="none", save_strategy="no")
+    assert MDTrainer(tmp_path / "tiny", args, train_dataset=ROWS).train().global_step == 1
 
 
 def test_unusable_tokenizers_are_refused(tmp_path):
@@ -1028,6 +1061,10 @@ def test_bad_path_rows_are_refused_by_name(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             train(tmp_path, tiny_llama(), [good | bad])
+    # What chooses among the thoughts of a question means nothing here
+    for option in ({"objective": "pot"}, {"unsolved_path": "majority"}, {"rationales_per_path": "all"}):
+        with pytest.raises(ValueError, match=f"`{next(iter(option))}=.* is for mixed rows"):
+            train(tmp_path, tiny_llama(), [good], **option)
 
 
 @pytest.mark.parametrize(

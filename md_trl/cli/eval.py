@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import check_at_least_one
 from ..prompts import FEW_SHOT_PROMPTS
-from ..records import PATHS, STUDENT_MAX_TOKENS, STUDENT_THOUGHTS, SamplingParams
+from ..records import STUDENT_MAX_TOKENS, STUDENT_THOUGHTS, SamplingParams
 from ..stopping import RULES
 from .engine_arguments import ENGINES, EngineArguments, make_engine
 from .engine_arguments import SHOWN as SHOWN  # read by `md_trl.cli`
@@ -45,8 +45,9 @@ class EvalArguments(EngineArguments):
         validation_file (`str`, *optional*):
             Evaluate only on the questions that `md-trl train --validation` held out: `validation.json` in the folder
             of the student, with `--split train`.
-        paths (`list[str]`, *optional*, defaults to `["cot", "pot"]`):
-            What to sample: `cot`, `pot`, `cot_pot`, and `label` for the bare answer, which is greedy.
+        paths (`list[str]`, *optional*):
+            What to sample: `cot`, `pot`, `cot_pot`, and `label` for the bare answer, which is greedy. Defaults to
+            `cot` and `pot`, or to what the student has learned if its `md_trl.json` says that it lacks one of them.
         n (`int`, *optional*, defaults to `10`):
             Number of thoughts per path.
         temperature (`float`, *optional*, defaults to `0.7`):
@@ -107,10 +108,11 @@ class EvalArguments(EngineArguments):
             "the folder of the student, with `--split train`."
         },
     )
-    paths: list[str] = field(
-        default_factory=lambda: list(PATHS),
+    paths: list[str] | None = field(
+        default=None,
         metadata={
-            "help": "What to sample: `cot`, `pot`, `cot_pot`, and `label` for the bare answer, which is greedy."
+            "help": "What to sample: `cot`, `pot`, `cot_pot`, and `label` for the bare answer, which is greedy. "
+            "Defaults to `cot pot`, or to what the student has learned of them."
         },
     )
     n: int = field(default=STUDENT_THOUGHTS, metadata={"help": "Number of thoughts per path."})
@@ -173,7 +175,9 @@ def run(args: EvalArguments) -> None:
     from pathlib import Path
 
     from ..launched_evaluation import Process
-    from ..student_evaluation import StudentEvaluation
+    from ..prompts import read_student_settings
+    from ..student_evaluation import StudentEvaluation, paths_to_sample
+    from ..student_folder import check_student
     from ..tasks import load_questions
     from ..vote_settings import VoteSettings
 
@@ -183,10 +187,16 @@ def run(args: EvalArguments) -> None:
         from ..validation import select_held_out
 
         questions = select_held_out(questions, args.validation_file)
+    learned = None
+    if args.engine != "openai" and args.prompt == "student":
+        check_student(args.model)
+        learned = (read_student_settings(args.model) or {}).get("paths")
+    if unknown := [path for path in args.paths or () if learned and path not in learned]:
+        print(f"Note: {args.model} has not learned the path {unknown[0]!r}, only {', '.join(learned)}.")
     evaluation = StudentEvaluation(
         questions[: args.limit],
         SamplingParams(temperature=args.temperature, max_tokens=args.max_tokens, seed=args.seed),
-        paths=args.paths,
+        paths=args.paths or paths_to_sample(learned),
         n=args.n,
         prompt_format=args.prompt_format,
         strict=args.extract == "strict",

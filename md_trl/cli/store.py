@@ -168,6 +168,7 @@ def format_status(store: Store) -> str:
         for row in rows
     }
     lines += settings.values()
+    lines.append("unusable: cut off or empty. Whether the others reach an answer is known after `md-trl mix`.")
     if lost := sum(row.lost for row in rows):
         lines.append(
             f"{lost:,} requests were sent, but their answers never arrived: the sampling was interrupted or the "

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError, UsageError, check_at_least_one
-from ..records import PATHS, STUDENT_MAX_TOKENS, STUDENT_THOUGHTS, VALIDATION_QUESTIONS, QuestionType, SamplingParams
+from ..records import STUDENT_MAX_TOKENS, STUDENT_THOUGHTS, VALIDATION_QUESTIONS, QuestionType, SamplingParams
 from ..tasks import is_own_file, task_name
 
 
@@ -59,8 +59,9 @@ class RecipeArguments:
             Local copy of the original file of `eval_task`. Defaults to the Hub.
         eval_limit (`int`, *optional*):
             Evaluate only on this many questions, the first ones.
-        eval_paths (`list[str]`, *optional*, defaults to `["cot", "pot"]`):
-            What to sample: `cot`, `pot`, `cot_pot`, `label`.
+        eval_paths (`list[str]`, *optional*):
+            What to sample: `cot`, `pot`, `cot_pot`, `label`. Defaults to `cot` and `pot`, or to what the objective
+            learns if it lacks one of them.
         eval_n (`int`, *optional*, defaults to `10`):
             Number of thoughts per path.
         eval_temperature (`float`, *optional*, defaults to `0.7`):
@@ -132,8 +133,12 @@ class RecipeArguments:
     eval_limit: int | None = field(
         default=None, metadata={"help": "Evaluate only on this many questions, the first ones."}
     )
-    eval_paths: list[str] = field(
-        default_factory=lambda: list(PATHS), metadata={"help": "What to sample: `cot`, `pot`, `cot_pot`, `label`."}
+    eval_paths: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "What to sample: `cot`, `pot`, `cot_pot`, `label`. Defaults to `cot pot`, or to what the "
+            "objective learns of them."
+        },
     )
     eval_n: int = field(default=STUDENT_THOUGHTS, metadata={"help": "Number of thoughts per path."})
     eval_temperature: float = field(
@@ -211,7 +216,7 @@ def run(args: RecipeArguments, training_args: MDConfig, model_args: ModelConfig)
     output = Path(training_args.output_dir)
     args.eval_store = args.eval_store or str(output / "student.db")
     args.eval_output = args.eval_output or str(output / "results")
-    evaluation = None if args.eval_task is None else _prepare_evaluation(args, training_args.prompt_format)
+    evaluation = None if args.eval_task is None else _prepare_evaluation(args, training_args)
     training_args.resume_from_checkpoint = _find_checkpoint(training_args)
     try:
         trainer = _make_trainer(args, training_args, model_args)
@@ -242,23 +247,25 @@ def run(args: RecipeArguments, training_args: MDConfig, model_args: ModelConfig)
             write_results(training_args.output_dir, [result])
 
 
-def _prepare_evaluation(args: RecipeArguments, prompt_format: str) -> StudentEvaluation:
+def _prepare_evaluation(args: RecipeArguments, training_args: MDConfig) -> StudentEvaluation:
     """Check everything that the evaluation needs before the training begins."""
     from ..store import Store
-    from ..student_evaluation import StudentEvaluation
+    from ..student_evaluation import StudentEvaluation, paths_to_sample
     from ..tasks import load_questions
+    from ..weighting import path_weights
 
     name = args.name_of(args.eval_task)
     questions = load_questions(args.eval_task, args.eval_split, args.eval_source, name=name)
     Path(args.eval_output).mkdir(parents=True, exist_ok=True)
     if Path(args.eval_store).exists():
         Store(args.eval_store).close()
+    learned = list(path_weights(training_args.objective, QuestionType.BOTH, 0.5))
     return StudentEvaluation(
         questions[: args.eval_limit],
         SamplingParams(temperature=args.eval_temperature, max_tokens=args.eval_max_tokens),
-        paths=args.eval_paths,
+        paths=args.eval_paths or paths_to_sample(learned),
         n=args.eval_n,
-        prompt_format=prompt_format,
+        prompt_format=training_args.prompt_format,
     )
 
 
@@ -288,6 +295,11 @@ def _find_checkpoint(training_args: MDConfig) -> str | None:
     elif not Path(wanted).is_dir():
         hint = f"The last one in {output} is {last}." if last else f"There is none in {output}."
         raise InputError(f"`resume_from_checkpoint` is {wanted}, which is not a folder. {hint}")
+    missing = [file for file in ("trainer_state.json", "scheduler.pt") if not (Path(wanted) / file).exists()]
+    if missing:
+        inside = last_checkpoint(wanted)
+        hint = f"The last one in it is {inside}." if inside else "Name a folder `checkpoint-STEP` of a training."
+        raise InputError(f"`resume_from_checkpoint` is {wanted}, which is no checkpoint: no {missing[0]}. {hint}")
     return wanted
 
 

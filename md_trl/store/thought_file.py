@@ -151,18 +151,34 @@ def write_thought_file(file: str | Path, rows: Iterable[dict[str, Any]]) -> int:
 
     Args:
         file (`str` or [`~pathlib.Path`]):
-            The file, replaced if it exists. Parquet if its name ends in `.parquet`, JSONL otherwise.
+            The file. Parquet if its name ends in `.parquet`, JSONL otherwise. A thought file is replaced.
         rows (`Iterable[dict[str, Any]]`):
             The thoughts, with the columns of `COLUMNS` that are known.
 
     Returns:
         `int`: The number of thoughts written.
+
+    Raises:
+        `InputError`: There is a file with other content.
     """
+    _check_replaceable(Path(file))
     # Written under another name first, so that an interrupted export does not destroy the file it would replace.
     partial = Path(f"{file}.partial")
     count = _write_parquet(partial, rows) if Path(file).suffix == ".parquet" else _write_jsonl(partial, rows)
     partial.replace(file)
     return count
+
+
+def _check_replaceable(file: Path) -> None:
+    """Raise an error if a file exists that holds something else than thoughts."""
+    if not file.exists() or not file.stat().st_size:
+        return
+    try:
+        _, row = next(thought_rows(file), (None, None))
+    except InputError:
+        row = None
+    if not isinstance(row, dict) or not {"question", "path", "text"} <= set(row):
+        raise InputError(f"{file} exists and is not a thought file, so it is not replaced. Choose another name.")
 
 
 def _write_jsonl(file: Path, rows: Iterable[dict[str, Any]]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import fields
 from typing import Any, TypeVar
 
@@ -38,6 +39,11 @@ UNSUPPORTED_ARGUMENTS = {
     "formatting_func": "prompts are never targets. Give the dataset `prompt` and `completion` with `dataset.map`",
 }
 """Arguments of [`~trl.SFTTrainer`] that the trainers refuse, and why."""
+
+
+def as_name(model: Any) -> Any:
+    """Return the name or folder of a model as a text if it is a path, and a loaded model as it is."""
+    return os.fspath(model) if isinstance(model, os.PathLike) else model
 
 
 def as_config(args: TrainingArguments | None, config_class: type[Config], model: str | PreTrainedModel) -> Config:
@@ -143,6 +149,29 @@ def warn_about_router(config: PreTrainedConfig) -> None:
         )
 
 
+def check_kind(rows: Any, name: str, may_stream: bool = False) -> None:
+    r"""
+    Check that rows given to a trainer are a dataset, before anything asks for their truth value.
+
+    Args:
+        rows (`Any`), name (`str`), may_stream (`bool`, *optional*, defaults to `False`):
+            As in [`as_dataset`].
+
+    Raises:
+        `TypeError`: If they are something else.
+    """
+    if isinstance(rows, (Dataset, IterableDataset) if may_stream else Dataset):
+        return
+    how = {
+        "IterableDataset": "Load it without `streaming=True`: the number of questions must be known before training",
+        "DataFrame": "Convert it with `datasets.Dataset.from_pandas(rows)`",
+        "str": "Load it with `datasets.load_dataset`, and pass one of its splits",
+    }.get(type(rows).__name__, "Convert it with `datasets.Dataset.from_list`")
+    raise TypeError(
+        f"`{name}_dataset` must be a `datasets.Dataset` or a list of rows, got `{type(rows).__name__}`. {how}."
+    )
+
+
 def as_dataset(rows: Any, name: str, may_stream: bool = False) -> Dataset:
     r"""
     Return rows as a dataset of known length.
@@ -170,14 +199,12 @@ def as_dataset(rows: Any, name: str, may_stream: bool = False) -> Dataset:
     if isinstance(rows, IterableDataset) and may_stream:
         rows = Dataset.from_list(list(rows), features=rows.features)
     if isinstance(rows, list):
+        if wrong := [row for row in rows if not isinstance(row, dict)]:
+            raise TypeError(f"`{name}_dataset` has {wrong[0]!r:.60} as a row. Every row is a dictionary.")
         rows = Dataset.from_list(rows)
     if isinstance(rows, dict):
         raise TypeError(f"`{name}_dataset` has the splits {', '.join(map(repr, rows))}. Pass one of them.")
-    if not isinstance(rows, Dataset):
-        raise TypeError(
-            f"`{name}_dataset` must be a `datasets.Dataset` or a list of rows, got `{type(rows).__name__}`. Load the "
-            "dataset without `streaming=True`: the number of questions must be known before training."
-        )
+    check_kind(rows, name)
     if rows.format["type"] == "custom":
         raise InputError(
             f"`{name}_dataset` has a transform, which would run only once, when rows are tokenized. Apply it with "
@@ -188,7 +215,10 @@ def as_dataset(rows: Any, name: str, may_stream: bool = False) -> Dataset:
             f"`{name}_dataset` has the column `{columns[0]}`, and only text is trained on. Remove it with "
             f"`dataset.remove_columns({columns[0]!r})`."
         )
-    return rows
+    if not len(rows):
+        raise InputError(f"`{name}_dataset` holds no rows. Filter less of them out.")
+    # As Python objects, whatever `with_format` was asked for
+    return rows.with_format(None)
 
 
 def as_tokenizer(processing_class: PreTrainedTokenizerBase | ProcessorMixin) -> PreTrainedTokenizerBase:

@@ -25,7 +25,8 @@ _NUMBERS = (
         "at least 1",
     ),
     (
-        "learning_rate warmup_steps weight_decay max_grad_norm dataloader_num_workers eval_delay".split(),
+        "learning_rate warmup_steps weight_decay max_grad_norm dataloader_num_workers eval_delay "
+        "rationale_weight".split(),
         lambda value: 0 <= value < math.inf,
         "0 or more",
     ),

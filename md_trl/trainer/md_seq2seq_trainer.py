@@ -27,7 +27,7 @@ from ..errors import InputError
 from ..prompts import encode
 from ..records import PROGRAM_PATHS
 from ..weighting import thought_text
-from .arguments import as_config, as_dataset, check_adapter, check_arguments
+from .arguments import as_config, as_dataset, as_name, check_adapter, check_arguments
 from .collator import MDCollator
 from .md_seq2seq_config import MDSeq2SeqConfig
 from .objective import MixedObjective
@@ -221,6 +221,7 @@ class MDSeq2SeqTrainer(MixedObjective, Seq2SeqTrainer, _BaseTrainer):
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
             formatting_func=formatting_func,
         )
+        model = as_name(model)
         args = as_config(args, MDSeq2SeqConfig, model)
         _check_adapter(model, peft_config)
         train_dataset = as_dataset(train_dataset, "train")

@@ -19,7 +19,7 @@ from transformers import (
 from transformers.utils import logging
 from trl import SFTTrainer
 
-from .arguments import as_config, as_dataset, check_adapter, check_arguments, warn_about_router
+from .arguments import as_config, as_dataset, as_name, check_adapter, check_arguments, check_kind, warn_about_router
 from .attention import DENSE_ATTENTION, attention_masks, layer_reaches
 from .collator import MDCollator
 from .layout import choose_layout, first_position, is_recurrent
@@ -134,8 +134,11 @@ class MDTrainer(MixedObjective, SFTTrainer):
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
             formatting_func=formatting_func,
         )
+        model = as_name(model)
         args = as_config(args, MDConfig, model)
         has_prefix = check_adapter(type(self).__name__, model, peft_config)
+        if not isinstance(eval_dataset, dict | list | None):
+            check_kind(eval_dataset, "eval", may_stream=True)
         super().__init__(
             model=model,
             args=args,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 from datasets import Dataset, Features, List, Value
@@ -16,7 +17,7 @@ from transformers.utils import logging
 from ..errors import InputError
 from ..prompts import Prompt, encode, resolve_prompt_format, student_text
 from ..records import ALL_PATHS, COT_POT, LABEL, PATHS, PATHS_AND_LABEL, PROGRAM_PATHS, QuestionType
-from ..weighting import path_weights, thoughts_to_learn
+from ..weighting import check_thoughts, path_weights, thoughts_to_learn
 from .conversations import check_messages, check_template, render_completion, template_opening
 from .md_config import MDConfig
 
@@ -223,10 +224,20 @@ def prepare_questions(
     return prepared.select(kept).remove_columns(["dropped", "too_long"]), dropped
 
 
+_OF_MIXED_ROWS = ("objective", "unsolved_path", "rationale_weight", "rationales_per_path")
+"""Fields of [`MDConfig`] that choose among the thoughts of a question."""
+
+
 def _check_columns(dataset: Dataset, args: MDConfig, name: str) -> None:
     objective = args.objective
     if "completion" in dataset.column_names:
         needed = ["prompt", "completion"]
+        for field_ in fields(args):
+            if field_.name in _OF_MIXED_ROWS and (value := getattr(args, field_.name)) != field_.default:
+                raise InputError(
+                    f"`{field_.name}={value!r}` is for mixed rows. The {name} dataset has rows with `prompt` and "
+                    "`completion`, which are all learned by their `weight`: filter them, or pass mixed rows."
+                )
     elif args.weight_normalizer != "rows":
         raise InputError(
             f"`weight_normalizer={args.weight_normalizer!r}` is for rows with `prompt`, `completion` and `weight`. "
@@ -307,7 +318,11 @@ def _check_mixed_row(row: dict[str, Any], objective: str, where: str) -> None:
     if objective == "label_all":
         return
     for path in ALL_PATHS:
-        for thought in row.get(path) or []:
+        try:
+            thoughts = check_thoughts(row, path)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+        for thought in thoughts:
             if isinstance(thought, dict) and (thought.get("text") is None or thought.get("correct") is None):
                 raise InputError(f"{where} has a {path} thought without `text` or `correct`: {thought!r}.")
     if not (isinstance(row["repeat"], int) and row["repeat"] >= 1):

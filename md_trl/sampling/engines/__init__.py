@@ -142,9 +142,11 @@ def check_params(params: SamplingParams, n: int) -> None:
             Number of samples.
 
     Raises:
-        `ValueError`: Negative temperature, `n` below 1, or several samples at temperature 0, which are all the same.
+        `ValueError`: Negative temperature, `n` or `max_tokens` below 1, or several samples at temperature 0, which are
+            all the same.
     """
     check_at_least_one("n", n)
+    check_at_least_one("max_tokens", params.max_tokens)
     if params.temperature < 0:
         raise InputError(f"`temperature` is {params.temperature}. Use 0 (greedy) or more.")
     if params.temperature == 0 and n > 1:
