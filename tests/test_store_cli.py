@@ -39,14 +39,36 @@ def test_import_status_export(tmp_path, capsys):
 
 
 def test_status_without_thoughts(tmp_path):
+    with Store(tmp_path / "t.db") as store:
+        store.questions.add([Question("svamp/train/1", "svamp", "train", "How?", "1")])
+        assert format_status(store) == "1 questions, no thoughts"
+
+
+@needs_shared("data/SVAMP.json")
+def test_import_for_questions_of_a_source(tmp_path, capsys):
+    row = {"task": "svamp", "id": "svamp/test/chal-6", "path": "cot", "text": "a"}
+    command = ["store", "import", "--store", str(tmp_path / "t.db"), "--file", write(tmp_path / "own.jsonl", row)]
+    command += ["--task", "svamp", "--split", "test"]
+    with pytest.raises(SystemExit, match="--source"):
+        main(command)
+    main([*command, "--source", str(SHARED / "data" / "SVAMP.json")])
+    assert "; 300 questions added, 0 were there already" in capsys.readouterr().out
+    main([*command, "--source", str(SHARED / "data" / "SVAMP.json")])
+    assert "; 0 questions added, 300 were there already" in capsys.readouterr().out
+    with Store(tmp_path / "t.db") as store:
+        assert [t.question_id for t in store.thoughts()] == ["svamp/test/chal-6"]
+
+
+def test_an_export_replaces_nothing_but_thoughts(tmp_path):
     main(["store", "import", "--store", str(tmp_path / "t.db"), "--file", write(tmp_path / "own.jsonl", OWN)])
     (tmp_path / "questions.jsonl").write_text('{"question": "How?", "answer": "1"}\n')
     (tmp_path / "notes.txt").write_text("Buy milk.")
-    before = {file: file.read_bytes() for file in tmp_path.glob("*.*") if file.suffix != ".db"}
-    for name in ("t.db", "questions.jsonl", "notes.txt"):
+    names = ("t.db", "questions.jsonl", "notes.txt")
+    before = [(tmp_path / name).read_bytes() for name in names]
+    for name in names:
         with pytest.raises(SystemExit, match="exists and is not a thought file, so it is not replaced"):
             main(["store", "export", "--store", str(tmp_path / "t.db"), "--file", str(tmp_path / name)])
-    assert before == {file: file.read_bytes() for file in before}
+    assert [(tmp_path / name).read_bytes() for name in names] == before
     for name in ("out.jsonl", "out.parquet"):
         for _ in range(2):
             main(["store", "export", "--store", str(tmp_path / "t.db"), "--file", str(tmp_path / name)])
