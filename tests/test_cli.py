@@ -463,8 +463,8 @@ def test_report_takes_ensembles_and_a_baseline(tmp_path, capsys):
     EvaluationResult("md", "m", "toy", "test", {}, questions).save(tmp_path)
     main(["report", "--results", str(tmp_path), "--ensemble", "pair=cot student+pot student", "--baseline", "pair"])
     printed = capsys.readouterr().out
-    assert "| md | pair | toy | CoT w/ PoT (N=2) | -100.0 | [-100.0, -100.0] |" in printed
-    assert "| cot student | pair | toy |" not in printed
+    assert "| md | pair | toy/test | CoT w/ PoT (N=2) | -100.0 | [-100.0, -100.0] |" in printed
+    assert "| cot student | pair | toy/test |" not in printed
     students = json.loads((tmp_path / "report.json").read_text())["students"]
     assert [student["name"] for student in students] == ["cot student", "md", "pot student", "pair"]
 

@@ -806,12 +806,13 @@ def test_a_missing_thought_file(store, tmp_path):
 
 
 def test_a_failed_export_replaces_nothing(store, tmp_path, monkeypatch):
-    (tmp_path / "t.jsonl").write_text("precious")
     fill(store, question(0).id, "cot", ["a"])
+    store.export_thoughts(tmp_path / "t.jsonl")
+    precious = (tmp_path / "t.jsonl").read_text()
     monkeypatch.setattr(json, "dumps", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         store.export_thoughts(tmp_path / "t.jsonl")
-    assert (tmp_path / "t.jsonl").read_text() == "precious"
+    assert (tmp_path / "t.jsonl").read_text() == precious
 
 
 def test_readers_and_writers_at_the_same_time(store):

@@ -408,6 +408,7 @@ def test_bad_input_is_refused_by_name(tmp_path):
 
 
 def test_other_kinds_of_datasets_are_refused_with_what_to_do(tmp_path):
+    args = MDConfig(str(tmp_path), use_cpu=True, report_to="none")
     for rows, message in (
         (Dataset.from_list(ROWS).to_pandas(), "got `DataFrame`. Convert it with `datasets.Dataset.from_pandas"),
         ("mixed", "got `str`. Load it with `datasets.load_dataset`"),
@@ -416,18 +417,20 @@ def test_other_kinds_of_datasets_are_refused_with_what_to_do(tmp_path):
         (["a", "b"], "has 'a' as a row. Every row is a dictionary"),
     ):
         with pytest.raises(TypeError, match=re.escape(message)):
-            train(tmp_path, tiny_llama(), rows)
-    args = MDConfig(str(tmp_path), use_cpu=True, report_to="none")
+            MDTrainer(tiny_llama(), args, train_dataset=rows, processing_class=byte_tokenizer())
     with pytest.raises(TypeError, match="`eval_dataset` must be .* got `DataFrame`"):
         MDTrainer(tiny_llama(), args, None, ROWS, Dataset.from_list(ROWS).to_pandas(), byte_tokenizer())
 
 
 def test_the_format_of_a_dataset_changes_nothing(tmp_path):
-    rows = Dataset.from_list(ROWS)
-    _, [expected] = train(tmp_path, tiny_llama(), rows)
-    for name in ("numpy", "torch", "pandas"):
-        _, [found] = train(tmp_path, tiny_llama(), rows.with_format(name))
-        assert relative_error(found, expected) == 0
+    args = MDConfig(str(tmp_path), max_steps=1, logging_steps=1, save_strategy="no", use_cpu=True, report_to="none")
+    losses = []
+    for name in (None, "numpy", "torch", "pandas"):
+        rows = Dataset.from_list(ROWS).with_format(name)
+        trainer = MDTrainer(tiny_llama(), args, train_dataset=rows, processing_class=byte_tokenizer())
+        trainer.train()
+        losses.append(trainer.state.log_history[0]["loss"])
+    assert losses == [losses[0]] * 4
 
 
 def test_a_model_may_be_given_as_a_path(tmp_path):
@@ -1061,10 +1064,12 @@ def test_bad_path_rows_are_refused_by_name(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             train(tmp_path, tiny_llama(), [good | bad])
-    # What chooses among the thoughts of a question means nothing here
-    for option in ({"objective": "pot"}, {"unsolved_path": "majority"}, {"rationales_per_path": "all"}):
-        with pytest.raises(ValueError, match=f"`{next(iter(option))}=.* is for mixed rows"):
-            train(tmp_path, tiny_llama(), [good], **option)
+
+
+def test_options_that_choose_among_the_thoughts_of_a_question_are_ignored_aloud_for_path_rows(tmp_path, caplog):
+    rows = [{"prompt": "a", "completion": " b"}]
+    train(tmp_path, tiny_llama(), rows, objective="pot", unsolved_path="majority")
+    assert "`objective='pot', unsolved_path='majority', rationales_per_path='all'`: they choose" in caplog.text
 
 
 @pytest.mark.parametrize(

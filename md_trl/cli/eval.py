@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ..errors import check_at_least_one
 from ..prompts import FEW_SHOT_PROMPTS
-from ..records import STUDENT_MAX_TOKENS, STUDENT_THOUGHTS, SamplingParams
+from ..records import PATHS, STUDENT_MAX_TOKENS, STUDENT_THOUGHTS, SamplingParams
 from ..stopping import RULES
 from .engine_arguments import ENGINES, EngineArguments, make_engine
 from .engine_arguments import SHOWN as SHOWN  # read by `md_trl.cli`
@@ -177,7 +177,6 @@ def run(args: EvalArguments) -> None:
     from ..launched_evaluation import Process
     from ..prompts import read_student_settings
     from ..student_evaluation import StudentEvaluation, paths_to_sample
-    from ..student_folder import check_student
     from ..tasks import load_questions
     from ..vote_settings import VoteSettings
 
@@ -187,16 +186,10 @@ def run(args: EvalArguments) -> None:
         from ..validation import select_held_out
 
         questions = select_held_out(questions, args.validation_file)
-    learned = None
-    if args.engine != "openai" and args.prompt == "student":
-        check_student(args.model)
-        learned = (read_student_settings(args.model) or {}).get("paths")
-    if unknown := [path for path in args.paths or () if learned and path not in learned]:
-        print(f"Note: {args.model} has not learned the path {unknown[0]!r}, only {', '.join(learned)}.")
     evaluation = StudentEvaluation(
         questions[: args.limit],
         SamplingParams(temperature=args.temperature, max_tokens=args.max_tokens, seed=args.seed),
-        paths=args.paths or paths_to_sample(learned),
+        paths=args.paths or PATHS,
         n=args.n,
         prompt_format=args.prompt_format,
         strict=args.extract == "strict",
@@ -207,6 +200,12 @@ def run(args: EvalArguments) -> None:
     process = Process.from_environment()
     process.use_own_device()
     engine = make_engine(args, args.model)
+    if args.engine != "openai" and args.prompt == "student":
+        learned = (read_student_settings(args.model) or {}).get("paths")
+        if args.paths is None:
+            evaluation = replace(evaluation, paths=paths_to_sample(learned))
+        elif unknown := [path for path in args.paths if learned and path not in learned]:
+            print(f"Note: {args.model} has not learned the path {unknown[0]!r}, only {', '.join(learned)}.")
     evaluate(evaluation, args.name or Path(args.model).name, engine, args.store, args.output, process)
 
 

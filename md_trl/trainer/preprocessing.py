@@ -232,12 +232,12 @@ def _check_columns(dataset: Dataset, args: MDConfig, name: str) -> None:
     objective = args.objective
     if "completion" in dataset.column_names:
         needed = ["prompt", "completion"]
-        for field_ in fields(args):
-            if field_.name in _OF_MIXED_ROWS and (value := getattr(args, field_.name)) != field_.default:
-                raise InputError(
-                    f"`{field_.name}={value!r}` is for mixed rows. The {name} dataset has rows with `prompt` and "
-                    "`completion`, which are all learned by their `weight`: filter them, or pass mixed rows."
-                )
+        chosen = [(f.name, getattr(args, f.name), f.default) for f in fields(args) if f.name in _OF_MIXED_ROWS]
+        if ignored := [f"{field}={value!r}" for field, value, default in chosen if value != default]:
+            logger.warning_once(
+                f"The {name} dataset has rows with `prompt` and `completion`, which are all learned by their weight. "
+                f"Nothing follows from `{', '.join(ignored)}`: they choose among the thoughts of mixed rows."
+            )
     elif args.weight_normalizer != "rows":
         raise InputError(
             f"`weight_normalizer={args.weight_normalizer!r}` is for rows with `prompt`, `completion` and `weight`. "
