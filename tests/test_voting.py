@@ -174,6 +174,16 @@ class TestWeightedVote:
         with pytest.raises(InputError, match="cot_weights must .* have 1, 1, 1 and 2 entries"):
             score([["5"]], [["5"]], ["5"], cot_weights=[[1], [1]])
 
+    def test_a_text_is_no_list_of_answers(self):
+        for call in (
+            lambda: vote("632", ["5"]),
+            lambda: vote(["5"], "532", [1.0], [1.0, 1.0, 1.0]),
+            lambda: majority("632"),
+            lambda: majority("632", [1, 1, 1]),
+        ):
+            with pytest.raises(InputError, match="'.32' is a text instead of a list of answers. Write"):
+                call()
+
     def test_tie_break(self):
         assert vote(["5"], ["6"]) == vote(["5"], ["6"], tie_break="cot") == "5"
         assert vote(["5"], ["6"], tie_break="pot") == "6"

@@ -69,6 +69,7 @@ def majority(answers: Iterable[Any], weights: Iterable[float] | None = None) -> 
     """
     if weights is None:
         return most_frequent(usable(answers))
+    check_listed(answers)
     answers = list(answers)
     return _winner(_sum_weights(answers, check_weights(weights, answers, "weights")))
 
@@ -180,7 +181,15 @@ def usable(answers: Iterable[Any]) -> list[str]:
     Returns:
         `list[str]`: The usable answers, in the same order.
     """
+    check_listed(answers)
     return [answer for answer in map(canonical, answers) if answer not in NO_ANSWER]
+
+
+def check_listed(*lists: Iterable[Any]) -> None:
+    """Raise an error if a text is given instead of a list of answers: its letters would vote."""
+    for answers in lists:
+        if isinstance(answers, str):
+            raise InputError(f"{answers!r:.60} is a text instead of a list of answers. Write [{answers!r:.60}].")
 
 
 def most_frequent(forms: Iterable[str]) -> str | None:
@@ -195,6 +204,7 @@ def most_frequent(forms: Iterable[str]) -> str | None:
 def join(cot: Iterable[Any], pot: Iterable[Any], tie_break: str) -> list[Any]:
     """Join what belongs to the answers of both paths, the path that wins ties first."""
     check_tie_break(tie_break)
+    check_listed(cot, pot)
     return [*cot, *pot] if tie_break == "cot" else [*pot, *cot]
 
 
@@ -211,6 +221,7 @@ def _sum_joined(
     pot_weights: Iterable[float] | None,
     tie_break: str,
 ) -> dict[str, float]:
+    check_listed(cot_answers, pot_answers)
     cot_answers, pot_answers = list(cot_answers), list(pot_answers)
     weights = join(
         check_weights(cot_weights, cot_answers, "cot_weights"),
