@@ -209,7 +209,7 @@ def plot_points(tables: Sequence[StudentTable], files: Sequence[str | Path]) -> 
     of_table = 2 if differences else 1  # panels
     titles = [title for table in tables for title in (table.title, "Differences (points)")[:of_table]]
     width = min(max(4.2, 0.13 * most), MAX_WIDTH)
-    columns = 1 if 2 * width > MAX_WIDTH else 2
+    columns = 1 if 2 * width > MAX_WIDTH else min(2, len(titles))
     pyplot, figure, axes = panels(titles, width, 3.8, legend=3.4, columns=columns, share="none")
     for place, axis in enumerate(axes):
         table, of_differences = tables[place // of_table], place % of_table == 1

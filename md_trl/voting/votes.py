@@ -53,8 +53,8 @@ def majority(answers: Iterable[Any], weights: Iterable[float] | None = None) -> 
         first. `None` if no answer is usable.
 
     Raises:
-        [`~md_trl.errors.InputError`]: If there is not one weight per answer, or if a weight is negative, infinite or
-            not a number.
+        [`~md_trl.errors.InputError`]: If there is not one weight per answer, if a weight is negative, infinite or not
+            a number, or if the answers are a text instead of a list.
 
     Examples:
 
@@ -105,7 +105,7 @@ def vote(
 
     Raises:
         [`~md_trl.errors.InputError`]: If a path does not have one weight per answer, if a weight is negative, infinite
-            or not a number, or if `tie_break` is not a path.
+            or not a number, if the answers of a path are a text instead of a list, or if `tie_break` is not a path.
 
     Examples:
 
