@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .comparison import weights_suffix
 from .curves import mean_curve
 from .evaluation import FIGURE_NAMES, JOINT_ALL, THIRD_PATH_FIGURES, EvaluationResult
 from .records import ALL_PATHS, COT_POT, LABEL, PATHS
@@ -145,6 +146,7 @@ def plot_students(results: Sequence[EvaluationResult], files: Sequence[str | Pat
     for axis, run in zip(axes, runs, strict=True):
         for name in (*PATHS, "joint", *THIRD_PATH_FIGURES):
             style = {"color": COLORS[name], "marker": _MARKERS[name], "label": _NAMES[name]}
+            style["label"] += weights_suffix(run.results, name)
             if points := mean_curve(run.results, name):
                 votes = [point.votes for point in points]
                 low, percent, high = ([100 * getattr(p, end) for p in points] for end in ("low", "accuracy", "high"))
