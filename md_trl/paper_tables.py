@@ -363,7 +363,9 @@ def _training_set_table(place: Place, students: Students) -> StudentTable | None
     }
     ordered = dict(sorted(there.items(), key=lambda item: item[0].percent))
     title = f"Accuracy by share of the training questions on {place} (Fig. 5)"
-    return _accuracy_table("training set", title, ordered, percents=True) if len(ordered) > 1 else None
+    if {place.percent for place in ordered} <= {ALL}:
+        return None
+    return _accuracy_table("training set", title, ordered, percents=True)
 
 
 def _groups_table(place: Place, kinds: Mapping[str, TrainingRuns]) -> StudentTable | None:

@@ -663,6 +663,7 @@ def test_shares_without_all_of_the_questions_and_the_third_path_have_tables():
     tables, problems = paper_tables([*family("-20pct"), *family("-40pct"), student("md-gsm8k-20pct")])
     assert [c.title for c in find(tables, "training set").columns] == ["20%", "40%"]
     assert "Students trained on 20% of gsm8k are in no table on svamp/test." in problems
+    assert [c.title for c in find(paper_tables(family("-20pct"))[0], "training set").columns] == ["20%"]
     tables, _ = paper_tables([student("cot_pot", paths=("cot_pot",)), student("all", paths=("cot", "pot", "cot_pot"))])
     names = [row.name for row in find(tables, "1").rows]
     assert "`cot_pot`" in names and {"`all` + plan + PoT", "`all` + all three, same N"} <= set(names)
