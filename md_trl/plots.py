@@ -111,7 +111,10 @@ def common_legend(figure, axes) -> None:
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
-    figure.legend(entries.values(), entries.keys(), fontsize=8, loc="outside right upper")
+    # Entries that would not fit below each other stand in more columns, for which the figure grows
+    columns = -(-len(entries) // max(int(4.2 * figure.get_figheight()), 1))
+    figure.set_figwidth(figure.get_figwidth() + 2.6 * (columns - 1))
+    figure.legend(entries.values(), entries.keys(), fontsize=8, loc="outside right upper", ncols=max(columns, 1))
 
 
 def label_axes(axes, x: str, y: str) -> None:
